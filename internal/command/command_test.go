@@ -1,0 +1,233 @@
+package command
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"reflect"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+func set(pairs ...string) Command {
+	c := Command{Kind: Set}
+	for i := 0; i < len(pairs); i += 2 {
+		c.Pairs = append(c.Pairs, Pair{Key: pairs[i], Value: []byte(pairs[i+1])})
+	}
+	return c
+}
+
+func remove(keys ...string) Command {
+	c := Command{Kind: Remove}
+	for _, k := range keys {
+		c.Pairs = append(c.Pairs, Pair{Key: k})
+	}
+	return c
+}
+
+func TestRoundTrip(t *testing.T) {
+	many := make([]Command, 300)
+	for i := range many {
+		many[i] = set("k", strings.Repeat("v", i))
+	}
+	for _, tt := range []struct {
+		name  string
+		batch []Command
+	}{
+		{"set", []Command{set("a", "1")}},
+		{"set to nothing", []Command{set("a", "")}},
+		{"set several", []Command{set("a", "1", "b", "2", "a", "3")}},
+		{"remove", []Command{remove("a")}},
+		{"remove several", []Command{remove("a", "b", "a")}},
+		{"batch", []Command{set("a", "1"), remove("a", "b"), set("c", "3", "d", "")}},
+		{"any bytes", []Command{set("\x00\xff\n", "\x00\xfe\x01")}},
+		{"largest", []Command{set(strings.Repeat("k", MaxKey), strings.Repeat("v", MaxValue))}},
+		{"beyond the limits", []Command{set(strings.Repeat("k", MaxKey+1), strings.Repeat("v", MaxValue+1))}},
+		{"many", many},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			prefix := []byte("before")
+			entry, ok := bytes.CutPrefix(Append(prefix, tt.batch...), prefix)
+			if !ok {
+				t.Fatal("Append changed what was in dst")
+			}
+			got, err := Decode(entry)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got, tt.batch) {
+				t.Errorf("got %.200v, want %.200v", got, tt.batch)
+			}
+		})
+	}
+}
+
+func TestRemoveHasNoValue(t *testing.T) {
+	c := remove("a")
+	c.Pairs[0].Value = []byte("ignored")
+	got, err := Decode(Append(nil, c))
+	if want := []Command{remove("a")}; err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, %v, want %v", got, err, want)
+	}
+}
+
+// TestGolden fails when the encoding changes: logs on disk would become
+// unreadable. A change needs a new version.
+func TestGolden(t *testing.T) {
+	batch := []Command{set("key", "value", "k", ""), remove("a", "bc")}
+	const want = "01" + "02" +
+		"01" + "02" + "036b6579" + "0576616c7565" + "016b" + "00" +
+		"02" + "02" + "0161" + "026263"
+	if got := hex.EncodeToString(Append(nil, batch...)); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	entry, err := hex.DecodeString(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Decode(entry); err != nil || !reflect.DeepEqual(got, batch) {
+		t.Errorf("got %v, %v, want %v", got, err, batch)
+	}
+}
+
+func TestMalformed(t *testing.T) {
+	const huge = "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01" // 1<<64 - 1
+	for _, tt := range []struct {
+		name, entry string
+		want        error
+		says        string
+	}{
+		{"empty", "", ErrMalformed, "ends before version"},
+		{"version 0", "\x00\x01\x02\x01\x01a", ErrVersion, "0, want 1"},
+		{"version 2", "\x02\x01\x02\x01\x01a", ErrVersion, "2, want 1"},
+		{"no number of commands", "\x01", ErrMalformed, "ends in number of commands"},
+		{"no commands", "\x01\x00", ErrMalformed, "number of commands is 0"},
+		{"too many commands", "\x01\x02\x02\x01\x01a", ErrMalformed, "number of commands is 2, 4 bytes are left"},
+		{"huge number of commands", "\x01" + huge + "\x02\x01\x01a", ErrMalformed, "bytes are left"},
+		{"overflowing number of commands", "\x01" + huge[:9] + "\x02\x02\x01\x01a", ErrMalformed, "too large"},
+		{"longer number of commands", "\x01\x81\x00\x02\x01\x01a", ErrMalformed, "at byte 1: number of commands is not in its shortest form"},
+		{"one command of two", "\x01\x02\x02\x01\x05abcde", ErrMalformed, "ends before kind"},
+		{"kind 0", "\x01\x01\x00\x01\x01a", ErrMalformed, "at byte 2: unknown kind 0"},
+		{"kind 3", "\x01\x01\x03\x01\x01a", ErrMalformed, "at byte 2: unknown kind 3"},
+		{"no pairs", "\x01\x01\x02\x00\x01a", ErrMalformed, "number of pairs is 0"},
+		{"too many pairs", "\x01\x01\x02\x02\x01a", ErrMalformed, "number of pairs is 2"},
+		{"too many pairs to set", "\x01\x01\x01\x02\x01a\x00\x01b", ErrMalformed, "number of pairs is 2"},
+		{"huge number of pairs", "\x01\x01\x02" + huge + "\x01a", ErrMalformed, "bytes are left"},
+		{"longer number of pairs", "\x01\x01\x02\x81\x00\x01a", ErrMalformed, "shortest form"},
+		{"empty key", "\x01\x01\x02\x01\x00a", ErrMalformed, "length of key is 0"},
+		{"longer length of key", "\x01\x01\x02\x01\x81\x00a", ErrMalformed, "shortest form"},
+		{"short key", "\x01\x01\x02\x01\x02a", ErrMalformed, "length of key is 2, 1 bytes are left"},
+		{"huge key", "\x01\x01\x02\x01" + huge + "a", ErrMalformed, "bytes are left"},
+		{"no value", "\x01\x01\x01\x01\x02aa", ErrMalformed, "ends in length of value"},
+		{"short value", "\x01\x01\x01\x01\x01a\x02v", ErrMalformed, "length of value is 2, 1 bytes are left"},
+		{"longer length of value", "\x01\x01\x01\x01\x01a\x80\x00", ErrMalformed, "shortest form"},
+		{"trailing byte", "\x01\x01\x02\x01\x01a\x00", ErrMalformed, "1 bytes after the last command"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Decode([]byte(tt.entry))
+			if got != nil || !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("got %v, %v, want %v: … %s", got, err, tt.want, tt.says)
+			}
+		})
+	}
+}
+
+func TestEveryTruncationIsRefused(t *testing.T) {
+	entry := Append(nil, set("key", "value", "k", ""), remove("a", "bc"))
+	for n := range entry {
+		if got, err := Decode(entry[:n]); !errors.Is(err, ErrMalformed) {
+			t.Errorf("first %d bytes: got %v, %v, want %v", n, got, err, ErrMalformed)
+		}
+	}
+}
+
+func TestWhoOwnsTheBytes(t *testing.T) {
+	entry := Append(nil, set("a", "1", "b", "2"))
+	batch, err := Decode(entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pairs := batch[0].Pairs
+	if _ = append(pairs[0].Value, "overwritten"...); string(pairs[1].Value) != "2" {
+		t.Errorf("after an append to another value got %q, want 2", pairs[1].Value)
+	}
+	clear(entry)
+	if got, want := pairs[0].Key, "a"; got != want {
+		t.Errorf("key after the entry has changed: got %q, want %q", got, want)
+	}
+	if got, want := string(pairs[0].Value), "\x00"; got != want {
+		t.Errorf("value after the entry has changed: got %q, want %q", got, want)
+	}
+}
+
+func TestDecodeAllocatesNoMoreThanTheEntryIsWorth(t *testing.T) {
+	// As many pairs as the entry has room for, the first of them already wrong.
+	entry := append([]byte("\x01\x01\x02\xff\x3f\x00"), make([]byte, 1<<14)...)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := Decode(entry)
+	runtime.ReadMemStats(&after)
+	if !errors.Is(err, ErrMalformed) {
+		t.Errorf("got %v, want %v", err, ErrMalformed)
+	}
+	if got, want := after.TotalAlloc-before.TotalAlloc, uint64(32*len(entry)); got > want {
+		t.Errorf("allocated %d bytes, want %d at most", got, want)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, batch := range [][]Command{
+		{set("a", "1")},
+		{remove("a")},
+		{set("key", "value", "k", ""), remove("a", "bc")},
+		{set("k", strings.Repeat("v", 200))},
+	} {
+		f.Add(Append(nil, batch...))
+	}
+	f.Fuzz(func(t *testing.T, entry []byte) {
+		batch, err := Decode(entry)
+		if err != nil {
+			if !errors.Is(err, ErrVersion) && !errors.Is(err, ErrMalformed) {
+				t.Fatalf("got %v, want one of the documented errors", err)
+			}
+			return
+		}
+		again := Append(nil, batch...)
+		if !bytes.Equal(again, entry) {
+			t.Fatalf("got %x, want %x", again, entry)
+		}
+		if got, err := Decode(again); err != nil || !reflect.DeepEqual(got, batch) {
+			t.Fatalf("got %v, %v, want %v", got, err, batch)
+		}
+	})
+}
+
+func benchmarkBatch() []Command {
+	batch := make([]Command, 64)
+	for i := range batch {
+		batch[i] = set("a key of twenty byte", strings.Repeat("v", 100))
+	}
+	return batch
+}
+
+func BenchmarkAppend(b *testing.B) {
+	batch := benchmarkBatch()
+	dst := Append(nil, batch...)
+	b.SetBytes(int64(len(dst)))
+	b.ReportAllocs()
+	for b.Loop() {
+		dst = Append(dst[:0], batch...)
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	entry := Append(nil, benchmarkBatch()...)
+	b.SetBytes(int64(len(entry)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Decode(entry); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
