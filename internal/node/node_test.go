@@ -1,0 +1,303 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"raftkv/internal/kv"
+)
+
+// machine is a state machine for these tests: an entry is key=value.
+type machine struct{ store *kv.Store }
+
+func (m machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
+
+func (m machine) ApplyBatch(logs []*raft.Log) []any {
+	responses := make([]any, len(logs))
+	for i, l := range logs {
+		if l.Type != raft.LogCommand {
+			continue
+		}
+		key, value, _ := strings.Cut(string(l.Data), "=")
+		m.store.Update(l.Index, l.Term, func(tx *kv.Tx) { tx.Set(key, []byte(value)) })
+		responses[i] = key
+	}
+	return responses
+}
+
+func (m machine) Snapshot() (raft.FSMSnapshot, error) { return machineSnapshot{m.store.Clone()}, nil }
+func (m machine) Restore(r io.ReadCloser) error       { return m.store.ReadSnapshot(r) }
+func (m machine) Applied() uint64                     { index, _ := m.store.Applied(); return index }
+func (m machine) Keys() int                           { return m.store.Len() }
+func (m machine) Reset()                              { m.store.Reset() }
+
+type machineSnapshot struct{ store *kv.Store }
+
+func (s machineSnapshot) Persist(sink raft.SnapshotSink) error {
+	return errors.Join(s.store.WriteSnapshot(sink), sink.Close())
+}
+func (machineSnapshot) Release() {}
+
+// testLog collects console lines and prints them when the test has failed.
+type testLog struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func newTestLog(t testing.TB) *testLog {
+	l := &testLog{}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("console:\n%s", l)
+		}
+	})
+	return l
+}
+
+func (l *testLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *testLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *testLog) printf(format string, args ...any) { fmt.Fprintf(l, format+"\n", args...) }
+
+// testNode is a Node with its state machine and console.
+type testNode struct {
+	*Node
+	machine machine
+	log     *testLog
+}
+
+// openNode opens a node that is closed with the test.
+func openNode(t testing.TB, id, dir string, mutate ...func(*Config)) *testNode {
+	t.Helper()
+	n, err := tryOpen(t, id, dir, mutate...)
+	if err != nil {
+		t.Fatalf("Open(%s): %v", id, err)
+	}
+	return n
+}
+
+func tryOpen(t testing.TB, id, dir string, mutate ...func(*Config)) (*testNode, error) {
+	log := newTestLog(t)
+	config := Config{
+		ID:                id,
+		Dir:               dir,
+		RaftAddress:       "127.0.0.1:0",
+		HTTPAddress:       "127.0.0.1:1",
+		SnapshotThreshold: 8192,
+		ElectionTimeout:   150 * time.Millisecond,
+		RaftLog:           hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Debug, Output: log}),
+		Logf:              log.printf,
+	}
+	for _, f := range mutate {
+		f(&config)
+	}
+	m := machine{kv.New()}
+	n, err := Open(config, m)
+	if err != nil {
+		return nil, err
+	}
+	node := &testNode{Node: n, machine: m, log: log}
+	t.Cleanup(node.stop)
+	return node, nil
+}
+
+func (n *testNode) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_ = n.Close(ctx)
+}
+
+// waitFor waits until condition holds; it fails the test after a bound that only
+// a hang reaches.
+func waitFor(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited 30 s for: %s", what)
+		}
+	}
+}
+
+func (n *testNode) waitLeader(t testing.TB) {
+	t.Helper()
+	waitFor(t, n.config.ID+" leads", func() bool { return n.Info().State == "Leader" })
+}
+
+// set proposes key=value and fails the test unless it is applied.
+func (n *testNode) set(t testing.TB, key, value string) uint64 {
+	t.Helper()
+	index, _, err := n.Propose(context.Background(), []byte(key+"="+value))
+	if err != nil {
+		t.Fatalf("Propose(%s=%s) at %s: %v", key, value, n.config.ID, err)
+	}
+	return index
+}
+
+func (n *testNode) join(t testing.TB, other *testNode) {
+	t.Helper()
+	if _, err := n.Join(context.Background(), other.config.ID, other.RaftAddress()); err != nil {
+		t.Fatalf("Join(%s): %v", other.config.ID, err)
+	}
+}
+
+func content(s *kv.Store) map[string]kv.Item {
+	all := make(map[string]kv.Item)
+	s.Clone().Ascend("", func(key string, item kv.Item) bool { all[key] = item; return true })
+	return all
+}
+
+// checkReplicas waits until all nodes have applied the same and compares what
+// they hold.
+func checkReplicas(t testing.TB, nodes ...*testNode) {
+	t.Helper()
+	waitFor(t, "all replicas have applied the same", func() bool {
+		for _, n := range nodes[1:] {
+			if n.machine.Applied() != nodes[0].machine.Applied() {
+				return false
+			}
+		}
+		return true
+	})
+	want := content(nodes[0].machine.store)
+	for _, n := range nodes[1:] {
+		if got := content(n.machine.store); fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s holds\n%v\n%s holds\n%v", n.config.ID, got, nodes[0].config.ID, want)
+		}
+	}
+}
+
+func TestJoinReplicatesAndRestarts(t *testing.T) {
+	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
+	n1, n2, n3 := openNode(t, "n1", dirs[0]), openNode(t, "n2", dirs[1]), openNode(t, "n3", dirs[2])
+	for _, n := range []*testNode{n1, n2, n3} {
+		n.waitLeader(t) // each of its own cluster of one
+	}
+	n1.set(t, "before", "1")
+	n1.join(t, n2)
+	n1.join(t, n3)
+	for i := range 20 {
+		n1.set(t, fmt.Sprint(i), fmt.Sprint(i))
+	}
+	checkReplicas(t, n1, n2, n3)
+	if _, _, err := n2.Propose(context.Background(), []byte("x=y")); !errors.Is(err, ErrNotLeader) {
+		t.Errorf("Propose at a follower: got %v, want ErrNotLeader", err)
+	}
+	id, url, err := n2.LeaderURL(context.Background())
+	if id != "n1" || url != "http://127.0.0.1:1" || err != nil {
+		t.Errorf("LeaderURL: got %q %q %v, want n1 http://127.0.0.1:1", id, url, err)
+	}
+
+	want, address := content(n3.machine.store), n3.RaftAddress()
+	n3.stop()
+	n1.set(t, "while n3 is away", "1")
+	n3 = openNode(t, "n3", dirs[2], func(c *Config) { c.RaftAddress = address })
+	waitFor(t, "n3 has what it missed", func() bool { return n3.machine.Keys() == len(want)+1 })
+	checkReplicas(t, n1, n2, n3)
+}
+
+// TestJoinRefuses has the cases that would cost data or the quorum (DESIGN
+// section 5): after each, both sides go on as they were.
+func TestJoinRefuses(t *testing.T) {
+	n1, n2, n3 := openNode(t, "n1", t.TempDir()), openNode(t, "n2", t.TempDir()), openNode(t, "n3", t.TempDir())
+	other := openNode(t, "n4", t.TempDir())
+	n1.waitLeader(t)
+	n2.waitLeader(t)
+	n3.waitLeader(t)
+	other.waitLeader(t)
+	n1.set(t, "x", "from n1")
+	n2.set(t, "x", "from n2") // at the same index and term: the first trap
+	n3.join(t, other)
+
+	web := &http.Server{}
+	listener := listen(t)
+	go func() { _ = web.Serve(listener) }()
+	t.Cleanup(func() { _ = web.Close() })
+	silent := listen(t)
+	dead := listen(t)
+	_ = dead.Close()
+
+	for _, test := range []struct{ name, id, address, want string }{
+		{"nobody listens", "n2", dead.Addr().String(), "connection refused"},
+		{"a web server", "n2", listener.Addr().String(), "no raftkv node answers"},
+		{"a silent program", "n2", silent.Addr().String(), "no raftkv node answers"},
+		{"another node ID", "n5", n2.RaftAddress(), "is n2, not n5"},
+		{"itself under another ID", "n5", n1.RaftAddress(), "is the address of member n1"},
+		{"data of its own", "n2", n2.RaftAddress(), "holds data of its own (1 keys)"},
+		{"a member of another cluster", "n3", n3.RaftAddress(), "is a member of another cluster, of 2 nodes"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := n1.Join(context.Background(), test.id, test.address)
+			if !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want ErrConflict with %q", err, test.want)
+			}
+			n1.set(t, "still", "here") // the second trap: a quorum that can't be reached
+		})
+	}
+	n2.set(t, "y", "1")
+	if item, _ := n2.machine.store.Get("x"); item.Value != "from n2" {
+		t.Errorf("n2 holds x=%q, want its own", item.Value)
+	}
+	n3.set(t, "z", "1")
+	checkReplicas(t, n3, other)
+}
+
+func TestOutcome(t *testing.T) {
+	for _, test := range []struct{ err, want error }{
+		{raft.ErrNotLeader, ErrNotLeader},
+		{raft.ErrEnqueueTimeout, ErrNotApplied},
+		{raft.ErrLeadershipTransferInProgress, ErrNotApplied},
+		{raft.ErrLeadershipLost, ErrUnknown},
+		{raft.ErrRaftShutdown, ErrUnknown},
+		{raft.ErrAbortedByRestore, ErrUnknown},
+		{context.DeadlineExceeded, ErrUnknown},
+		{context.Canceled, ErrUnknown},
+		{errors.New("any other, from a store for instance"), ErrUnknown},
+	} {
+		got := outcome(test.err)
+		for _, class := range []error{ErrNotLeader, ErrNotApplied, ErrUnknown} {
+			if errors.Is(got, class) != (class == test.want) {
+				t.Errorf("outcome(%v): got %v, want %v and no other", test.err, got, test.want)
+			}
+		}
+	}
+}
+
+// TestLostQuorum: a leader that can't reach a majority must never acknowledge.
+func TestLostQuorum(t *testing.T) {
+	n1, n2 := openNode(t, "n1", t.TempDir()), openNode(t, "n2", t.TempDir())
+	n1.waitLeader(t)
+	n2.waitLeader(t)
+	n1.join(t, n2)
+	n1.set(t, "a", "1")
+	n2.stop()
+	waitFor(t, "a proposal is refused", func() bool {
+		_, _, err := n1.Propose(context.Background(), []byte("b=2"))
+		if err == nil {
+			t.Fatal("a write was acknowledged without a majority")
+		}
+		return errors.Is(err, ErrNotLeader)
+	})
+	if _, _, err := n1.LeaderURL(context.Background()); !errors.Is(err, ErrNoLeader) {
+		t.Errorf("LeaderURL: got %v, want ErrNoLeader", err)
+	}
+}

@@ -1,0 +1,206 @@
+package node
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+// snapshotsKept is how many snapshots stay on disk. The log is kept back to the
+// older one (see store.floor), so that a damaged newest one loses nothing.
+const snapshotsKept = 2
+
+// snapshots is raft's FileSnapshotStore with its metadata protected: raft checks
+// the state of a snapshot by CRC-64, its meta.json (index, term, configuration)
+// by nothing. So each state begins with a header that repeats the metadata: a
+// uvarint length and JSON. It never leaves this type: Open takes it off, and what
+// crosses the wire or reaches the state machine is the state alone.
+type snapshots struct {
+	*raft.FileSnapshotStore
+	dir string
+	log hclog.Logger
+}
+
+type snapshotHeader struct {
+	Index, Term        uint64
+	Configuration      raft.Configuration
+	ConfigurationIndex uint64
+}
+
+const maxSnapshotHeader = 1 << 20
+
+func headerOf(meta *raft.SnapshotMeta) snapshotHeader {
+	return snapshotHeader{meta.Index, meta.Term, meta.Configuration, meta.ConfigurationIndex}
+}
+
+// openSnapshots opens the snapshots of a volume and removes what a crash left
+// half written, which raft itself never does.
+func openSnapshots(volume string, log hclog.Logger) (*snapshots, error) {
+	dir := filepath.Join(volume, "snapshots")
+	leftovers, err := filepath.Glob(filepath.Join(dir, "*.tmp"))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range leftovers {
+		log.Info("removing an unfinished snapshot", "path", path)
+		if err := os.RemoveAll(path); err != nil {
+			return nil, err
+		}
+	}
+	files, err := raft.NewFileSnapshotStoreWithLogger(volume, snapshotsKept, log)
+	if err != nil {
+		return nil, err
+	}
+	return &snapshots{FileSnapshotStore: files, dir: dir, log: log}, nil
+}
+
+// Create implements raft.SnapshotStore.
+func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
+	configurationIndex uint64, transport raft.Transport) (raft.SnapshotSink, error) {
+	header, err := json.Marshal(snapshotHeader{index, term, configuration, configurationIndex})
+	if err != nil {
+		return nil, err
+	}
+	sink, err := s.FileSnapshotStore.Create(version, index, term, configuration, configurationIndex, transport)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := sink.Write(append(binary.AppendUvarint(nil, uint64(len(header))), header...)); err != nil {
+		return nil, errors.Join(err, sink.Cancel())
+	}
+	return sink, nil
+}
+
+// List implements raft.SnapshotStore. It leaves out a snapshot whose metadata
+// contradict its own name.
+func (s *snapshots) List() ([]*raft.SnapshotMeta, error) {
+	all, err := s.FileSnapshotStore.List()
+	if err != nil {
+		return nil, err
+	}
+	var metas []*raft.SnapshotMeta
+	for _, meta := range all {
+		if index, err := snapshotIndex(meta.ID); err != nil || index != meta.Index {
+			s.log.Warn("leaving out a snapshot whose metadata are damaged", "id", meta.ID, "index", meta.Index)
+			continue
+		}
+		metas = append(metas, meta)
+	}
+	return metas, nil
+}
+
+// Open implements raft.SnapshotStore. The state is verified before a byte of it
+// is returned.
+func (s *snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	meta, state, err := s.FileSnapshotStore.Open(id)
+	if err != nil {
+		return nil, nil, fmt.Errorf("snapshot %s: %w", id, err)
+	}
+	r := bufio.NewReader(state)
+	headerSize, err := readSnapshotHeader(r, meta)
+	if err != nil {
+		_ = state.Close()
+		return nil, nil, fmt.Errorf("snapshot %s: %w", id, err)
+	}
+	bare := *meta
+	bare.Size -= headerSize
+	return &bare, &snapshotState{Reader: r, Closer: state}, nil
+}
+
+type snapshotState struct {
+	io.Reader
+	io.Closer
+}
+
+// readSnapshotHeader takes the header off r, compares it with meta, and returns
+// how long it is in bytes.
+func readSnapshotHeader(r *bufio.Reader, meta *raft.SnapshotMeta) (int64, error) {
+	n, err := binary.ReadUvarint(r)
+	if err != nil || n > maxSnapshotHeader {
+		return 0, fmt.Errorf("header: %w", errDamaged)
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return 0, fmt.Errorf("header: %w", errDamaged)
+	}
+	var header snapshotHeader
+	if err := json.Unmarshal(b, &header); err != nil {
+		return 0, fmt.Errorf("header: %w", errDamaged)
+	}
+	if meta.Version != 1 || !reflect.DeepEqual(header, headerOf(meta)) {
+		return 0, fmt.Errorf("meta.json is not what the snapshot was written with: %w", errDamaged)
+	}
+	return int64(len(binary.AppendUvarint(nil, n))) + int64(n), nil
+}
+
+// oldest returns the index of the oldest snapshot kept; 0 while there are fewer
+// than snapshotsKept: then the log alone must be able to rebuild everything.
+func (s *snapshots) oldest() uint64 {
+	metas, err := s.List()
+	if err != nil || len(metas) < snapshotsKept {
+		return 0
+	}
+	return metas[len(metas)-1].Index
+}
+
+// newestNamed returns the highest index among the names of the snapshots on
+// disk, readable or not; 0 when there are none.
+func (s *snapshots) newestNamed() (uint64, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return 0, err
+	}
+	var newest uint64
+	for _, entry := range entries {
+		if !entry.IsDir() {
+			continue
+		}
+		index, err := snapshotIndex(entry.Name())
+		if err != nil {
+			return 0, err
+		}
+		newest = max(newest, index)
+	}
+	return newest, nil
+}
+
+// usable returns the newest snapshot that can be opened, as raft will choose it
+// at its start; nil when there is none.
+func (s *snapshots) usable() (*raft.SnapshotMeta, error) {
+	metas, err := s.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, meta := range metas {
+		_, state, err := s.Open(meta.ID)
+		if err == nil {
+			_ = state.Close()
+			return meta, nil
+		}
+	}
+	return nil, nil
+}
+
+// snapshotIndex takes the index out of a snapshot's name, term-index-milliseconds.
+func snapshotIndex(name string) (uint64, error) {
+	parts := strings.Split(name, "-")
+	if len(parts) != 3 {
+		return 0, fmt.Errorf("%s is not the name of a snapshot: %w", name, errDamaged)
+	}
+	index, err := strconv.ParseUint(parts[1], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s is not the name of a snapshot: %w", name, errDamaged)
+	}
+	return index, nil
+}

@@ -1,0 +1,166 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// ErrNoLeader is returned when no leader is known to this node.
+var ErrNoLeader = errors.New("no leader is known")
+
+// Info is what a node says of itself.
+type Info struct {
+	NodeID       string `json:"nodeId"`
+	ClusterID    string `json:"clusterId"`
+	State        string `json:"state"` // Leader, Follower, Candidate or Shutdown
+	Leader       string `json:"leader"`
+	Term         uint64 `json:"term"`
+	LastIndex    uint64 `json:"lastIndex"`
+	CommitIndex  uint64 `json:"commitIndex"`
+	AppliedIndex uint64 `json:"appliedIndex"` // of the last command, by the state machine's own count
+	Keys         int    `json:"keys"`
+	RaftAddress  string `json:"raftAddress"`
+	HTTPAddress  string `json:"httpAddress"`
+}
+
+// Member is one member of the cluster: what the configuration says of it and,
+// when it could be asked, what it says of itself.
+type Member struct {
+	NodeID      string `json:"nodeId"`
+	RaftAddress string `json:"raftAddress"`
+	Suffrage    string `json:"suffrage"`
+	Reachable   bool   `json:"reachable"`
+	*Info       `json:"info,omitempty"`
+}
+
+// Status is a node and all the members it knows of.
+type Status struct {
+	Info
+	LastContactMS *int64   `json:"lastContactMs"` // since the leader was last heard; null: never
+	Members       []Member `json:"members"`
+}
+
+// memberTimeout is how long a member may take to say its Info.
+const memberTimeout = 500 * time.Millisecond
+
+// Info returns what this node says of itself.
+func (n *Node) Info() Info {
+	r := n.current.Load().raft
+	_, leader := r.LeaderWithID()
+	return Info{
+		NodeID:       n.config.ID,
+		ClusterID:    n.port.ClusterID().String(),
+		State:        r.State().String(),
+		Leader:       string(leader),
+		Term:         r.CurrentTerm(),
+		LastIndex:    r.LastIndex(),
+		CommitIndex:  r.CommitIndex(),
+		AppliedIndex: n.machine.Applied(),
+		Keys:         n.machine.Keys(),
+		RaftAddress:  n.port.Address(),
+		HTTPAddress:  n.config.HTTPAddress,
+	}
+}
+
+// Status asks every member, all at once, and returns within about memberTimeout.
+func (n *Node) Status(ctx context.Context) (Status, error) {
+	r := n.current.Load().raft
+	servers, err := configuration(ctx, r)
+	if err != nil {
+		return Status{}, err
+	}
+	status := Status{Info: n.Info(), Members: make([]Member, len(servers))}
+	if contact := r.LastContact(); !contact.IsZero() {
+		ms := time.Since(contact).Milliseconds()
+		status.LastContactMS = &ms
+	}
+	if r.State() == raft.Leader {
+		status.LastContactMS = new(int64)
+	}
+	var asked sync.WaitGroup
+	for i, server := range servers {
+		asked.Go(func() {
+			m := Member{NodeID: string(server.ID), RaftAddress: string(server.Address), Suffrage: server.Suffrage.String()}
+			if m.NodeID == n.config.ID {
+				m.Info = &status.Info
+			} else if info, err := n.ask(ctx, m.RaftAddress); err == nil && info.NodeID == m.NodeID {
+				m.Info = &info
+			}
+			m.Reachable = m.Info != nil
+			status.Members[i] = m
+		})
+	}
+	asked.Wait()
+	return status, nil
+}
+
+// configuration returns the members of the cluster as this node knows them.
+func configuration(ctx context.Context, r *raft.Raft) ([]raft.Server, error) {
+	future := r.GetConfiguration()
+	if err := wait(ctx, future); err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	return future.Configuration().Servers, nil
+}
+
+// ask asks the node at a raft address for its Info.
+func (n *Node) ask(ctx context.Context, raftAddress string) (Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	var info Info
+	return info, n.call(ctx, http.MethodGet, raftAddress, "/info", nil, &info)
+}
+
+// leaderHTTP is where the leader of a term answers HTTP.
+type leaderHTTP struct {
+	term        uint64
+	raftAddress raft.ServerAddress
+	url         string
+}
+
+// LeaderURL returns the ID of the leader and the start of its URLs, for instance
+// http://127.0.0.1:8000. The leader is asked for it once in its term.
+func (n *Node) LeaderURL(ctx context.Context) (id, url string, err error) {
+	r := n.current.Load().raft
+	term := r.CurrentTerm()
+	address, leader := r.LeaderWithID()
+	if address == "" {
+		return "", "", ErrNoLeader
+	}
+	n.leaderMu.Lock()
+	defer n.leaderMu.Unlock()
+	if n.leader.term != term || n.leader.raftAddress != address {
+		info, err := n.ask(ctx, string(address))
+		if err != nil {
+			return "", "", fmt.Errorf("%w: %s at %s does not answer: %w", ErrNoLeader, leader, address, err)
+		}
+		n.leader = leaderHTTP{term, address, "http://" + reachable(info.HTTPAddress, string(address))}
+	}
+	return string(leader), n.leader.url, nil
+}
+
+// reachable is address with an unspecified host (0.0.0.0) replaced by the host of
+// known.
+func reachable(address, known string) string {
+	host, port, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err == nil && (host == "" || (ip != nil && ip.IsUnspecified())) {
+		if knownHost, _, err := net.SplitHostPort(known); err == nil {
+			return net.JoinHostPort(knownHost, port)
+		}
+	}
+	return address
+}
+
+// writeJSON answers a node-to-node call.
+func writeJSON(w http.ResponseWriter, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(value)
+}

@@ -1,0 +1,262 @@
+package node
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
+
+	"raftkv/internal/peer"
+)
+
+// A volume is the directory of one node: raft.db (log and stable store) and
+// snapshots/. It appears whole or not at all: raft.db is made under another name
+// and then renamed, so a raft.db that is empty or lacks a key is damaged, never new.
+type volume struct {
+	bolt      *raftboltdb.BoltStore
+	store     *store
+	snapshots *snapshots
+	cluster   peer.ClusterID
+}
+
+// Keys of the stable store: ours, and those that hashicorp/raft uses.
+var (
+	keyClusterID    = []byte("ClusterID")
+	keyNodeID       = []byte("NodeID")
+	keyCurrentTerm  = []byte("CurrentTerm")
+	keyLastVoteTerm = []byte("LastVoteTerm")
+	keyLastVoteCand = []byte("LastVoteCand")
+)
+
+// lockTimeout is how long to wait for another process to let go of the volume.
+const lockTimeout = time.Second
+
+func boltPath(dir string) string { return filepath.Join(dir, "raft.db") }
+
+// isNew reports whether dir holds no volume yet.
+func isNew(dir string) (bool, error) {
+	_, err := os.Stat(boltPath(dir))
+	if err == nil {
+		return false, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "snapshots", "*")); len(left) > 0 {
+		return false, fmt.Errorf("%s is gone, but %s is there: %w", boltPath(dir), left[0], errDamaged)
+	}
+	return true, nil
+}
+
+// createVolume replaces whatever volume is in dir by a new one of the given
+// cluster, in one step as far as a crash can see. With a configuration, it begins
+// as raft bootstraps: term 1, the configuration as entry 1; without one, the node
+// waits to be told by the cluster's leader.
+func createVolume(dir, nodeID string, cluster peer.ClusterID, bootstrap *raft.Configuration) error {
+	// The snapshots of a former volume go first: the caller knows that they hold
+	// nothing.
+	if err := os.RemoveAll(filepath.Join(dir, "snapshots")); err != nil {
+		return err
+	}
+	path := boltPath(dir) + ".new"
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	bolt, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: boltOptions(false)})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(fillVolume(bolt, nodeID, cluster, bootstrap), bolt.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(path, boltPath(dir)); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+func fillVolume(bolt *raftboltdb.BoltStore, nodeID string, cluster peer.ClusterID, bootstrap *raft.Configuration) error {
+	var (
+		term uint64
+		logs []*raft.Log
+	)
+	if bootstrap != nil {
+		term = 1
+		logs = []*raft.Log{{Index: 1, Term: term, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(*bootstrap)}}
+	}
+	for _, value := range []struct{ key, value []byte }{
+		{keyClusterID, cluster[:]},
+		{keyNodeID, []byte(nodeID)},
+		{keyCurrentTerm, binary.BigEndian.AppendUint64(nil, term)},
+		{keyLastVoteTerm, make([]byte, 8)},
+		{keyLastVoteCand, nil},
+	} {
+		if err := setStable(bolt, value.key, value.value); err != nil {
+			return err
+		}
+	}
+	return appendLogs(bolt, logs, uint64(len(logs)))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// boltOptions are those of DESIGN section 6: the freelist is not written but
+// found again when the file is opened, which costs less than writing it each time.
+func boltOptions(readOnly bool) *bbolt.Options {
+	return &bbolt.Options{
+		Timeout:        lockTimeout,
+		ReadOnly:       readOnly,
+		NoFreelistSync: true,
+		FreelistType:   bbolt.FreelistMapType,
+		NoStatistics:   true,
+	}
+}
+
+// openVolume opens the volume in dir for the node nodeID. It refuses, with an
+// error that wraps errDamaged, a volume that could make the node serve anything
+// but what it had: nothing is written before all of it was read and verified.
+func openVolume(dir, nodeID string, log hclog.Logger) (*volume, error) {
+	snaps, err := openSnapshots(dir, log)
+	if err != nil {
+		return nil, err
+	}
+	v := &volume{snapshots: snaps}
+	var end uint64
+	if v.cluster, end, err = checkVolume(dir, nodeID, snaps); err != nil {
+		return nil, err
+	}
+	err = guard(func() (err error) {
+		v.bolt, err = openBolt(dir, false)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	// What lies beyond the end marker was to be truncated when the node ended.
+	if err := v.bolt.DeleteRange(end+1, endMarker-1); err != nil {
+		return nil, errors.Join(err, v.bolt.Close())
+	}
+	v.store = &store{bolt: v.bolt, floor: snaps.oldest}
+	v.store.last.Store(end)
+	return v, nil
+}
+
+func (v *volume) close() error { return v.bolt.Close() }
+
+// checkVolume reads and verifies everything, and writes nothing.
+func checkVolume(dir, nodeID string, snaps *snapshots) (cluster peer.ClusterID, end uint64, err error) {
+	err = guard(func() (err error) {
+		if err := checkBolt(boltPath(dir)); err != nil {
+			return err
+		}
+		bolt, err := openBolt(dir, true)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, bolt.Close()) }()
+		if cluster, err = checkStable(bolt, nodeID); err != nil {
+			return err
+		}
+		end, err = checkLog(bolt, snaps)
+		return err
+	})
+	return cluster, end, err
+}
+
+func openBolt(dir string, readOnly bool) (*raftboltdb.BoltStore, error) {
+	bolt, err := raftboltdb.New(raftboltdb.Options{Path: boltPath(dir), BoltOptions: boltOptions(readOnly)})
+	if errors.Is(err, bbolterrors.ErrTimeout) {
+		return nil, fmt.Errorf("%s is open in another process: stop it, or give this node another volume", boltPath(dir))
+	}
+	return bolt, err
+}
+
+// checkStable verifies the stable values and returns the cluster ID.
+func checkStable(bolt raft.StableStore, nodeID string) (cluster peer.ClusterID, err error) {
+	for _, key := range [][]byte{keyClusterID, keyNodeID, keyCurrentTerm, keyLastVoteTerm, keyLastVoteCand} {
+		value, err := getStable(bolt, key)
+		if err != nil {
+			return cluster, fmt.Errorf("%w: %w", errDamaged, err)
+		}
+		switch {
+		case &key[0] == &keyClusterID[0] && len(value) == len(cluster):
+			cluster = peer.ClusterID(value)
+		case &key[0] == &keyNodeID[0] && string(value) != nodeID:
+			return cluster, fmt.Errorf("it is the volume of node %s, not of %s: give this node its own", value, nodeID)
+		}
+	}
+	return cluster, nil
+}
+
+// checkLog verifies every entry and that the log together with the newest
+// readable snapshot rebuilds all that the node ever had. It returns the last index.
+func checkLog(bolt raft.LogStore, snaps *snapshots) (end uint64, err error) {
+	if end, err = readEnd(bolt); err != nil {
+		return 0, fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	var base uint64
+	snapshot, err := snaps.usable()
+	if err != nil {
+		return 0, err
+	}
+	if snapshot != nil {
+		base = snapshot.Index
+	}
+	newest, err := snaps.newestNamed()
+	if err != nil {
+		return 0, err
+	}
+	// A snapshot was acknowledged, like an entry: to fall back behind it is safe
+	// only if the log has everything up to it.
+	if base < newest && end < newest {
+		return 0, fmt.Errorf("the snapshot at index %d, and the log does not reach it: %w", newest, errDamaged)
+	}
+	if base < newest {
+		snaps.log.Warn("the newest snapshot is damaged: falling back", "damaged", newest, "to", base, "log-until", end)
+	}
+	first, err := bolt.FirstIndex()
+	if err != nil {
+		return 0, err
+	}
+	if first > base+1 && first != endMarker {
+		return 0, fmt.Errorf("the log begins at index %d, the newest readable snapshot ends at %d: %w", first, base, errDamaged)
+	}
+	for index := min(first, base+1); index <= end; index++ {
+		var entry raft.Log
+		err := readLog(bolt, index, &entry)
+		if errors.Is(err, raft.ErrLogNotFound) && index <= base {
+			continue // a gap that an installed snapshot left
+		}
+		if err != nil {
+			return 0, fmt.Errorf("%w: entry %d: %w", errDamaged, index, err)
+		}
+	}
+	return end, nil
+}
+
+// guard runs f and turns a panic, and a fault in bbolt's memory map, into an error.
+func guard(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", errDamaged, p)
+		}
+	}()
+	return f()
+}
