@@ -1,25 +1,22 @@
 package node
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"net/url"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
-
-	"raftkv/internal/peer"
 )
 
-// ErrConflict is returned when the cluster can't take a node; the text says why.
-// Nothing was changed on either side.
-var ErrConflict = errors.New("the cluster can't take this node")
+var (
+	// ErrConflict is returned when a change of the cluster's members is refused; the
+	// text says why. Nothing was changed on either side.
+	ErrConflict = errors.New("refused")
+	// ErrNoSuchNode is returned when a named node is no member.
+	ErrNoSuchNode = errors.New("no such node")
+)
 
 const (
 	// changeLimit bounds one change of raft's configuration.
@@ -28,20 +25,33 @@ const (
 	stallLimit = 30 * time.Second
 )
 
+// JoinRequest is what Join needs to know.
+type JoinRequest struct {
+	ID       string
+	Address  string // of its raft port
+	Nonvoter bool   // a read replica
+	// Progress, if not nil, is called about once a second while the node catches
+	// up: it has so many entries of so many.
+	Progress func(has, of uint64)
+}
+
 // Joined is what Join did.
 type Joined struct {
-	Index   uint64 // of the last configuration entry; 0 when the node was a member already
+	Index   uint64 // of the last configuration entry; 0 when nothing had to be changed
 	Members int
 }
 
-// Join makes the node id at raftAddress a voter. It asks that node first who it
-// is, so that a typing error can't cost the quorum; adopts it, if it is only its
-// own empty cluster; adds it without a vote, waits until it has caught up, and
-// gives it its vote (DESIGN section 5). Errors wrap ErrNotLeader, ErrConflict,
-// ErrNotApplied or ErrUnknown.
-func (n *Node) Join(ctx context.Context, id, raftAddress string) (Joined, error) {
-	n.joining.Lock()
-	defer n.joining.Unlock()
+// Join makes a node a member. It asks that node first who it is, so that a typing
+// error can't cost the quorum; adopts it, if it is only its own empty cluster; adds
+// it without a vote, waits until it has caught up, and only then gives it its vote
+// (DESIGN section 5; catching up first: the Raft dissertation, section 4.2.1). When
+// it fails on the way, the node is taken out and set free again. Errors wrap
+// ErrNotLeader, ErrConflict, ErrNotApplied or ErrUnknown.
+func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
+	if err := n.lockMembers(ctx); err != nil {
+		return Joined{}, err
+	}
+	defer n.unlockMembers()
 	r := n.current.Load().raft
 	if r.State() != raft.Leader {
 		return Joined{}, ErrNotLeader
@@ -50,33 +60,66 @@ func (n *Node) Join(ctx context.Context, id, raftAddress string) (Joined, error)
 	if err != nil {
 		return Joined{}, fmt.Errorf("%w: %w", ErrNotApplied, err)
 	}
+	suffrage := raft.Voter
+	if j.Nonvoter {
+		suffrage = raft.Nonvoter
+	}
+	var present *raft.Server
 	for _, server := range servers {
-		sameID, sameAddress := string(server.ID) == id, string(server.Address) == raftAddress
-		switch {
-		case sameID && sameAddress && server.Suffrage == raft.Voter:
-			return Joined{Members: len(servers)}, nil
-		case sameAddress && !sameID:
-			return Joined{}, fmt.Errorf("%w: %s is the address of member %s; correct raftPort, or take that member out first", ErrConflict, raftAddress, server.ID)
+		if string(server.ID) == j.ID {
+			present = &server
+		} else if string(server.Address) == j.Address {
+			return Joined{}, fmt.Errorf("%w: %s is the address of member %s; correct raftPort, or /leave?nodeId=%s first", ErrConflict, j.Address, server.ID, server.ID)
 		}
 	}
-	if err := n.adopt(ctx, id, raftAddress); err != nil {
-		return Joined{}, err
-	}
-	if _, err := change(ctx, r.AddNonvoter(raft.ServerID(id), raft.ServerAddress(raftAddress), 0, enqueueLimit)); err != nil {
-		return Joined{}, err
-	}
-	if err := n.catchUp(ctx, raftAddress); err != nil {
-		_, removeErr := change(context.WithoutCancel(ctx), r.RemoveServer(raft.ServerID(id), 0, enqueueLimit))
-		return Joined{}, errors.Join(fmt.Errorf("%w: %s does not catch up: %w", ErrConflict, id, err), removeErr)
-	}
-	index, err := change(ctx, r.AddVoter(raft.ServerID(id), raft.ServerAddress(raftAddress), 0, enqueueLimit))
+	adopted, err := n.adopt(ctx, j, present)
 	if err != nil {
+		return Joined{}, err
+	}
+	if present != nil && string(present.Address) == j.Address && present.Suffrage == suffrage {
+		return Joined{Members: len(servers)}, nil
+	}
+	index, err := n.add(ctx, r, j, present)
+	if err != nil {
+		if adopted {
+			n.release(ctx, j.Address)
+		}
 		return Joined{}, err
 	}
 	if servers, err = configuration(ctx, r); err != nil {
 		return Joined{}, fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	return Joined{Index: index, Members: len(servers)}, nil
+}
+
+// add changes the configuration; a node that is new to it comes in without a vote.
+func (n *Node) add(ctx context.Context, r *raft.Raft, j JoinRequest, present *raft.Server) (uint64, error) {
+	id, address := raft.ServerID(j.ID), raft.ServerAddress(j.Address)
+	if present != nil && present.Suffrage == raft.Voter && j.Nonvoter {
+		return 0, fmt.Errorf("%w: %s is a voter; /leave?nodeId=%s first, then join it without a vote", ErrConflict, j.ID, j.ID)
+	}
+	if present != nil && present.Suffrage == raft.Voter { // it has moved
+		n.port.CloseStreams(string(present.Address))
+		return change(ctx, r.AddVoter(id, address, 0, enqueueLimit))
+	}
+	index, err := change(ctx, r.AddNonvoter(id, address, 0, enqueueLimit))
+	if err != nil {
+		return 0, err
+	}
+	err = n.catchUp(ctx, j)
+	if err == nil && !j.Nonvoter {
+		if index, err = change(ctx, r.AddVoter(id, address, 0, enqueueLimit)); err != nil {
+			err = fmt.Errorf("%w: %s is in, without a vote: %v; send it again", ErrUnknown, j.ID, err)
+		}
+	}
+	if err != nil && present == nil && r.State() == raft.Leader {
+		_, removeErr := change(context.WithoutCancel(ctx), r.RemoveServer(id, 0, enqueueLimit))
+		n.port.CloseStreams(j.Address)
+		if removeErr != nil {
+			err = fmt.Errorf("%w: %v; and %s was not taken out again: %v; /leave?nodeId=%s", ErrUnknown, err, j.ID, removeErr, j.ID)
+		}
+	}
+	return index, err
 }
 
 // change waits for a change of the configuration.
@@ -89,154 +132,76 @@ func change(ctx context.Context, future raft.IndexFuture) (uint64, error) {
 	return future.Index(), nil
 }
 
-// adopt makes sure that the node at raftAddress is id and of this cluster.
-func (n *Node) adopt(ctx context.Context, id, raftAddress string) error {
-	info, err := n.ask(ctx, raftAddress)
-	if err != nil {
-		return fmt.Errorf("%w: no raftkv node answers at %s: %w; start it, or correct raftPort", ErrConflict, raftAddress, err)
-	}
-	if info.NodeID != id {
-		return fmt.Errorf("%w: the node at %s is %s, not %s; correct nodeId or raftPort", ErrConflict, raftAddress, info.NodeID, id)
-	}
-	if info.ClusterID == n.port.ClusterID().String() {
-		return nil
+// adopt makes sure that the node at j.Address is j.ID, runs, and is of this
+// cluster. It returns whether the node was another cluster before. A member that
+// does not answer at the address it has is left as it is.
+func (n *Node) adopt(ctx context.Context, j JoinRequest, present *raft.Server) (adopted bool, err error) {
+	info, err := n.ask(ctx, j.Address)
+	same := err == nil && info.ClusterID == n.port.ClusterID().String()
+	switch {
+	case err != nil && present != nil && string(present.Address) == j.Address:
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("%w: no raftkv node answers at %s: %w; start it, or correct raftPort", ErrConflict, j.Address, err)
+	case info.NodeID != j.ID:
+		return false, fmt.Errorf("%w: the node at %s is %s, not %s; correct nodeId or raftPort", ErrConflict, j.Address, info.NodeID, j.ID)
+	case same && !info.Removed:
+		return false, nil
+	case present != nil:
+		return false, fmt.Errorf("%w: %s is a member, but the node at %s has lost its volume; /leave?nodeId=%s first, then join it", ErrConflict, j.ID, j.Address, j.ID)
 	}
 	ctx, cancel := context.WithTimeout(ctx, changeLimit+applyLimit)
 	defer cancel()
-	if err := n.call(ctx, http.MethodPost, raftAddress, "/adopt", nil, nil); err != nil {
-		return fmt.Errorf("%w: %w", ErrConflict, err)
+	if err := n.call(ctx, http.MethodPost, j.Address, "/adopt", nil); err != nil {
+		if !errors.Is(err, ErrConflict) {
+			err = fmt.Errorf("%w: %w", ErrConflict, err)
+		}
+		return false, err
 	}
-	return nil
+	return !same, nil
 }
 
-// catchUp returns when the node at raftAddress has in its log what this one had
-// when it was called, and has applied what this one had applied.
-func (n *Node) catchUp(ctx context.Context, raftAddress string) error {
-	target, last := n.machine.Applied(), n.current.Load().raft.LastIndex()
+// release sets a node free that was adopted in vain, as well as that can be done:
+// it also frees itself when it hears of no leader (see watch).
+func (n *Node) release(ctx context.Context, raftAddress string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
+	defer cancel()
+	if err := n.call(ctx, http.MethodPost, raftAddress, "/release", nil); err != nil {
+		n.config.Logf("The node at %s could not be set free: %v", raftAddress, err)
+	}
+}
+
+// catchUp returns when the node has in its log what this one had when it was
+// called, and has applied what this one had applied.
+func (n *Node) catchUp(ctx context.Context, j JoinRequest) error {
+	r := n.current.Load().raft
+	applied, last := n.machine.Applied(), r.LastIndex()
 	poll := time.NewTicker(20 * time.Millisecond)
 	defer poll.Stop()
 	var best uint64
+	told := time.Now()
 	for progress := time.Now(); ; {
-		info, err := n.ask(ctx, raftAddress)
-		switch {
-		case err == nil && info.AppliedIndex >= target && info.LastIndex >= last:
+		info, err := n.ask(ctx, j.Address)
+		if err == nil && info.AppliedIndex >= applied && info.LastIndex >= last {
 			return nil
-		case err == nil && info.LastIndex > best:
-			best, progress = info.LastIndex, time.Now()
-		case time.Since(progress) > stallLimit:
-			return fmt.Errorf("no progress for %v at index %d of %d", stallLimit, best, last)
+		}
+		if err == nil && max(info.LastIndex, info.AppliedIndex) > best {
+			best, progress = max(info.LastIndex, info.AppliedIndex), time.Now()
+		}
+		if j.Progress != nil && time.Since(told) >= time.Second {
+			j.Progress(best, last)
+			told = time.Now()
+		}
+		if r.State() != raft.Leader {
+			return fmt.Errorf("%w: leadership was lost while %s was catching up; send it again", ErrUnknown, j.ID)
+		}
+		if time.Since(progress) > n.config.stall {
+			return fmt.Errorf("%w: %s does not catch up: no progress for %v at entry %d of %d (%w); it was taken out again", ErrConflict, j.ID, n.config.stall, best, last, err)
 		}
 		select {
 		case <-poll.C:
 		case <-ctx.Done():
-			return ctx.Err()
+			return fmt.Errorf("%w: %w", ErrUnknown, ctx.Err())
 		}
 	}
-}
-
-// calls are the node-to-node HTTP calls that this node answers.
-func (n *Node) calls() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /info", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, n.Info()) })
-	mux.HandleFunc("POST /adopt", func(w http.ResponseWriter, r *http.Request) {
-		if err := n.beAdopted(peer.Caller(r)); err != nil {
-			http.Error(w, err.Error(), http.StatusConflict)
-		}
-	})
-	return mux
-}
-
-// beAdopted makes this node, which must be only its own empty cluster, a node
-// without a log in the given cluster, waiting for its leader. On an error that
-// wraps ErrConflict nothing has changed; after any other, the node has failed.
-func (n *Node) beAdopted(cluster peer.ClusterID) error {
-	if !n.joining.TryLock() {
-		return fmt.Errorf("%w: %s is changing a membership itself; try again", ErrConflict, n.config.ID)
-	}
-	defer n.joining.Unlock()
-	n.proposing.Lock() // proposals wait, and then go to the new instance
-	defer n.proposing.Unlock()
-	if n.closing.Load() {
-		return fmt.Errorf("%w: %s is shutting down", ErrConflict, n.config.ID)
-	}
-	old := n.current.Load()
-	if err := n.adoptable(old.raft); err != nil {
-		return err
-	}
-	n.config.Logf("Adopted by cluster %s: dropping the log of this empty cluster", cluster)
-	err := errors.Join(old.raft.Shutdown().Error(), old.volume.close())
-	if err == nil {
-		err = createVolume(n.config.Dir, n.config.ID, cluster, nil)
-	}
-	if err == nil {
-		err = n.start()
-	}
-	if err != nil {
-		n.fail(fmt.Errorf("adoption: %w", err))
-	}
-	return err
-}
-
-// adoptable returns an error, with what to do, unless this node is a cluster of
-// one, or of none, that holds nothing.
-func (n *Node) adoptable(r *raft.Raft) error {
-	ctx, cancel := context.WithTimeout(context.Background(), changeLimit)
-	defer cancel()
-	servers, err := configuration(ctx, r)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrConflict, err)
-	}
-	if len(servers) > 1 || (len(servers) == 1 && string(servers[0].ID) != n.config.ID) {
-		return fmt.Errorf("%w: %s is a member of another cluster, of %d nodes; take it out of that first", ErrConflict, n.config.ID, len(servers))
-	}
-	if len(servers) == 1 {
-		// What was proposed before, even if its caller gave up, is applied first.
-		if err := wait(ctx, r.Barrier(enqueueLimit)); err != nil {
-			return fmt.Errorf("%w: %s does not lead its own cluster yet: %w; try again", ErrConflict, n.config.ID, err)
-		}
-	}
-	if keys := n.machine.Keys(); keys > 0 {
-		return fmt.Errorf("%w: %s holds data of its own (%d keys), which joining would lose; empty its volume, or join the other way round", ErrConflict, n.config.ID, keys)
-	}
-	return nil
-}
-
-// call makes a node-to-node HTTP call. An answer other than 200 is an error with
-// the answer's text.
-func (n *Node) call(ctx context.Context, method, raftAddress, path string, body, answer any) error {
-	var b []byte
-	if body != nil {
-		var err error
-		if b, err = json.Marshal(body); err != nil {
-			return err
-		}
-	}
-	request, err := http.NewRequestWithContext(ctx, method, "http://"+raftAddress+path, bytes.NewReader(b))
-	if err != nil {
-		return err
-	}
-	response, err := n.port.Client().Do(request)
-	if err != nil {
-		var wrapped *url.Error // method and URL mean nothing to who reads it
-		if errors.As(err, &wrapped) {
-			err = wrapped.Err
-		}
-		if errors.Is(err, context.DeadlineExceeded) {
-			return errors.New("no answer in time")
-		}
-		return err
-	}
-	defer func() { _ = response.Body.Close() }()
-	const limit = 1 << 20
-	text, err := io.ReadAll(io.LimitReader(response.Body, limit))
-	if err != nil {
-		return err
-	}
-	if response.StatusCode != http.StatusOK {
-		return errors.New(strings.TrimPrefix(strings.TrimSpace(string(text)), ErrConflict.Error()+": "))
-	}
-	if answer == nil {
-		return nil
-	}
-	return json.Unmarshal(text, answer)
 }

@@ -4,10 +4,13 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,7 +45,9 @@ type Config struct {
 	RaftLog           hclog.Logger  // raft's own lines
 	Logf              func(format string, args ...any)
 
-	disk func(logAndStable) logAndStable // tests put a failing disk here; nil: none
+	// For tests; zero values mean none, stallLimit and freeLimit.
+	disk        func(logAndStable) logAndStable // between store and raft-boltdb
+	stall, free time.Duration
 }
 
 // Node is one member of a cluster, or a cluster of one. Its methods may be called
@@ -54,8 +59,11 @@ type Node struct {
 	failed  chan error // of capacity 1: the first failure
 
 	current   atomic.Pointer[instance]
+	removed   atomic.Bool  // the cluster has taken this node out; raft is stopped
 	proposing sync.RWMutex // read: a proposal is under way; write: the instance is being replaced
 	joining   sync.Mutex   // held for a change of membership: one at a time
+	watching  sync.WaitGroup
+	done      chan struct{} // closed to end watch
 	closeOnce sync.Once
 	closing   atomic.Bool
 	closeErr  error
@@ -86,7 +94,8 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{config: config, machine: machine, port: port, failed: make(chan error, 1)}
+	config.stall, config.free = cmp.Or(config.stall, stallLimit), cmp.Or(config.free, freeLimit)
+	n := &Node{config: config, machine: machine, port: port, failed: make(chan error, 1), done: make(chan struct{})}
 	if err := n.open(); err != nil {
 		if errors.Is(err, errDamaged) {
 			err = fmt.Errorf("%w: nothing in it was changed; move it away, start this node with an empty one and join it to its cluster again", err)
@@ -94,6 +103,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		return nil, errors.Join(fmt.Errorf("volume %s: %w", config.Dir, err), port.Close())
 	}
 	port.Serve(n.calls())
+	n.watching.Go(func() { n.watch(n.done) })
 	return n, nil
 }
 
@@ -106,17 +116,21 @@ func (n *Node) open() error {
 		return err
 	}
 	if fresh {
-		cluster := peer.NewClusterID()
-		n.config.Logf("Bootstrapping %s as a cluster of one, cluster ID %s", n.config.ID, cluster)
-		configuration := raft.Configuration{Servers: []raft.Server{{
-			ID:      raft.ServerID(n.config.ID),
-			Address: raft.ServerAddress(n.port.Address()),
-		}}}
-		if err := createVolume(n.config.Dir, n.config.ID, cluster, &configuration); err != nil {
+		if err := n.bootstrap(); err != nil {
 			return err
 		}
 	}
 	return n.start()
+}
+
+// bootstrap makes the volume that of a new cluster of one.
+func (n *Node) bootstrap() error {
+	cluster := peer.NewClusterID()
+	n.config.Logf("Bootstrapping %s as a cluster of one, cluster ID %s", n.config.ID, cluster)
+	return createVolume(n.config.Dir, n.config.ID, cluster, &raft.Configuration{Servers: []raft.Server{{
+		ID:      raft.ServerID(n.config.ID),
+		Address: raft.ServerAddress(n.port.Address()),
+	}}})
 }
 
 // start opens the volume and runs raft on it.
@@ -130,8 +144,16 @@ func (n *Node) start() error {
 		v.store.bolt = n.config.disk(v.store.bolt)
 	}
 	n.port.SetClusterID(v.cluster)
+	recovery, err := readRecovery(n.config.Dir)
+	if err != nil {
+		return errors.Join(err, v.close())
+	}
 	n.machine.Reset()
-	r, err := newRaft(n.raftConfig(), n.machine, v, newTransport(n.port.Stream(), n.config.RaftLog))
+	r, err := newRaft(n.raftConfig(), n.machine, v, newTransport(n.port.Stream(), n.config.RaftLog), recovery)
+	if err == nil && recovery != nil {
+		n.config.Logf("Recovered from %s: the members are now %v", recoveryFile, recovery.Servers)
+		err = os.Rename(filepath.Join(n.config.Dir, recoveryFile), filepath.Join(n.config.Dir, recoveryFile+".used"))
+	}
 	if errors.Is(err, errStopped) {
 		err = <-n.failed
 	}
@@ -148,8 +170,8 @@ func (n *Node) raftConfig() *raft.Config {
 	c.Logger = n.config.RaftLog
 	c.HeartbeatTimeout = n.config.ElectionTimeout
 	c.ElectionTimeout = n.config.ElectionTimeout
-	c.LeaderLeaseTimeout = n.config.ElectionTimeout / 2
-	c.CommitTimeout = 10 * time.Millisecond
+	c.LeaderLeaseTimeout = n.config.ElectionTimeout // no read rests on it
+	c.CommitTimeout = 50 * time.Millisecond
 	c.SnapshotInterval = snapshotCheck
 	c.SnapshotThreshold = n.config.SnapshotThreshold
 	c.TrailingLogs = n.config.SnapshotThreshold
@@ -158,13 +180,30 @@ func (n *Node) raftConfig() *raft.Config {
 	return c
 }
 
+// recoveryFile in the volume names the members that are left when a majority is lost
+// for good, in the format that Consul, Nomad and Vault document. It is used once, at
+// the start, and renamed.
+const recoveryFile = "peers.json"
+
+func readRecovery(dir string) (*raft.Configuration, error) {
+	path := filepath.Join(dir, recoveryFile)
+	configuration, err := raft.ReadConfigJSON(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: want a list of {\"id\", \"address\", \"non_voter\"} with a voter in it; mend it, or take it away to start as before", path, err)
+	}
+	return &configuration, nil
+}
+
 // errStopped is returned when the store has ended the goroutine that called it,
 // after it called fail.
 var errStopped = errors.New("stopped by the store")
 
 // newRaft is raft.NewRaft in a goroutine of its own: the store ends the goroutine
 // of what fails, and raft panics when an entry is missing.
-func newRaft(c *raft.Config, machine raft.FSM, v *volume, t raft.Transport) (r *raft.Raft, err error) {
+func newRaft(c *raft.Config, machine StateMachine, v *volume, t raft.Transport, recovery *raft.Configuration) (r *raft.Raft, err error) {
 	cache, err := raft.NewLogCache(512, v.store)
 	if err != nil {
 		return nil, err
@@ -178,6 +217,13 @@ func newRaft(c *raft.Config, machine raft.FSM, v *volume, t raft.Transport) (r *
 				err = fmt.Errorf("%w: %v", errDamaged, p)
 			}
 		}()
+		if recovery != nil {
+			if err = raft.RecoverCluster(c, machine, v.store, v.store, v.snapshots, t, *recovery); err != nil {
+				err = fmt.Errorf("%s: %w", recoveryFile, err)
+				return
+			}
+			machine.Reset()
+		}
 		r, err = raft.NewRaft(c, machine, cache, v.store, v.snapshots, t)
 	}()
 	<-done
@@ -221,25 +267,31 @@ func (n *Node) RaftAddress() string { return n.port.Address() }
 // StepDown hands leadership over if this node leads and another voter is there to
 // take it, within ctx.
 func (n *Node) StepDown(ctx context.Context) error {
-	r := n.current.Load().raft
-	if r.State() != raft.Leader || !othersVote(r, n.config.ID) {
+	_, err := n.Transfer(ctx, "")
+	if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrConflict) {
 		return nil
 	}
-	return wait(ctx, r.LeadershipTransfer())
+	return err
 }
 
-func othersVote(r *raft.Raft, id string) bool {
-	configuration := r.GetConfiguration()
-	if configuration.Error() != nil {
-		return false
-	}
-	for _, server := range configuration.Configuration().Servers {
-		if server.Suffrage == raft.Voter && string(server.ID) != id {
-			return true
+// lockMembers waits, within ctx, until no other change of membership is under way.
+func (n *Node) lockMembers(ctx context.Context) error {
+	for !n.joining.TryLock() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: another change of membership is under way", ErrNotApplied)
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	return false
+	if n.removed.Load() {
+		n.joining.Unlock()
+		return errRemoved
+	}
+	return nil
 }
+
+func (n *Node) unlockMembers() { n.joining.Unlock() }
+func (n *Node) relockMembers() { n.joining.Lock() }
 
 // Close stops raft, the raft port and the volume, in that order, within ctx. It
 // may be called more than once.
@@ -258,6 +310,8 @@ func (n *Node) Close(ctx context.Context) error {
 }
 
 func (n *Node) close() error {
+	close(n.done)
+	n.watching.Wait()
 	n.joining.Lock() // not while an adoption replaces the instance
 	defer n.joining.Unlock()
 	i := n.current.Load()

@@ -104,7 +104,7 @@ func tryOpen(t testing.TB, id, dir string, mutate ...func(*Config)) (*testNode, 
 		RaftAddress:       "127.0.0.1:0",
 		HTTPAddress:       "127.0.0.1:1",
 		SnapshotThreshold: 8192,
-		ElectionTimeout:   150 * time.Millisecond,
+		ElectionTimeout:   600 * time.Millisecond,
 		RaftLog:           hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Debug, Output: log}),
 		Logf:              log.printf,
 	}
@@ -155,7 +155,7 @@ func (n *testNode) set(t testing.TB, key, value string) uint64 {
 
 func (n *testNode) join(t testing.TB, other *testNode) {
 	t.Helper()
-	if _, err := n.Join(context.Background(), other.config.ID, other.RaftAddress()); err != nil {
+	if _, err := n.Join(context.Background(), JoinRequest{ID: other.config.ID, Address: other.RaftAddress()}); err != nil {
 		t.Fatalf("Join(%s): %v", other.config.ID, err)
 	}
 }
@@ -189,9 +189,7 @@ func checkReplicas(t testing.TB, nodes ...*testNode) {
 func TestJoinReplicatesAndRestarts(t *testing.T) {
 	dirs := []string{t.TempDir(), t.TempDir(), t.TempDir()}
 	n1, n2, n3 := openNode(t, "n1", dirs[0]), openNode(t, "n2", dirs[1]), openNode(t, "n3", dirs[2])
-	for _, n := range []*testNode{n1, n2, n3} {
-		n.waitLeader(t) // each of its own cluster of one
-	}
+	n1.waitLeader(t) // n2 and n3 may not have elected themselves yet
 	n1.set(t, "before", "1")
 	n1.join(t, n2)
 	n1.join(t, n3)
@@ -246,7 +244,7 @@ func TestJoinRefuses(t *testing.T) {
 		{"a member of another cluster", "n3", n3.RaftAddress(), "is a member of another cluster, of 2 nodes"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			_, err := n1.Join(context.Background(), test.id, test.address)
+			_, err := n1.Join(context.Background(), JoinRequest{ID: test.id, Address: test.address})
 			if !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want ErrConflict with %q", err, test.want)
 			}

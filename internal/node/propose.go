@@ -18,6 +18,8 @@ var (
 	// ErrUnknown is returned when a proposal may or may not be applied, now or
 	// later.
 	ErrUnknown = errors.New("outcome unknown")
+
+	errRemoved = fmt.Errorf("%w: this node was removed from its cluster; join it again at a member", ErrNotApplied)
 )
 
 const (
@@ -38,6 +40,9 @@ func (n *Node) Propose(ctx context.Context, entry []byte) (index uint64, respons
 	defer n.proposing.RUnlock()
 	if n.closing.Load() {
 		return 0, nil, fmt.Errorf("%w: this node is shutting down", ErrNotApplied)
+	}
+	if n.removed.Load() {
+		return 0, nil, errRemoved
 	}
 	ctx, cancel := context.WithTimeout(ctx, applyLimit)
 	defer cancel()

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -29,6 +28,9 @@ type Info struct {
 	Keys         int    `json:"keys"`
 	RaftAddress  string `json:"raftAddress"`
 	HTTPAddress  string `json:"httpAddress"`
+	Removed      bool   `json:"removed,omitempty"` // the cluster has taken this node out
+
+	MemberIDs []string `json:"memberIds"`
 }
 
 // Member is one member of the cluster: what the configuration says of it and,
@@ -51,10 +53,35 @@ type Status struct {
 // memberTimeout is how long a member may take to say its Info.
 const memberTimeout = 500 * time.Millisecond
 
+// Leads reports whether this node takes itself for the leader.
+func (n *Node) Leads() bool { return n.current.Load().raft.State() == raft.Leader }
+
+// Ready returns an error, as Propose would, unless this node knows a leader and has
+// applied nearly all that it knows to be committed.
+func (n *Node) Ready() error {
+	r := n.current.Load().raft
+	switch address, _ := r.LeaderWithID(); {
+	case n.removed.Load():
+		return errRemoved
+	case address == "":
+		return ErrNoLeader
+	}
+	if applied, committed := r.AppliedIndex(), r.CommitIndex(); applied+transferLag < committed {
+		return fmt.Errorf("%w: catching up, at entry %d of %d", ErrNotApplied, applied, committed)
+	}
+	return nil
+}
+
 // Info returns what this node says of itself.
 func (n *Node) Info() Info {
 	r := n.current.Load().raft
 	_, leader := r.LeaderWithID()
+	var members []string
+	if future := r.GetConfiguration(); future.Error() == nil {
+		for _, server := range future.Configuration().Servers {
+			members = append(members, string(server.ID))
+		}
+	}
 	return Info{
 		NodeID:       n.config.ID,
 		ClusterID:    n.port.ClusterID().String(),
@@ -67,6 +94,8 @@ func (n *Node) Info() Info {
 		Keys:         n.machine.Keys(),
 		RaftAddress:  n.port.Address(),
 		HTTPAddress:  n.config.HTTPAddress,
+		Removed:      n.removed.Load(),
+		MemberIDs:    members,
 	}
 }
 
@@ -85,21 +114,37 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 	if r.State() == raft.Leader {
 		status.LastContactMS = new(int64)
 	}
+	for i, info := range n.askAll(ctx, servers) {
+		server := servers[i]
+		m := Member{NodeID: string(server.ID), RaftAddress: string(server.Address), Suffrage: server.Suffrage.String(), Info: info}
+		if m.NodeID == n.config.ID {
+			m.Info = &status.Info
+		}
+		m.Reachable = m.Info != nil
+		status.Members[i] = m
+	}
+	return status, nil
+}
+
+// askAll asks the other ones of servers for their Info, all at once, within
+// memberTimeout. It has nil for who did not answer, or is not who it should be, and
+// for this node itself.
+func (n *Node) askAll(ctx context.Context, servers []raft.Server) []*Info {
+	infos := make([]*Info, len(servers))
 	var asked sync.WaitGroup
 	for i, server := range servers {
+		if string(server.ID) == n.config.ID {
+			continue
+		}
 		asked.Go(func() {
-			m := Member{NodeID: string(server.ID), RaftAddress: string(server.Address), Suffrage: server.Suffrage.String()}
-			if m.NodeID == n.config.ID {
-				m.Info = &status.Info
-			} else if info, err := n.ask(ctx, m.RaftAddress); err == nil && info.NodeID == m.NodeID {
-				m.Info = &info
+			info, err := n.ask(ctx, string(server.Address))
+			if err == nil && info.NodeID == string(server.ID) && info.ClusterID == n.port.ClusterID().String() {
+				infos[i] = &info
 			}
-			m.Reachable = m.Info != nil
-			status.Members[i] = m
 		})
 	}
 	asked.Wait()
-	return status, nil
+	return infos
 }
 
 // configuration returns the members of the cluster as this node knows them.
@@ -116,7 +161,7 @@ func (n *Node) ask(ctx context.Context, raftAddress string) (Info, error) {
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
 	var info Info
-	return info, n.call(ctx, http.MethodGet, raftAddress, "/info", nil, &info)
+	return info, n.call(ctx, http.MethodGet, raftAddress, "/info", &info)
 }
 
 // leaderHTTP is where the leader of a term answers HTTP.
@@ -132,19 +177,28 @@ func (n *Node) LeaderURL(ctx context.Context) (id, url string, err error) {
 	r := n.current.Load().raft
 	term := r.CurrentTerm()
 	address, leader := r.LeaderWithID()
+	if n.removed.Load() {
+		return "", "", errRemoved
+	}
 	if address == "" {
 		return "", "", ErrNoLeader
 	}
 	n.leaderMu.Lock()
-	defer n.leaderMu.Unlock()
-	if n.leader.term != term || n.leader.raftAddress != address {
+	known := n.leader
+	n.leaderMu.Unlock()
+	if known.term != term || known.raftAddress != address { // asked without the lock: it may hang
 		info, err := n.ask(ctx, string(address))
 		if err != nil {
 			return "", "", fmt.Errorf("%w: %s at %s does not answer: %w", ErrNoLeader, leader, address, err)
 		}
-		n.leader = leaderHTTP{term, address, "http://" + reachable(info.HTTPAddress, string(address))}
+		known = leaderHTTP{term, address, "http://" + reachable(info.HTTPAddress, string(address))}
+		n.leaderMu.Lock()
+		if known.term >= n.leader.term {
+			n.leader = known
+		}
+		n.leaderMu.Unlock()
 	}
-	return string(leader), n.leader.url, nil
+	return string(leader), known.url, nil
 }
 
 // reachable is address with an unspecified host (0.0.0.0) replaced by the host of
@@ -157,10 +211,4 @@ func reachable(address, known string) string {
 		}
 	}
 	return address
-}
-
-// writeJSON answers a node-to-node call.
-func writeJSON(w http.ResponseWriter, value any) {
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(value)
 }

@@ -15,15 +15,13 @@ import (
 type faultyDisk struct {
 	logAndStable
 	failing atomic.Bool
-	hang    atomic.Pointer[chan struct{}] // writes wait until it is closed
+	hang    atomic.Pointer[chan struct{}] // appends wait until it is closed
+	armed   func()                        // called when it is put below a new instance
 }
 
 var errDisk = errors.New("no space left on device")
 
 func (d *faultyDisk) fault() error {
-	if hang := d.hang.Load(); hang != nil {
-		<-*hang
-	}
 	if d.failing.Load() {
 		return errDisk
 	}
@@ -31,6 +29,9 @@ func (d *faultyDisk) fault() error {
 }
 
 func (d *faultyDisk) StoreLogs(logs []*raft.Log) error {
+	if hang := d.hang.Load(); hang != nil {
+		<-*hang
+	}
 	if err := d.fault(); err != nil {
 		return err
 	}
@@ -56,6 +57,9 @@ func withDisk(d *faultyDisk) func(*Config) {
 	return func(c *Config) {
 		c.disk = func(below logAndStable) logAndStable {
 			d.logAndStable = below
+			if d.armed != nil {
+				d.armed()
+			}
 			return d
 		}
 	}

@@ -74,7 +74,7 @@ func readAll(t testing.TB, s raft.LogStore) (entries []string) {
 
 // stride is how far apart the bytes are that TestDamagedLogIsNeverServed flips. 1
 // tries every byte, in a minute and a half.
-const stride = 29
+const stride = 97
 
 // TestDamagedLogIsNeverServed flips bytes all over raft.db and cuts it short. The
 // volume must be refused, in one line and without a panic, or hold exactly what

@@ -262,3 +262,25 @@ func TestCloseEndsEverything(t *testing.T) {
 		t.Error("the port is still open")
 	}
 }
+
+func TestCloseStreamsOfOneAddress(t *testing.T) {
+	a, b, c := openPort(t, ClusterID{1}), openPort(t, ClusterID{1}), openPort(t, ClusterID{1})
+	from := a.Stream()
+	dial := func(to *testPort) net.Conn {
+		stream := to.Stream()
+		go func() { _, _ = stream.Accept() }()
+		conn, err := from.Dial(raft.ServerAddress(to.Address()), 10*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	removed, kept := dial(b), dial(c)
+	a.CloseStreams(b.Address())
+	if _, err := removed.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("write to the removed one: got %v, want ErrClosed", err)
+	}
+	if _, err := kept.Write([]byte("x")); err != nil {
+		t.Errorf("write to the other: %v", err)
+	}
+}

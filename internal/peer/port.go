@@ -123,11 +123,30 @@ func (p *Port) Client() *http.Client { return p.client }
 // Stream attaches a raft instance to the port: the streams of members go to it
 // until it is closed, which closes them all and leaves the port open.
 func (p *Port) Stream() raft.StreamLayer {
-	s := &stream{port: p, queue: newQueue(p.listener.Addr()), conns: make(map[net.Conn]struct{})}
+	s := &stream{port: p, queue: newQueue(p.listener.Addr()), conns: make(map[net.Conn]string)}
 	p.mu.Lock()
 	p.stream = s
 	p.mu.Unlock()
 	return s
+}
+
+// CloseStreams closes every raft stream that was dialed to address. Raft credits an
+// acknowledgement to the ID of a member: one that comes late must not count for a
+// member that was removed and came back.
+func (p *Port) CloseStreams(address string) {
+	p.mu.Lock()
+	s := p.stream
+	p.mu.Unlock()
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, dialed := range s.conns {
+		if dialed == address {
+			_ = c.Close()
+		}
+	}
 }
 
 // Close closes the port and every connection of it, and returns when its
@@ -225,7 +244,7 @@ func (p *Port) admit(c net.Conn) error {
 	}
 	var handed net.Conn = &conn{Conn: c, cluster: cluster}
 	if magic == magicRaft {
-		if handed = s.track(handed); handed == nil {
+		if handed = s.track(handed, ""); handed == nil {
 			return errDetached
 		}
 	}
@@ -262,8 +281,8 @@ type stream struct {
 	*queue
 	port *Port
 
-	mu     sync.Mutex // guards what follows
-	conns  map[net.Conn]struct{}
+	mu     sync.Mutex          // guards what follows
+	conns  map[net.Conn]string // to the address that was dialed; "" for an accepted one
 	closed bool
 }
 
@@ -275,7 +294,7 @@ func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Co
 	if err != nil {
 		return nil, err
 	}
-	if t := s.track(c); t != nil {
+	if t := s.track(c, string(address)); t != nil {
 		return t, nil
 	}
 	_ = c.Close()
@@ -305,13 +324,13 @@ func (s *stream) Close() error {
 
 // track makes Close of the stream close c too; it returns nil when the stream is
 // closed already.
-func (s *stream) track(c net.Conn) net.Conn {
+func (s *stream) track(c net.Conn, dialed string) net.Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil
 	}
-	s.conns[c] = struct{}{}
+	s.conns[c] = dialed
 	return &tracked{Conn: c, stream: s}
 }
 

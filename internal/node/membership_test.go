@@ -1,0 +1,356 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// openCluster opens n nodes and joins them to the first.
+func openCluster(t testing.TB, n int) []*testNode {
+	t.Helper()
+	var nodes []*testNode
+	for i := range n {
+		nodes = append(nodes, openNode(t, fmt.Sprintf("n%d", i+1), t.TempDir()))
+	}
+	nodes[0].waitLeader(t)
+	for _, other := range nodes[1:] {
+		nodes[0].join(t, other)
+	}
+	return nodes
+}
+
+// reopen stops n and opens it again where it was.
+func (n *testNode) reopen(t testing.TB) *testNode {
+	t.Helper()
+	n.stop()
+	address := n.RaftAddress()
+	return openNode(t, n.config.ID, n.config.Dir, func(c *Config) { c.RaftAddress = address })
+}
+
+// leaderOf waits for one of nodes to lead.
+func leaderOf(t testing.TB, nodes ...*testNode) (leader *testNode) {
+	t.Helper()
+	waitFor(t, "a leader", func() bool {
+		for _, n := range nodes {
+			if n.Leads() && n.Ready() == nil {
+				leader = n
+				return true
+			}
+		}
+		return false
+	})
+	return leader
+}
+
+func (n *testNode) setSoon(t testing.TB, key, value string) {
+	t.Helper()
+	waitFor(t, "a write is taken", func() bool {
+		_, _, err := n.Propose(context.Background(), []byte(key+"="+value))
+		return err == nil
+	})
+}
+
+func wantError(t testing.TB, what string, err, want error, text string) {
+	t.Helper()
+	if !errors.Is(err, want) || !strings.Contains(fmt.Sprint(err), text) {
+		t.Errorf("%s: got %v, want %v with %q", what, err, want, text)
+	}
+}
+
+// TestWipedMemberIsAStranger: a member whose volume was cleaned comes up as a new
+// cluster of one. Neither side takes anything from the other, the survivors go on,
+// and it comes back by leave and join. As raft comes, it would grant any vote.
+func TestWipedMemberIsAStranger(t *testing.T) {
+	nodes := openCluster(t, 3)
+	n1, n2, n3 := nodes[0], nodes[1], nodes[2]
+	n1.set(t, "a", "1")
+	n1.stop()
+	wiped := openNode(t, "n1", t.TempDir(), func(c *Config) { c.RaftAddress = n1.RaftAddress() })
+	leader := leaderOf(t, n2, n3)
+	leader.setSoon(t, "b", "2")
+	wiped.waitLeader(t) // of itself
+	if keys := wiped.machine.Keys(); keys != 0 {
+		t.Errorf("the wiped node holds %d keys, want 0", keys)
+	}
+	wiped.set(t, "own", "1")
+	for _, n := range []*testNode{n2, n3} {
+		if _, ok := n.machine.store.Get("own"); ok {
+			t.Errorf("%s took a write of the stranger", n.config.ID)
+		}
+	}
+	request := JoinRequest{ID: "n1", Address: wiped.RaftAddress()}
+	_, err := leader.Join(context.Background(), request)
+	wantError(t, "join without leave", err, ErrConflict, "/leave?nodeId=n1 first")
+
+	if _, err := leader.Leave(context.Background(), "n1"); err != nil {
+		t.Fatalf("Leave: %v", err)
+	}
+	_, err = leader.Join(context.Background(), request)
+	wantError(t, "join with data of its own", err, ErrConflict, "holds data of its own")
+	wiped.stop()
+	wiped = openNode(t, "n1", t.TempDir(), func(c *Config) { c.RaftAddress = n1.RaftAddress() })
+	leader.join(t, wiped)
+	leader.set(t, "c", "3")
+	checkReplicas(t, n2, n3, wiped)
+}
+
+// TestJoinAtANewAddress: a member that has moved, with its volume, is told to the
+// cluster by joining it again.
+func TestJoinAtANewAddress(t *testing.T) {
+	nodes := openCluster(t, 3)
+	nodes[2].stop()
+	moved := openNode(t, "n3", nodes[2].config.Dir) // another port
+	nodes[0].set(t, "a", "1")
+	nodes[0].join(t, moved)
+	nodes[0].set(t, "b", "2")
+	waitFor(t, "n3 has it", func() bool { return moved.machine.Keys() == 2 })
+	checkReplicas(t, nodes[0], nodes[1], moved)
+}
+
+func TestJoinTwiceAndAtOnce(t *testing.T) {
+	n1 := openNode(t, "n1", t.TempDir())
+	n1.waitLeader(t)
+	n2, n3 := openNode(t, "n2", t.TempDir()), openNode(t, "n3", t.TempDir())
+	var joins sync.WaitGroup
+	for _, n := range []*testNode{n2, n3, n2, n3} {
+		joins.Go(func() { n1.join(t, n) })
+	}
+	joins.Wait()
+	joined, err := n1.Join(context.Background(), JoinRequest{ID: "n2", Address: n2.RaftAddress()})
+	if want := (Joined{Members: 3}); joined != want || err != nil {
+		t.Errorf("join of a member: got %+v, %v, want %+v", joined, err, want)
+	}
+	n1.set(t, "a", "1")
+	checkReplicas(t, n1, n2, n3)
+}
+
+// TestNonvoter: a read replica gets everything and counts for nothing.
+func TestNonvoter(t *testing.T) {
+	n1, n2 := openNode(t, "n1", t.TempDir()), openNode(t, "n2", t.TempDir())
+	n1.waitLeader(t)
+	request := JoinRequest{ID: "n2", Address: n2.RaftAddress(), Nonvoter: true}
+	if _, err := n1.Join(context.Background(), request); err != nil {
+		t.Fatal(err)
+	}
+	n1.set(t, "a", "1")
+	checkReplicas(t, n1, n2)
+	_, err := n1.Transfer(context.Background(), "n2")
+	wantError(t, "transfer to a nonvoter", err, ErrConflict, "has no vote")
+	_, err = n1.Leave(context.Background(), "n1")
+	wantError(t, "leave of the last voter", err, ErrConflict, "last voter")
+	n2 = n2.reopen(t)
+	n1.set(t, "while it was away", "1") // its vote is not needed
+
+	request.Nonvoter = false
+	if _, err := n1.Join(context.Background(), request); err != nil {
+		t.Fatalf("promotion: %v", err)
+	}
+	checkReplicas(t, n1, n2)
+	request.Nonvoter = true
+	_, err = n1.Join(context.Background(), request)
+	wantError(t, "demotion", err, ErrConflict, "is a voter")
+}
+
+// TestJoinerDies: a joiner that does not catch up is taken out again, and the
+// cluster never needs its vote.
+func TestJoinerDies(t *testing.T) {
+	n1 := openNode(t, "n1", t.TempDir(), func(c *Config) { c.stall = 500 * time.Millisecond })
+	n1.waitLeader(t)
+	n1.set(t, "a", "1")
+	disk := new(faultyDisk)
+	dir := t.TempDir()
+	n2 := openNode(t, "n2", dir, withDisk(disk))
+	n2.waitLeader(t)
+	never := make(chan struct{})
+	disk.armed = func() { // from its adoption on, until it was given up
+		disk.hang.Store(&never)
+		disk.armed = nil
+		time.AfterFunc(2*time.Second, func() { close(never) })
+	}
+	told := 0
+	_, err := n1.Join(context.Background(), JoinRequest{ID: "n2", Address: n2.RaftAddress(), Progress: func(has, of uint64) { told++ }})
+	wantError(t, "join", err, ErrConflict, "does not catch up")
+	n1.set(t, "b", "2")
+	servers, err := configuration(context.Background(), n1.current.Load().raft)
+	if len(servers) != 1 || err != nil {
+		t.Errorf("members after the join has failed: %v, %v, want n1 alone", servers, err)
+	}
+	n2.setSoon(t, "own", "1") // it was set free
+}
+
+// TestAdoptedInVainIsFree: a node whose adopting leader died before it was added
+// becomes a cluster of one again, and takes writes.
+func TestAdoptedInVainIsFree(t *testing.T) {
+	n1 := openNode(t, "n1", t.TempDir())
+	n2 := openNode(t, "n2", t.TempDir(), func(c *Config) { c.free = 300 * time.Millisecond })
+	n1.waitLeader(t)
+	n2.waitLeader(t)
+	if _, err := n1.adopt(context.Background(), JoinRequest{ID: "n2", Address: n2.RaftAddress()}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if id := n2.Info().ClusterID; id != n1.Info().ClusterID {
+		t.Fatalf("adopted into %s, want %s", id, n1.Info().ClusterID)
+	}
+	n1.stop()
+	n2.setSoon(t, "a", "1")
+}
+
+// TestLeave has every kind of it.
+func TestLeave(t *testing.T) {
+	nodes := openCluster(t, 5)
+	n1, n2, n3, n4, n5 := nodes[0], nodes[1], nodes[2], nodes[3], nodes[4]
+	n1.set(t, "a", "1")
+	_, err := n1.Leave(context.Background(), "n9")
+	wantError(t, "leave of a stranger", err, ErrNoSuchNode, "n9")
+	_, err = n2.Leave(context.Background(), "n3")
+	wantError(t, "leave at a follower", err, ErrNotLeader, "")
+
+	// A follower: it says so, is quiet, refuses, and comes back with its old volume.
+	if _, err := n1.Leave(context.Background(), "n5"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "n5 knows that it was removed", func() bool { return n5.Info().Removed })
+	if !strings.Contains(n5.log.String(), "n5 was removed from cluster") {
+		t.Error("n5 does not say that it was removed")
+	}
+	_, _, err = n5.Propose(context.Background(), []byte("x=1"))
+	wantError(t, "write at a removed node", err, ErrNotApplied, "removed")
+	if err := n5.Ready(); !errors.Is(err, ErrNotApplied) {
+		t.Errorf("Ready of a removed node: got %v, want ErrNotApplied", err)
+	}
+	n1.set(t, "b", "2")
+	n1.join(t, n5)
+	n1.set(t, "c", "3")
+	checkReplicas(t, nodes...)
+
+	// A dead one, which learns it when it is back.
+	n5.stop()
+	if _, err := n1.Leave(context.Background(), "n5"); err != nil {
+		t.Fatal(err)
+	}
+	n5 = n5.reopen(t)
+	waitFor(t, "n5 learns that it was removed while it was away", func() bool { return n5.Info().Removed })
+
+	// The leader.
+	if _, err := n1.Leave(context.Background(), "n1"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "n1 knows that it was removed", func() bool { return n1.Info().Removed })
+	leader := leaderOf(t, n2, n3, n4)
+	leader.set(t, "d", "4")
+	checkReplicas(t, n2, n3, n4)
+
+	// One without whom the others could not go on.
+	for _, n := range []*testNode{n2, n3, n4} {
+		if n != leader {
+			n.stop()
+			break
+		}
+	}
+	for _, n := range []*testNode{n2, n3, n4} {
+		if n != leader && !n.closing.Load() {
+			_, err := leader.Leave(context.Background(), n.config.ID)
+			wantError(t, "leave of one that is needed", err, ErrConflict, "only 1 of 2 voters answer")
+		}
+	}
+	leader.set(t, "e", "5")
+}
+
+func TestTransfer(t *testing.T) {
+	nodes := openCluster(t, 3)
+	n1, n2, n3 := nodes[0], nodes[1], nodes[2]
+	n1.set(t, "a", "1")
+	_, err := n1.Transfer(context.Background(), "n9")
+	wantError(t, "transfer to a stranger", err, ErrNoSuchNode, "n9")
+	_, err = n2.Transfer(context.Background(), "n3")
+	wantError(t, "transfer at a follower", err, ErrNotLeader, "")
+
+	if got, err := n1.Transfer(context.Background(), "n2"); got != "n2" || err != nil {
+		t.Fatalf("transfer: got %q, %v, want n2", got, err)
+	}
+	n2.waitLeader(t)
+	n2.setSoon(t, "b", "2")
+	n3.stop()
+	_, err = n2.Transfer(context.Background(), "n3")
+	wantError(t, "transfer to a dead one", err, ErrConflict, "answers")
+	if got, err := n2.Transfer(context.Background(), ""); got != "n1" || err != nil {
+		t.Errorf("transfer to the best: got %q, %v, want n1, the only one that answers", got, err)
+	}
+	n1.setSoon(t, "c", "3")
+	checkReplicas(t, n1, n2)
+}
+
+func TestTransferToALaggingOne(t *testing.T) {
+	n1, n2 := openNode(t, "n1", t.TempDir()), openNode(t, "n2", t.TempDir())
+	n1.waitLeader(t)
+	if _, err := n1.Join(context.Background(), JoinRequest{ID: "n2", Address: n2.RaftAddress(), Nonvoter: true}); err != nil {
+		t.Fatal(err)
+	}
+	servers := []raft.Server{{ID: "n1"}, {ID: "n2", Address: raft.ServerAddress(n2.RaftAddress()), Suffrage: raft.Voter}}
+	r := n1.current.Load().raft
+	if _, err := n1.successor(context.Background(), r, servers, "n2"); err != nil {
+		t.Errorf("one that has caught up: %v", err)
+	}
+	n2.stop()
+	stale := openNode(t, "n2", n2.config.Dir, func(c *Config) { c.RaftAddress = n2.RaftAddress() })
+	n1.port.CloseStreams(n2.RaftAddress())
+	stale.current.Load().raft.Shutdown() // it answers, and takes nothing
+	for i := range transferLag + 1 {
+		n1.set(t, fmt.Sprint(i), "")
+	}
+	_, err := n1.successor(context.Background(), r, servers, "n2")
+	wantError(t, "one that lags", err, ErrConflict, "entries behind")
+}
+
+// TestRecovery: two of three are lost for good; peers.json in the third's volume
+// makes it a cluster of one with all data, once.
+func TestRecovery(t *testing.T) {
+	nodes := openCluster(t, 3)
+	n1 := nodes[0]
+	for i := range 10 {
+		n1.set(t, fmt.Sprint(i), fmt.Sprint(i))
+	}
+	want := fmt.Sprint(content(n1.machine.store))
+	for _, n := range nodes {
+		n.stop()
+	}
+	path := filepath.Join(n1.config.Dir, recoveryFile)
+	for _, bad := range []string{"", "[]", `[{"id":"n1"}]`, `[{"id":"n1","address":"127.0.0.1:1","non_voter":true}]`} {
+		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tryOpen(t, "n1", n1.config.Dir); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("peers.json %q: got %v, want an error that names it", bad, err)
+		}
+	}
+	if err := os.WriteFile(path, fmt.Appendf(nil, `[{"id": "n1", "address": "%s", "non_voter": false}]`, n1.RaftAddress()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n1 = n1.reopen(t)
+	n1.waitLeader(t)
+	if got := fmt.Sprint(content(n1.machine.store)); got != want {
+		t.Errorf("after the recovery\n%s\nwant\n%s", got, want)
+	}
+	if _, err := os.Stat(path + ".used"); err != nil {
+		t.Errorf("peers.json was not renamed: %v", err)
+	}
+	if !strings.Contains(n1.log.String(), "Recovered from peers.json") {
+		t.Error("it does not say that it was recovered")
+	}
+	n1.set(t, "after", "1")
+	n1 = n1.reopen(t)
+	n1.waitLeader(t)
+	n2 := openNode(t, "n2", t.TempDir())
+	n1.join(t, n2)
+	n1.set(t, "more", "1")
+	checkReplicas(t, n1, n2)
+}
