@@ -1,0 +1,156 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// config is what the environment says, checked. parseConfig makes it.
+type config struct {
+	nodeID            string
+	volume            string
+	httpAddress       string // host:port to listen on
+	httpNames         []string
+	raftAddress       string // host:port to listen on, and for other nodes to dial
+	snapshotThreshold uint64
+	electionTimeout   time.Duration
+	logLevel          string
+}
+
+// errUsage is wrapped by an error that the user's environment or arguments cause:
+// exit code 2.
+var errUsage = errors.New("usage")
+
+// variable is one variable of the environment.
+type variable struct {
+	name, fallback, meaning string
+	set                     func(c *config, value string) error
+}
+
+// variables are all that configure a node, in the order of the -h text. Each set
+// names in its error what it wants; parseConfig adds the name and the value.
+var variables = []variable{
+	{"HTTP_SERVER_PORT", "8000", "port of the HTTP API; 0: any free one", func(c *config, v string) error {
+		return setPort(&c.httpAddress, v)
+	}},
+	{"RAFT_SERVER_PORT", "9000", "port for the other nodes; 0: any free one", func(c *config, v string) error {
+		return setPort(&c.raftAddress, v)
+	}},
+	{"RAFT_NODE_ID", "n1", "name of this node in the cluster", func(c *config, v string) error {
+		c.nodeID = v
+		return checkNodeID(v)
+	}},
+	{"RAFT_VOLUME_DIR", "data/<node id>", "directory of this node's log and snapshots", func(c *config, v string) error {
+		c.volume = v
+		return nil
+	}},
+	{"HTTP_SERVER_HOST", "127.0.0.1", "address the HTTP API listens on; 0.0.0.0: all of them", func(c *config, v string) error {
+		return setHost(&c.httpAddress, v)
+	}},
+	{"HTTP_SERVER_NAMES", "", "host names that requests may use beside localhost and IP addresses, with commas between", func(c *config, v string) error {
+		c.httpNames = strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' })
+		for _, name := range c.httpNames {
+			if !hostName.MatchString(name) {
+				return errors.New("want host names without ports, with commas between")
+			}
+		}
+		return nil
+	}},
+	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on and the other nodes dial", func(c *config, v string) error {
+		if ip := net.ParseIP(v); ip != nil && ip.IsUnspecified() {
+			return errors.New("want an address that the other nodes can dial, such as this machine's own")
+		}
+		return setHost(&c.raftAddress, v)
+	}},
+	{"RAFT_ELECTION_TIMEOUT", "500ms", "without a leader for this long, a node stands for election", func(c *config, v string) (err error) {
+		c.electionTimeout, err = time.ParseDuration(v)
+		if err != nil || c.electionTimeout < 50*time.Millisecond || c.electionTimeout > time.Minute {
+			return errors.New("want a duration from 50ms to 1m")
+		}
+		return nil
+	}},
+	{"RAFT_SNAPSHOT_THRESHOLD", "8192", "raft entries since the last snapshot before the next is taken", func(c *config, v string) (err error) {
+		c.snapshotThreshold, err = strconv.ParseUint(v, 10, 64)
+		if err != nil || c.snapshotThreshold < 1 || c.snapshotThreshold > math.MaxInt64 {
+			return errors.New("want a whole number of at least 1")
+		}
+		return nil
+	}},
+	{"LOG_LEVEL", "debug", "what the console shows: debug, info, warn or error", func(c *config, v string) error {
+		c.logLevel = v
+		if !slices.Contains([]string{"debug", "info", "warn", "error"}, v) {
+			return errors.New("want debug, info, warn or error")
+		}
+		return nil
+	}},
+}
+
+// parseConfig reads the environment. Its error wraps errUsage and names the
+// variable, what it holds and what it may hold. An empty variable counts as unset.
+func parseConfig(getenv func(string) string) (config, error) {
+	var c config
+	for _, v := range variables {
+		value := cmp.Or(getenv(v.name), v.fallback)
+		if err := v.set(&c, value); err != nil {
+			return c, fmt.Errorf("%w: %s=%q: %w", errUsage, v.name, value, err)
+		}
+	}
+	if getenv("RAFT_VOLUME_DIR") == "" {
+		c.volume = filepath.Join("data", c.nodeID)
+	}
+	if c.httpAddress == c.raftAddress && !strings.HasSuffix(c.httpAddress, ":0") {
+		return c, fmt.Errorf("%w: HTTP_SERVER_PORT and RAFT_SERVER_PORT are the same: give each its own", errUsage)
+	}
+	return c, nil
+}
+
+// usage is the -h text.
+func usage() string {
+	var b strings.Builder
+	b.WriteString("raftkv: an HTTP key/value node, replicated by raft. It takes no arguments; the environment configures it:\n\n")
+	for _, v := range variables {
+		fmt.Fprintf(&b, "  %-23s  %s (default %s)\n", v.name, v.meaning, cmp.Or(v.fallback, "none"))
+	}
+	b.WriteString("\nExit code: 0 stopped by SIGINT or SIGTERM, 1 failed, 2 wrong usage.\n")
+	return b.String()
+}
+
+// setPort sets the port of a host:port; it comes before setHost.
+func setPort(address *string, value string) error {
+	if port, err := strconv.ParseUint(value, 10, 16); err != nil || strconv.FormatUint(port, 10) != value {
+		return errors.New("want a port, 0 to 65535")
+	}
+	*address = ":" + value
+	return nil
+}
+
+func setHost(address *string, value string) error {
+	if net.ParseIP(value) == nil && !hostName.MatchString(value) {
+		return errors.New("want an IP address or a host name, without a port")
+	}
+	*address = net.JoinHostPort(value, strings.TrimPrefix(*address, ":"))
+	return nil
+}
+
+var (
+	nodeIDPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	hostName      = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
+)
+
+// checkNodeID returns an error unless id may name a node: it is part of paths and
+// of console lines.
+func checkNodeID(id string) error {
+	if !nodeIDPattern.MatchString(id) {
+		return errors.New("want 1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit")
+	}
+	return nil
+}

@@ -1,0 +1,411 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"reflect"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/raft"
+
+	"raftkv/internal/command"
+	"raftkv/internal/kv"
+)
+
+// newTestFSM returns a state machine and its console.
+func newTestFSM(level string) (*fsm, *logBuffer) {
+	out := new(logBuffer)
+	return newFSM(newLogger(out, level)), out
+}
+
+// entry is the entry of the log at index of term with the given commands.
+func entry(index, term uint64, commands ...command.Command) *raft.Log {
+	return &raft.Log{Index: index, Term: term, Type: raft.LogCommand, Data: command.Append(nil, commands...)}
+}
+
+// setting is the command that sets each key to the value behind it.
+func setting(pairs ...string) command.Command {
+	c := command.Command{Kind: command.Set}
+	for i := 0; i < len(pairs); i += 2 {
+		c.Pairs = append(c.Pairs, command.Pair{Key: pairs[i], Value: []byte(pairs[i+1])})
+	}
+	return c
+}
+
+func removing(keys ...string) command.Command {
+	c := command.Command{Kind: command.Remove}
+	for _, key := range keys {
+		c.Pairs = append(c.Pairs, command.Pair{Key: key})
+	}
+	return c
+}
+
+var lineStart = regexp.MustCompile(`(?m)^INFO\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}(Z|[+-]\d{4})\] `)
+
+func TestConsoleLines(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		log  *raft.Log
+		want string
+	}{
+		{"set", entry(12, 2, setting("1", "one")), `set key="1" value="one" index=12 term=2`},
+		{"set to nothing", entry(12, 2, setting("1", "")), `set key="1" value="" index=12 term=2`},
+		{"remove", entry(13, 2, removing("1")), `remove key="1" index=13 term=2`},
+		{"several", entry(14, 3, setting("a", "1", "b", "2"), removing("a", "c")), `set key="a" value="1" index=14 term=3
+set key="b" value="2" index=14 term=3
+remove key="a" index=14 term=3
+remove key="c" index=14 term=3`},
+		{"binary", entry(18446744073709551615, 18446744073709551614, setting("\x00\xff\n\x1b[2J", "\r\t\x7f\"\\")),
+			`set key="\x00\xff\n\x1b[2J" value="\r\t\x7f\"\\" index=18446744073709551615 term=18446744073709551614`},
+		{"text", entry(1, 1, setting("schön 日本", "é\u00a0\u202e\ufeff")), `set key="schön 日本" value="é\u00a0\u202e\ufeff" index=1 term=1`},
+		{"longest shown whole", entry(1, 1, setting(strings.Repeat("k", 64), strings.Repeat("v", 64))),
+			`set key="` + strings.Repeat("k", 64) + `" value="` + strings.Repeat("v", 64) + `" index=1 term=1`},
+		{"long", entry(1, 1, setting(strings.Repeat("k", 65), strings.Repeat("v", 1<<20))),
+			`set key="` + strings.Repeat("k", 64) + `"...(65 bytes) value="` + strings.Repeat("v", 64) + `"...(1048576 bytes) index=1 term=1`},
+		{"long remove", entry(1, 1, removing(strings.Repeat("k", 1024))), `remove key="` + strings.Repeat("k", 64) + `"...(1024 bytes) index=1 term=1`},
+		{"cut within a character", entry(1, 1, setting("k", strings.Repeat("v", 63)+"é")),
+			`set key="k" value="` + strings.Repeat("v", 63) + `\xc3"...(65 bytes) index=1 term=1`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, level := range []string{"debug", "info"} {
+				f, out := newTestFSM(level)
+				f.Apply(tt.log)
+				got := lineStart.ReplaceAllString(out.String(), "")
+				if want := tt.want + "\n"; got != want {
+					t.Errorf("%s: got\n%s want\n%s", level, got, want)
+				}
+				if starts := len(lineStart.FindAllString(out.String(), -1)); starts != strings.Count(out.String(), "\n") {
+					t.Errorf("%s: got %q, want INFO and the time before each line", level, out.String())
+				}
+			}
+			for _, level := range []string{"warn", "error"} {
+				f, out := newTestFSM(level)
+				f.Apply(tt.log)
+				if got := out.String(); got != "" {
+					t.Errorf("%s: got %q, want nothing", level, got)
+				}
+			}
+		})
+	}
+}
+
+// writes is a console that keeps each write, and fails.
+type writes []string
+
+func (w *writes) Write(p []byte) (int, error) {
+	*w = append(*w, string(p))
+	return 0, errors.New("gone")
+}
+
+func TestBatchIsOneWrite(t *testing.T) {
+	var out writes
+	f := newFSM(newLogger(&out, "info"))
+	for first := uint64(1); first < 9; first += 4 { // the second batch holds nothing of the first
+		out = nil
+		responses := f.ApplyBatch([]*raft.Log{
+			entry(first, 1, setting("a", "1")),
+			{Index: first + 1, Term: 1, Type: raft.LogConfiguration, Data: []byte("not a command")},
+			entry(first+2, 1, setting("b", "2"), removing("a", "none")),
+			entry(first+3, 1, removing("none")),
+		})
+		want := []any{[]result{{}}, nil, []result{{}, {removed: 1}}, []result{{}}}
+		if !reflect.DeepEqual(responses, want) {
+			t.Errorf("responses: got %v, want %v", responses, want)
+		}
+		if len(out) != 1 || strings.Count(out[0], "\n") != 5 {
+			t.Errorf("console: got %q, want 5 lines in one write", out)
+		}
+		if got := f.Applied(); got != first+3 {
+			t.Errorf("applied: got %d, want %d", got, first+3)
+		}
+	}
+	out = nil
+	f.ApplyBatch([]*raft.Log{{Index: 9, Term: 1, Type: raft.LogConfiguration}})
+	if len(out) > 0 || f.Applied() != 8 {
+		t.Errorf("an entry that is no command: got %q, applied %d, want nothing, 8", out, f.Applied())
+	}
+}
+
+func TestApplyCountsWhatItRemoves(t *testing.T) {
+	f, _ := newTestFSM("error")
+	for i, tt := range []struct {
+		commands []command.Command
+		want     []result
+	}{
+		{[]command.Command{removing("a")}, []result{{0}}},
+		{[]command.Command{setting("a", "1", "b", "2", "c", "3")}, []result{{0}}},
+		{[]command.Command{removing("a", "none", "b")}, []result{{2}}},
+		{[]command.Command{removing("a")}, []result{{0}}},
+		{[]command.Command{removing("c"), setting("c", ""), removing("c", "c")}, []result{{1}, {0}, {1}}},
+	} {
+		if got := f.Apply(entry(uint64(i+1), 1, tt.commands...)); !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("entry %d: got %v, want %v", i+1, got, tt.want)
+		}
+	}
+	if got := f.Keys(); got != 0 {
+		t.Errorf("keys: got %d, want 0", got)
+	}
+}
+
+func TestUndecodableEntryPanics(t *testing.T) {
+	for _, data := range [][]byte{nil, {}, {2}, []byte("set a 1"), append(command.Append(nil, setting("a", "2")), 0)} {
+		f, _ := newTestFSM("info")
+		f.Apply(entry(6, 1, setting("a", "1")))
+		func() {
+			defer func() {
+				if got := fmt.Sprint(recover()); !strings.Contains(got, "entry 7 ") {
+					t.Errorf("%q: got %q, want a panic that names entry 7", data, got)
+				}
+			}()
+			f.Apply(&raft.Log{Index: 7, Term: 1, Type: raft.LogCommand, Data: data})
+		}()
+		if got, _ := f.store.Get("a"); got.Value != "1" || f.Applied() != 6 {
+			t.Errorf("%q: got %v at %d, want what was there before", data, got, f.Applied())
+		}
+	}
+}
+
+// persist takes a snapshot of f and returns its bytes.
+func persist(t testing.TB, snapshot raft.FSMSnapshot) []byte {
+	t.Helper()
+	store := raft.NewInmemSnapshotStore()
+	sink, err := store.Create(raft.SnapshotVersionMax, 1, 1, raft.Configuration{}, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := snapshot.Persist(sink); err != nil {
+		t.Fatal(err)
+	}
+	snapshot.Release()
+	_, r, err := store.Open(sink.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	data, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func takeSnapshot(t testing.TB, f *fsm) raft.FSMSnapshot {
+	t.Helper()
+	snapshot, err := f.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return snapshot
+}
+
+// closing is a snapshot being restored, which fails at its end if broken is set.
+type closing struct {
+	io.Reader
+	broken error
+}
+
+func (c *closing) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	if err == io.EOF && c.broken != nil {
+		err = c.broken
+	}
+	return n, err
+}
+
+func (c *closing) Close() error { return nil }
+
+func checkSame(t testing.TB, what string, got, want *fsm) {
+	t.Helper()
+	if !maps.Equal(items(got.store), items(want.store)) {
+		t.Errorf("%s: got %.2000v, want %.2000v", what, items(got.store), items(want.store))
+	}
+	gotIndex, gotTerm := got.store.Applied()
+	if index, term := want.store.Applied(); gotIndex != index || gotTerm != term {
+		t.Errorf("%s: applied: got %d of term %d, want %d of %d", what, gotIndex, gotTerm, index, term)
+	}
+}
+
+func TestSnapshotAndRestore(t *testing.T) {
+	f, _ := newTestFSM("info")
+	f.Apply(entry(3, 1, setting("a", "1", "b", "2", "\xff\x00", "\x00\xfe")))
+	f.Apply(entry(5, 2, removing("b")))
+	same, _ := newTestFSM("error")
+	for _, e := range []*raft.Log{entry(3, 1, setting("a", "1", "b", "2", "\xff\x00", "\x00\xfe")), entry(5, 2, removing("b"))} {
+		same.Apply(e)
+	}
+	snapshot := takeSnapshot(t, f)
+	f.Apply(entry(6, 2, setting("a", "after the snapshot", "c", "3"))) // Persist comes later, and sees nothing of it
+
+	data := persist(t, snapshot)
+	restored, out := newTestFSM("info")
+	restored.Apply(entry(1, 1, setting("gone", "x")))
+	if err := restored.Restore(&closing{Reader: bytes.NewReader(data)}); err != nil {
+		t.Fatal(err)
+	}
+	checkSame(t, "restored", restored, same)
+	if got := out.String(); !strings.HasSuffix(got, "] Restored a snapshot: 2 keys, index=5\n") {
+		t.Errorf("console: got %q, want that it has restored a snapshot", got)
+	}
+
+	restored.Reset()
+	empty, _ := newTestFSM("error")
+	checkSame(t, "reset", restored, empty)
+	if err := restored.Restore(&closing{Reader: bytes.NewReader(persist(t, takeSnapshot(t, empty)))}); err != nil {
+		t.Fatal(err)
+	}
+	checkSame(t, "restored to nothing", restored, empty)
+}
+
+func TestDamagedSnapshotChangesNothing(t *testing.T) {
+	f, _ := newTestFSM("error")
+	f.Apply(entry(9, 2, setting("a", "1", "b", "2")))
+	data := persist(t, takeSnapshot(t, f))
+
+	g, _ := newTestFSM("error")
+	g.Apply(entry(4, 1, setting("own", "data")))
+	want, _ := newTestFSM("error")
+	want.Apply(entry(4, 1, setting("own", "data")))
+	refuses := func(what string, r io.Reader, broken, wantErr error) {
+		t.Helper()
+		if err := g.Restore(&closing{r, broken}); !errors.Is(err, wantErr) {
+			t.Errorf("%s: got %v, want %v", what, err, wantErr)
+		}
+		checkSame(t, what, g, want)
+	}
+	for n := len("raftkv\x01"); n < len(data); n++ {
+		refuses(fmt.Sprintf("cut to %d bytes", n), bytes.NewReader(data[:n]), nil, kv.ErrSnapshotDamaged)
+	}
+	for i := len("raftkv\x01"); i < len(data); i++ {
+		changed := bytes.Clone(data)
+		changed[i] ^= 0x10
+		refuses(fmt.Sprintf("byte %d changed", i), bytes.NewReader(changed), nil, kv.ErrSnapshotDamaged)
+	}
+	refuses("longer", bytes.NewReader(append(bytes.Clone(data), 0)), nil, kv.ErrSnapshotDamaged)
+	refuses("none of ours", strings.NewReader("something else"), nil, kv.ErrSnapshotVersion)
+	gone := errors.New("disk is gone")
+	refuses("a broken disk", bytes.NewReader(data[:len(data)-1]), gone, gone)
+	if err := g.Restore(&closing{Reader: bytes.NewReader(data)}); err != nil {
+		t.Fatal(err)
+	}
+	checkSame(t, "the whole one", g, f)
+}
+
+// brokenSink is a sink that can't be written to.
+type brokenSink struct {
+	raft.SnapshotSink
+	canceled, closed int
+}
+
+var errFull = errors.New("disk is full")
+
+func (s *brokenSink) Write([]byte) (int, error) { return 0, errFull }
+func (s *brokenSink) Cancel() error             { s.canceled++; return nil }
+func (s *brokenSink) Close() error              { s.closed++; return nil }
+
+func TestUnwritableSnapshotIsCanceled(t *testing.T) {
+	f, _ := newTestFSM("error")
+	f.Apply(entry(1, 1, setting("a", "1")))
+	sink := new(brokenSink)
+	if err := takeSnapshot(t, f).Persist(sink); !errors.Is(err, errFull) {
+		t.Errorf("got %v, want %v", err, errFull)
+	}
+	if sink.canceled != 1 || sink.closed != 0 {
+		t.Errorf("got canceled %d times, closed %d times, want 1, 0", sink.canceled, sink.closed)
+	}
+}
+
+// TestReplayIsSnapshotAndTail applies random entries in random batches: the whole
+// log, and any snapshot with the rest of the log, give what a map gives.
+func TestReplayIsSnapshotAndTail(t *testing.T) {
+	for seed := range uint64(20) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		key := func() string { return strconv.Itoa(random.IntN(50)) }
+		var (
+			logs  []*raft.Log
+			model = make(map[string]kv.Item)
+			index = uint64(1)
+			term  = uint64(1)
+		)
+		for range 300 {
+			index += 1 + random.Uint64N(3) // between them, entries that no state machine sees
+			term += random.Uint64N(20) / 19
+			var commands []command.Command
+			for range 1 + random.IntN(3) {
+				var c command.Command
+				if random.IntN(3) > 0 {
+					c = setting(key(), strconv.Itoa(random.Int()), key(), "")
+				} else {
+					c = removing(key(), key())
+				}
+				for _, p := range c.Pairs {
+					if c.Kind == command.Set {
+						model[p.Key] = kv.Item{Value: string(p.Value), Index: index}
+					} else {
+						delete(model, p.Key)
+					}
+				}
+				commands = append(commands, c)
+			}
+			logs = append(logs, entry(index, term, commands...))
+		}
+		replay := func(f *fsm, logs []*raft.Log) {
+			for len(logs) > 0 {
+				n := 1 + random.IntN(min(len(logs), 64))
+				f.ApplyBatch(logs[:n])
+				logs = logs[n:]
+			}
+		}
+		whole, _ := newTestFSM("error")
+		replay(whole, logs)
+		if got := items(whole.store); !maps.Equal(got, model) {
+			t.Fatalf("seed %d: got %v, want %v", seed, got, model)
+		}
+		want := persist(t, takeSnapshot(t, whole))
+		for range 5 {
+			at := random.IntN(len(logs) + 1)
+			first, _ := newTestFSM("error")
+			replay(first, logs[:at])
+			data := persist(t, takeSnapshot(t, first))
+			second, _ := newTestFSM("error")
+			if err := second.Restore(&closing{Reader: bytes.NewReader(data)}); err != nil {
+				t.Fatal(err)
+			}
+			replay(second, logs[at:])
+			checkSame(t, fmt.Sprintf("seed %d, snapshot after %d entries", seed, at), second, whole)
+			if got := persist(t, takeSnapshot(t, second)); !bytes.Equal(got, want) {
+				t.Errorf("seed %d, snapshot after %d entries: the snapshots differ, want the same bytes", seed, at)
+			}
+		}
+	}
+}
+
+// BenchmarkApplyBatch is of raft's batches of 64 entries, one small set each.
+func BenchmarkApplyBatch(b *testing.B) {
+	for _, level := range []string{"info", "warn"} {
+		b.Run("LOG_LEVEL="+level, func(b *testing.B) {
+			const size = 64
+			f := newFSM(newLogger(io.Discard, level))
+			logs := make([]*raft.Log, size)
+			for i := range logs {
+				logs[i] = entry(0, 1, setting(fmt.Sprintf("key-%06d", i*7919), "value-of-twenty-byte"))
+			}
+			b.ReportAllocs()
+			index := uint64(0)
+			for b.Loop() {
+				for _, l := range logs {
+					index++
+					l.Index = index
+				}
+				f.ApplyBatch(logs)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/entry")
+		})
+	}
+}

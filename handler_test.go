@@ -1,0 +1,554 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"raftkv/internal/node"
+)
+
+// startOne starts a cluster of one, which answers to the name KV.Example too.
+func startOne(t testing.TB) *service {
+	t.Helper()
+	s := startNode(t, "n1", t.TempDir(), func(c *config) {
+		c.electionTimeout = 100 * time.Millisecond
+		c.httpNames = []string{"KV.Example"}
+	})
+	leads(t, s)
+	return s
+}
+
+// exchange sends a request and takes a redirect for an answer.
+func exchange(t testing.TB, r *http.Request) answer {
+	t.Helper()
+	a, err := send(direct, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// checkUnchanged calls do, and checks that it adds nothing to the log of s and
+// changes nothing of its data.
+func checkUnchanged(t testing.TB, s *service, do func()) {
+	t.Helper()
+	log, data := s.node.Info().LastIndex, items(s.machine.store.Clone())
+	do()
+	if got := s.node.Info().LastIndex; got != log {
+		t.Errorf("the log went from %d to %d, want no new entry", log, got)
+	}
+	if got := items(s.machine.store.Clone()); !maps.Equal(got, data) {
+		t.Errorf("the data went from %.200v to %.200v, want no change", data, got)
+	}
+}
+
+const mebi = 1 << 20
+
+// chunked is a body whose length is not known beforehand: it is sent in chunks.
+type chunked struct{ io.Reader }
+
+// unread is a body that must not be sent.
+type unread struct{ t testing.TB }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body was asked for")
+	return 0, io.EOF
+}
+
+func (unread) Close() error { return nil }
+
+// TestRefusedRequests is what a client may do wrong. Each answer is one line that
+// names what is wrong and what would be right, and each leaves the log as it was.
+func TestRefusedRequests(t *testing.T) {
+	s := startOne(t)
+	set(t, s, "k", "v")
+	longKey := strings.Repeat("k", 1025)
+	form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+	only := func(methods string) http.Header { return http.Header{"Allow": {methods}} }
+	for _, tt := range []struct {
+		name, method, target string
+		body                 string
+		header               http.Header // of the request
+		status               int
+		says                 string
+		answers              http.Header // in the answer, beside others
+	}{
+		{"set: no key", "GET", "/set", "", nil, 400, "key: missing", nil},
+		{"set: value alone", "GET", "/set?value=1", "", nil, 400, "key: missing", nil},
+		{"set: empty key", "GET", "/set?key=&value=1", "", nil, 400, "key: empty; a key has 1 to 1024 bytes", nil},
+		{"set: one of several keys empty", "GET", "/set?key=a&value=1&key=&value=2", "", nil, 400, "key: empty", nil},
+		{"set: long key", "GET", "/set?value=1&key=" + longKey, "", nil, 400, "key: 1025 bytes; a key has 1 to 1024 bytes", nil},
+		{"set: long key of escapes", "GET", "/set?value=1&key=" + strings.Repeat("%00", 1025), "", nil, 400, "1024", nil},
+		{"set: key without value", "GET", "/set?key=a", "", nil, 400, "value: 0 given for 1 of key", nil},
+		{"set: second key without value", "GET", "/set?key=a&value=1&key=b", "", nil, 400, "value: 1 given for 2 of key", nil},
+		{"set: second value without key", "GET", "/set?key=a&value=1&value=2", "", nil, 400, "value: 2 given for 1 of key", nil},
+		{"set: key twice", "GET", "/set?key=a&value=1&key=a&value=2", "", nil, 400, `key: "a" is given twice`, nil},
+		{"set: unknown parameter", "GET", "/set?key=a&value=1&valu=2", "", nil, 400, `"valu": unknown parameter; /set takes key, value`, nil},
+		{"set: other case", "GET", "/set?Key=a&value=1", "", nil, 400, `"Key": unknown parameter`, nil},
+		{"set: hostile parameter", "GET", "/set?key=a&value=1&x%0Ay%1B=2", "", nil, 400, `"x\ny\x1b": unknown parameter`, nil},
+		{"set: broken escape in the query", "GET", "/set?key=%zz&value=1", "", nil, 400, "query: ", nil},
+		{"set: escape cut off", "GET", "/set?key=a&value=%4", "", nil, 400, "percent-encode", nil},
+		{"set: semicolon", "GET", "/set?key=a;value=1", "", nil, 400, "query: ", nil},
+		{"set: large value", "GET", "/set?key=a&value=" + strings.Repeat("v", mebi+1), "", nil, 413, "value: larger than 1048576 bytes", nil},
+		{"set: large query", "GET", "/set?key=a&value=" + strings.Repeat("v", 2*mebi), "", nil, 413, "query: larger than 2097152 bytes", nil},
+		{"set: large value in a form", "POST", "/set", "key=a&value=" + strings.Repeat("v", mebi+1), form, 413, "value: larger than 1048576 bytes", nil},
+		{"set: large form", "POST", "/set", "key=a&value=" + strings.Repeat("v", 2*mebi), form, 413, "form: larger than 2097152 bytes", nil},
+		{"set: large body", "PUT", "/set?key=a", strings.Repeat("v", mebi+1), nil, 413, "value: larger than 1048576 bytes", nil},
+		{"set: huge body", "PUT", "/set?key=a", strings.Repeat("v", 2*mebi+1), nil, 413, "value: larger than 1048576 bytes", nil},
+		{"set: large form of several", "POST", "/set?key=a", "value=1&key=b&value=" + strings.Repeat("v", mebi+1), form, 413, "value: larger", nil},
+		{"set: PUT with a value", "PUT", "/set?key=a&value=1", "2", nil, 400, "value: with PUT the body is the value", nil},
+		{"set: PUT without a key", "PUT", "/set", "2", nil, 400, "key: missing", nil},
+		{"set: PUT of an empty key", "PUT", "/set?key=", "2", nil, 400, "key: empty", nil},
+		{"set: PUT of a long key", "PUT", "/set?key=" + longKey, "2", nil, 400, "1024", nil},
+		{"set: PUT of two keys", "PUT", "/set?key=a&key=b", "2", nil, 400, "key: 2 given; PUT takes one key", nil},
+		{"set: broken escape in the form", "POST", "/set", "key=a&value=%zz", form, 400, "form: ", nil},
+		{"set: JSON", "POST", "/set", `{"key":"a"}`, http.Header{"Content-Type": {"application/json"}}, 400, `Content-Type: "application/json"; POST takes application/x-www-form-urlencoded`, nil},
+		{"set: POST of a value alone", "POST", "/set?key=a", "1", http.Header{"Content-Type": {"text/plain"}}, 400, "Content-Type", nil},
+		{"set: no type", "POST", "/set?key=a", "1", http.Header{"Content-Type": {""}}, 400, "Content-Type", nil},
+		{"set: key in query and form", "POST", "/set?key=a", "key=a&value=1&value=2", form, 400, `key: "a" is given twice`, nil},
+		{"set: unknown in the form", "POST", "/set?key=a", "value=1&ttl=5", form, 400, `"ttl": unknown parameter`, nil},
+		{"set: HEAD", "HEAD", "/set?key=a&value=1", "", nil, 405, "", only("GET, POST, PUT")},
+		{"set: DELETE", "DELETE", "/set?key=k", "", nil, 405, "method DELETE: /set takes GET, POST, PUT", only("GET, POST, PUT")},
+		{"set: PATCH", "PATCH", "/set?key=a&value=1", "1", nil, 405, "GET, POST, PUT", only("GET, POST, PUT")},
+		{"set: OPTIONS", "OPTIONS", "/set?key=a&value=1", "", nil, 405, "GET, POST, PUT", only("GET, POST, PUT")},
+
+		{"get: no key", "GET", "/get", "", nil, 400, "key: missing", nil},
+		{"get: empty key", "GET", "/get?key=", "", nil, 400, "key: empty; a key has 1 to 1024 bytes", nil},
+		{"get: long key", "GET", "/get?key=" + longKey, "", nil, 400, "key: 1025 bytes", nil},
+		{"get: two keys", "GET", "/get?key=k&key=k", "", nil, 400, "key: given 2 times; give it once", nil},
+		{"get: unknown parameter", "GET", "/get?key=k&value=1", "", nil, 400, `"value": unknown parameter; /get takes key`, nil},
+		{"get: broken escape", "GET", "/get?key=%", "", nil, 400, "query: ", nil},
+		{"get: PUT", "PUT", "/get?key=k", "1", nil, 405, "method PUT: /get takes GET, HEAD, POST", only("GET, HEAD, POST")},
+		{"get: DELETE", "DELETE", "/get?key=k", "", nil, 405, "method DELETE", only("GET, HEAD, POST")},
+		{"get: not found", "GET", "/get?key=none", "", nil, 404, `key "none": not found`, nil},
+		{"get: hostile key not found", "GET", "/get?key=a%0Ab%1B%FF", "", nil, 404, `key "a\nb\x1b\xff": not found`, nil},
+		{"get: POST not found", "POST", "/get", "key=none", form, 404, `key "none": not found`, nil},
+		{"get: HEAD not found", "HEAD", "/get?key=none", "", nil, 404, "", nil},
+
+		{"remove: no key", "GET", "/remove", "", nil, 400, "key: missing", nil},
+		{"remove: empty key", "GET", "/remove?key=", "", nil, 400, "key: empty", nil},
+		{"remove: long key", "GET", "/remove?key=" + longKey, "", nil, 400, "1024", nil},
+		{"remove: key twice", "GET", "/remove?key=k&key=k", "", nil, 400, `key: "k" is given twice`, nil},
+		{"remove: unknown parameter", "GET", "/remove?key=k&vlaue=1", "", nil, 400, `"vlaue": unknown parameter; /remove takes key`, nil},
+		{"remove: large form", "POST", "/remove", "key=k" + strings.Repeat("&", 2*mebi), form, 413, "form: larger than 2097152 bytes", nil},
+		{"remove: HEAD", "HEAD", "/remove?key=k", "", nil, 405, "", only("GET, POST")},
+		{"remove: PUT", "PUT", "/remove?key=k", "1", nil, 405, "method PUT: /remove takes GET, POST", only("GET, POST")},
+		{"remove: DELETE", "DELETE", "/remove?key=k", "", nil, 405, "method DELETE", only("GET, POST")},
+
+		{"join: nothing", "GET", "/join", "", nil, 400, "nodeId: missing", nil},
+		{"join: no port", "GET", "/join?nodeId=n2", "", nil, 400, "raftPort: missing", nil},
+		{"join: no ID", "GET", "/join?raftPort=9001", "", nil, 400, "nodeId: missing", nil},
+		{"join: empty ID", "GET", "/join?nodeId=&raftPort=9001", "", nil, 400, "nodeId: want 1 to 64 letters", nil},
+		{"join: hostile ID", "GET", "/join?nodeId=n2%0AINFO&raftPort=9001", "", nil, 400, "nodeId: want", nil},
+		{"join: long ID", "GET", "/join?nodeId=" + strings.Repeat("n", 65) + "&raftPort=9001", "", nil, 400, "nodeId: want 1 to 64", nil},
+		{"join: two IDs", "GET", "/join?nodeId=n2&nodeId=n3&raftPort=9001", "", nil, 400, "nodeId: given 2 times", nil},
+		{"join: port 0", "GET", "/join?nodeId=n2&raftPort=0", "", nil, 400, "raftPort: want a port, 1 to 65535", nil},
+		{"join: port 65536", "GET", "/join?nodeId=n2&raftPort=65536", "", nil, 400, "raftPort: want", nil},
+		{"join: port with a host", "GET", "/join?nodeId=n2&raftPort=127.0.0.1:9001", "", nil, 400, "raftPort: want", nil},
+		{"join: unknown parameter", "GET", "/join?nodeId=n2&raftport=9001", "", nil, 400, `"raftport": unknown parameter; /join takes nodeId, raftPort`, nil},
+		{"join: PUT", "PUT", "/join?nodeId=n2&raftPort=9001", "", nil, 405, "method PUT", only("GET, POST")},
+
+		{"status: unknown parameter", "GET", "/status?key=1", "", nil, 400, `"key": unknown parameter`, nil},
+		{"status: DELETE", "DELETE", "/status", "", nil, 405, "method DELETE", only("GET, HEAD, POST")},
+		{"no such path", "GET", "/", "", nil, 404, "/set /get /remove /join /leave /transfer /status", nil},
+		{"no such path, hostile", "GET", "/a%0Ab", "", nil, 404, "no such path", nil},
+		{"path with a slash", "GET", "/set/?key=a&value=1", "", nil, 404, "no such path", nil},
+		{"path in capitals", "GET", "/SET?key=a&value=1", "", nil, 404, "no such path", nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRequest(t, tt.method, s, tt.target, tt.body)
+			maps.Copy(r.Header, tt.header)
+			if len(tt.body) > 64<<10 {
+				r.Header.Set("Expect", "100-continue") // as curl does: what is refused need not be sent
+			}
+			checkUnchanged(t, s, func() {
+				a := exchange(t, r)
+				if a.status != tt.status {
+					t.Errorf("got %d, want %d", a.status, tt.status)
+				}
+				if err := oneLineNaming(a, tt.says); err != nil && tt.method != http.MethodHead {
+					t.Error(err)
+				}
+				for name := range tt.answers {
+					if got, want := a.header.Get(name), tt.answers.Get(name); got != want {
+						t.Errorf("%s: got %q, want %q", name, got, want)
+					}
+				}
+			})
+		})
+	}
+
+	t.Run("large body unsent", func(t *testing.T) {
+		r := newRequest(t, http.MethodPut, s, "/set?key=a", "")
+		r.Body, r.ContentLength, r.GetBody = unread{t}, mebi+1, nil
+		r.Header.Set("Expect", "100-continue")
+		if a := exchange(t, r); a.status != http.StatusRequestEntityTooLarge {
+			t.Errorf("got %d %q, want 413", a.status, a.body)
+		}
+	})
+	t.Run("chunks", func(t *testing.T) {
+		r := newRequest(t, http.MethodPut, s, "/set?key=a", "")
+		r.Body, r.ContentLength, r.GetBody = io.NopCloser(chunked{strings.NewReader(strings.Repeat("v", mebi+1))}), -1, nil
+		checkUnchanged(t, s, func() {
+			a := exchange(t, r)
+			if err := oneLineNaming(a, "value: larger than 1048576 bytes"); err != nil || a.status != http.StatusRequestEntityTooLarge {
+				t.Errorf("got %d (%v), want 413", a.status, err)
+			}
+		})
+	})
+	checkReplicas(t, s)
+}
+
+// raw sends what may not be HTTP, ends the sending side, and reads the answer.
+func raw(t testing.TB, s *service, text string) answer {
+	t.Helper()
+	c, err := net.Dial("tcp", s.listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{response.StatusCode, response.Header, string(body)}
+}
+
+// TestBrokenRequests is what no HTTP library sends: above all, what was cut off on
+// the way is not taken for whole.
+func TestBrokenRequests(t *testing.T) {
+	s := startOne(t)
+	for _, tt := range []struct {
+		name, text string
+		status     int
+	}{
+		{"PUT cut off", "PUT /set?key=a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc", 400},
+		{"PUT of chunks cut off", "PUT /set?key=a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", 400},
+		{"PUT of broken chunks", "PUT /set?key=a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nabc\r\n", 400},
+		{"form cut off", "POST /set HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 20\r\n\r\nkey=a&value=1", 400},
+		{"no Host", "GET /set?key=a&value=1 HTTP/1.1\r\n\r\n", 400},
+		{"two Hosts", "GET /set?key=a&value=1 HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400},
+		{"no Host, HTTP/1.0", "GET /set?key=a&value=1 HTTP/1.0\r\n\r\n", 403},
+		{"foreign Host in the request line", "GET http://evil.example/set?key=a&value=1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 403},
+		{"space in the query", "GET /set?key=a b&value=1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400},
+		{"unknown method", "STEAL /set?key=a&value=1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 405},
+		{"connect", "CONNECT /set?key=a&value=1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 405},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			checkUnchanged(t, s, func() {
+				if a := raw(t, s, tt.text); a.status != tt.status {
+					t.Errorf("got %d %q, want %d", a.status, a.body, tt.status)
+				}
+			})
+		})
+	}
+	checkReplicas(t, s)
+}
+
+func TestAcceptedRequests(t *testing.T) {
+	s := startOne(t)
+	var every [256]byte
+	for i := range every {
+		every[i] = byte(i)
+	}
+	for _, tt := range []struct{ name, key, value string }{
+		{"text", "k", "value"},
+		{"empty value", "empty", ""},
+		{"all bytes", string(every[:]), string(every[:])},
+		{"query syntax", "a&b=c+d %;#?/", "&=+% ;#?/\r\n"},
+		{"key that looks like a path", "../../etc//passwd", "x"},
+		{"longest key", strings.Repeat("k", 1024), "x"},
+		{"longest value", "large", strings.Repeat("v", mebi)},
+	} {
+		query := "/set?" + pair(tt.key, tt.value)
+		keyOnly := "?" + url.Values{"key": {tt.key}}.Encode()
+		inChunks := newRequest(t, http.MethodPut, s, "/set"+keyOnly, "")
+		inChunks.Body, inChunks.ContentLength, inChunks.GetBody = io.NopCloser(chunked{strings.NewReader(tt.value)}), -1, nil
+		emptyPost := newRequest(t, http.MethodPost, s, query, "")
+		emptyPost.Header.Del("Content-Type")
+		withCharset := newRequest(t, http.MethodPost, s, "/set", pair(tt.key, tt.value))
+		withCharset.Header.Set("Content-Type", "application/x-www-form-urlencoded; charset=UTF-8")
+		for _, way := range []struct {
+			name    string
+			request *http.Request
+		}{
+			{"GET", newRequest(t, http.MethodGet, s, query, "")},
+			{"POST of a form", newRequest(t, http.MethodPost, s, "/set", pair(tt.key, tt.value))},
+			{"POST of a form with a charset", withCharset},
+			{"POST of a query", emptyPost},
+			{"POST with the key in the query", newRequest(t, http.MethodPost, s, "/set"+keyOnly, url.Values{"value": {tt.value}}.Encode())},
+			{"PUT", newRequest(t, http.MethodPut, s, "/set"+keyOnly, tt.value)},
+			{"PUT in chunks", inChunks},
+		} {
+			t.Run(tt.name+", "+way.name, func(t *testing.T) {
+				if len(way.request.URL.RawQuery) > 2*mebi {
+					t.Skip("too large for a query")
+				}
+				a := exchange(t, way.request)
+				index, err := indexOf(a)
+				if err != nil || a.status != http.StatusOK {
+					t.Fatalf("set: got %d %q, want 200 and OK index=N", a.status, a.body)
+				}
+				if got, want := index, s.machine.Applied(); got != want {
+					t.Errorf("set: got index %d, want that of the last command, %d", got, want)
+				}
+				etag := fmt.Sprintf("%q", strconv.FormatUint(index, 10))
+				if got := a.header.Get("ETag"); got != etag {
+					t.Errorf("set: ETag: got %s, want %s", got, etag)
+				}
+
+				another := set(t, s, "another", "1")
+				for _, r := range []*http.Request{
+					newRequest(t, http.MethodGet, s, "/get"+keyOnly, ""),
+					newRequest(t, http.MethodPost, s, "/get", keyOnly[1:]),
+					newRequest(t, http.MethodHead, s, "/get"+keyOnly, ""),
+				} {
+					a, want := exchange(t, r), tt.value
+					if got := a.header.Get("Content-Length"); got != strconv.Itoa(len(want)) {
+						t.Errorf("%s /get: Content-Length: got %s, want %d", r.Method, got, len(want))
+					}
+					if r.Method == http.MethodHead {
+						want = ""
+					}
+					if a.status != http.StatusOK || a.body != want {
+						t.Errorf("%s /get: got %d %.100q, want 200 %.100q", r.Method, a.status, a.body, want)
+					}
+					if got := a.header.Get("ETag"); got != etag {
+						t.Errorf("%s /get: ETag: got %s, want that of the set, %s", r.Method, got, etag)
+					}
+					if got := a.header.Get("X-Content-Type-Options"); got != "nosniff" {
+						t.Errorf("%s /get: X-Content-Type-Options: got %q, want nosniff", r.Method, got)
+					}
+				}
+				if got := ask(t, s, "/remove"+keyOnly); got.status != http.StatusOK || got.body != fmt.Sprintf("OK index=%d removed=1\n", another+1) {
+					t.Errorf("remove: got %d %q, want OK index=%d removed=1", got.status, got.body, another+1)
+				}
+				if got := ask(t, s, "/get"+keyOnly); got.status != http.StatusNotFound {
+					t.Errorf("get after the remove: got %d, want 404", got.status)
+				}
+			})
+		}
+	}
+	checkReplicas(t, s)
+}
+
+func TestSeveralKeysInOneEntry(t *testing.T) {
+	s := startOne(t)
+	index := write(t, s, "/set?key=a&key=b&value=1&value=2&key=c&value=")
+	for key, want := range map[string]string{"a": "1", "b": "2", "c": ""} {
+		if got, ok := s.machine.store.Get(key); !ok || got.Value != want || got.Index != index {
+			t.Errorf("%s: got %v, %v, want %q at %d", key, got, ok, want, index)
+		}
+	}
+	for _, tt := range []struct {
+		request *http.Request
+		removed int
+	}{
+		{newRequest(t, http.MethodGet, s, "/remove?key=a&key=none&key=b", ""), 2},
+		{newRequest(t, http.MethodPost, s, "/remove?key=a", "key=b"), 0},
+		{newRequest(t, http.MethodPost, s, "/remove", "key=c"), 1},
+	} {
+		index++
+		want := fmt.Sprintf("OK index=%d removed=%d\n", index, tt.removed)
+		if got := exchange(t, tt.request); got.status != http.StatusOK || got.body != want {
+			t.Errorf("%s %s: got %d %q, want 200 %q", tt.request.Method, tt.request.URL, got.status, got.body, want)
+		}
+	}
+	if got := checkReplicas(t, s); len(got) != 0 {
+		t.Errorf("the node holds %v, want nothing", got)
+	}
+}
+
+// TestGuard is DESIGN section 8: sets arrive as GET, and no web page may send one.
+func TestGuard(t *testing.T) {
+	s := startOne(t)
+	own := s.listener.Addr().String()
+	_, port, _ := net.SplitHostPort(own)
+	for _, tt := range []struct {
+		name, host string
+		header     http.Header
+		status     int
+		says       string
+	}{
+		{"curl", own, nil, 200, ""},
+		{"typed into a browser", own, http.Header{"Sec-Fetch-Site": {"none"}}, 200, ""},
+		{"own page", own, http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"http://" + own}}, 200, ""},
+		{"own page, older browser", own, http.Header{"Origin": {"http://" + own}}, 200, ""},
+		{"link on another page", own, http.Header{"Sec-Fetch-Site": {"cross-site"}}, 403, `Sec-Fetch-Site: "cross-site"`},
+		{"page of another port", own, http.Header{"Sec-Fetch-Site": {"same-site"}}, 403, `Sec-Fetch-Site: "same-site"`},
+		{"unknown site", own, http.Header{"Sec-Fetch-Site": {"None"}}, 403, "Sec-Fetch-Site"},
+		{"foreign origin", own, http.Header{"Origin": {"http://evil.example"}}, 403, `Origin: "http://evil.example"`},
+		{"null origin", own, http.Header{"Origin": {"null"}}, 403, `Origin: "null"`},
+		{"other port's origin", own, http.Header{"Origin": {"http://127.0.0.1:1"}}, 403, "Origin"},
+		{"other scheme's origin", own, http.Header{"Origin": {"https://" + own}}, 403, "Origin"},
+		{"foreign origin that calls itself the same", own, http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"http://evil.example"}}, 403, "Origin"},
+		{"foreign name", "evil.example", nil, 403, `Host: "evil.example"`},
+		{"foreign name with the port", "evil.example:" + port, nil, 403, "HTTP_SERVER_NAMES"},
+		{"foreign name, own page", "evil.example:" + port, http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"http://evil.example:" + port}}, 403, "Host"},
+		{"foreign name that begins well", "127.0.0.1.evil.example", nil, 403, "Host"},
+		{"foreign name that ends well", "evil.localhost", nil, 403, "Host"},
+		{"configured name within another", "kv.example.evil.example", nil, 403, "Host"},
+		{"localhost", "localhost", nil, 200, ""},
+		{"localhost with the port", "LocalHost:" + port, nil, 200, ""},
+		{"IPv4", "127.0.0.1", nil, 200, ""},
+		{"another IPv4", "192.0.2.1:" + port, nil, 200, ""},
+		{"IPv6", "[::1]", nil, 200, ""},
+		{"IPv6 with the port", "[::1]:" + port, nil, 200, ""},
+		{"configured name", "KV.Example", nil, 200, ""},
+		{"configured name in lower case, with the port", "kv.example:" + port, nil, 200, ""},
+		{"configured name, own page", "kv.example:" + port, http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"http://kv.example:" + port}}, 200, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRequest(t, http.MethodGet, s, "/set?"+pair("guard", tt.name), "")
+			r.Host = tt.host
+			maps.Copy(r.Header, tt.header)
+			if tt.status == http.StatusOK {
+				if a := exchange(t, r); a.status != tt.status {
+					t.Errorf("got %d %q, want 200", a.status, a.body)
+				}
+				return
+			}
+			checkUnchanged(t, s, func() {
+				a := exchange(t, r)
+				if a.status != tt.status {
+					t.Errorf("got %d %q, want %d", a.status, a.body, tt.status)
+				}
+				if err := oneLineNaming(a, tt.says); err != nil {
+					t.Error(err)
+				}
+			})
+			// Nothing else is told either, not even that there is no such path.
+			for _, target := range []string{"/get?key=guard", "/status", "/remove?key=guard", "/healthz", "/none"} {
+				r := newRequest(t, http.MethodGet, s, target, "")
+				r.Host = tt.host
+				maps.Copy(r.Header, tt.header)
+				if a := exchange(t, r); a.status != tt.status {
+					t.Errorf("%s: got %d %q, want %d", target, a.status, a.body, tt.status)
+				}
+			}
+		})
+	}
+	checkReplicas(t, s)
+}
+
+// TestErrorTable is what the errors of the node become. What needs a cluster, 307
+// above all, is in cluster_test.go.
+func TestErrorTable(t *testing.T) {
+	out := new(logBuffer)
+	h := &handler{log: newLogger(out, "debug")}
+	for _, tt := range []struct {
+		err        error
+		status     int
+		retryAfter bool
+		says       string
+	}{
+		{fmt.Errorf("%w: enqueue timeout", node.ErrNotApplied), 503, true, "safe to send it again"},
+		{fmt.Errorf("%w: this node is shutting down", node.ErrNotApplied), 503, true, "shutting down"},
+		{node.ErrNoLeader, 503, true, "nothing was done"},
+		{fmt.Errorf("%w: n2 does not answer: %w", node.ErrNoLeader, errors.New("refused\nconnection")), 503, true, "no leader is known: n2"},
+		{fmt.Errorf("%w: no answer within 10s", node.ErrUnknown), 504, false, "it may yet be applied: read before you send it again"},
+		{fmt.Errorf("%w: %w", node.ErrUnknown, context.Canceled), 504, false, "outcome unknown"},
+		{fmt.Errorf("%w: %w", node.ErrUnknown, errors.New("leadership lost while committing log")), 504, false, "leadership lost"},
+		{fmt.Errorf("%w: n2 holds data", node.ErrConflict), 409, false, "n2 holds data"},
+		{errors.Join(fmt.Errorf("%w: a", node.ErrConflict), errors.New("b")), 409, false, "; b"},
+		{refuse(http.StatusBadRequest, "key: missing"), 400, false, "key: missing"},
+		{fmt.Errorf("wrapped: %w", tooLarge("value", 5)), 413, false, "value: larger than 5 bytes"},
+		{errors.New("of no row\nin the table"), 500, false, "of no row; in the table"},
+	} {
+		w := httptest.NewRecorder()
+		h.fail(w, httptest.NewRequest(http.MethodGet, "/set?key=a", nil), tt.err)
+		a := answer{w.Code, w.Header(), w.Body.String()}
+		if a.status != tt.status {
+			t.Errorf("%v: got %d, want %d", tt.err, a.status, tt.status)
+		}
+		if err := oneLineNaming(a, tt.says); err != nil {
+			t.Errorf("%v: %v", tt.err, err)
+		}
+		if got := a.header.Get("Retry-After") != ""; got != tt.retryAfter {
+			t.Errorf("%v: Retry-After: got %v, want %v", tt.err, got, tt.retryAfter)
+		}
+		if a.header.Get("Location") != "" {
+			t.Errorf("%v: got a Location, want none", tt.err)
+		}
+	}
+
+	// A client that has gone is no error of the node's, and is never told 200.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	said := out.String()
+	w := httptest.NewRecorder()
+	h.fail(w, httptest.NewRequest(http.MethodGet, "/status", nil).WithContext(ctx), ctx.Err())
+	if w.Code == http.StatusOK || out.String() != said {
+		t.Errorf("a client that has gone: got %d, and on the console %q, want an error and nothing", w.Code, strings.TrimPrefix(out.String(), said))
+	}
+}
+
+func TestTooManyRequestsAreNotApplied(t *testing.T) {
+	h := &handler{log: newLogger(io.Discard, "error"), inFlight: make(chan struct{}, 1)}
+	answered := false
+	door := h.serve(nil, func(http.ResponseWriter, *http.Request) error {
+		answered = true
+		return nil
+	})
+	h.inFlight <- struct{}{} // as another request does
+	w := httptest.NewRecorder()
+	door.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost/set", nil))
+	a := answer{w.Code, w.Header(), w.Body.String()}
+	if err := oneLineNaming(a, "in flight"); err != nil || a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" || answered {
+		t.Errorf("got %d %v (%v), want 503 with Retry-After and nothing done", a.status, a.header, err)
+	}
+	<-h.inFlight
+	for range 3 { // each gives its place back
+		door.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "http://localhost/set", nil))
+		if !answered || len(h.inFlight) != 0 {
+			t.Errorf("got answered %v, %d in flight, want true, 0", answered, len(h.inFlight))
+		}
+		answered = false
+	}
+}
+
+// TestStoppedNode: what comes too late is refused, and definitely not applied.
+func TestStoppedNode(t *testing.T) {
+	s := startOne(t)
+	set(t, s, "k", "v")
+	h := newHandler(s.node, s.machine.store, s.log, nil)
+	if err := s.stop(); err != nil {
+		t.Fatalf("stop: %v", err)
+	}
+	for _, target := range []string{"/set?key=late&value=1", "/remove?key=k"} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost"+target, nil))
+		a := answer{w.Code, w.Header(), w.Body.String()}
+		if err := oneLineNaming(a, "shutting down", "safe"); err != nil || a.status != http.StatusServiceUnavailable {
+			t.Errorf("%s: got %d %q (%v), want 503", target, a.status, a.body, err)
+		}
+	}
+	if err := s.stop(); err != nil {
+		t.Errorf("stop again: %v", err)
+	}
+	if got := checkReplicas(t, s); !maps.Equal(got, map[string]string{"k": "v"}) {
+		t.Errorf("the node holds %v, want what it held", got)
+	}
+}
