@@ -239,8 +239,8 @@ try "curl -L -T README.md \"$(http "$leader")/set?key=readme\"" "store a file"
 try "kill -9 ${node[leader]}" "end n$leader, the leader: another is elected"
 try "curl \"$(http "$follower")/status\"" "see who leads now"
 try "./startn$leader.sh --keep" "bring n$leader back"
-say "Ctrl-C stops all three"
 when_stopped=0
+say "Ctrl-C stops all three"
 
 while :; do
 	for i in 1 2 3; do

@@ -24,10 +24,13 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// From the first signal on, a second one ends the process at once.
-	context.AfterFunc(ctx, stop)
-	signal.Ignore(syscall.SIGPIPE) // a console that is gone must not end the node
+	// A console that is gone, as after | head, must not end the node.
+	signal.Ignore(syscall.SIGPIPE)
+	signals, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := context.WithCancel(context.Background())
+	// From the first signal on, and before run knows of it, a second one ends the
+	// process at once.
+	context.AfterFunc(signals, func() { stop(); cancel() })
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	switch {
 	case err == nil:

@@ -64,7 +64,7 @@ func (n *Node) beRemoved() error {
 			return nil
 		}
 		n.config.Logf("%s was removed from cluster %s: it takes no part until it is joined again", n.config.ID, n.port.ClusterID())
-		if err := i.raft.Shutdown().Error(); err != nil {
+		if err := i.stop(); err != nil {
 			n.fail(fmt.Errorf("removal: %w", err))
 			return err
 		}
@@ -94,7 +94,7 @@ func (n *Node) replace(check func(r *raft.Raft) (wipe func() error, err error)) 
 		if err != nil {
 			return err
 		}
-		err = errors.Join(i.raft.Shutdown().Error(), i.volume.close())
+		err = errors.Join(i.stop(), i.volume.close())
 		if err == nil && wipe != nil {
 			err = wipe()
 		}

@@ -57,6 +57,7 @@ type Node struct {
 	machine StateMachine
 	port    *peer.Port
 	failed  chan error // of capacity 1: the first failure
+	lock    *os.File   // of the volume
 
 	current   atomic.Pointer[instance]
 	removed   atomic.Bool  // the cluster has taken this node out; raft is stopped
@@ -74,8 +75,16 @@ type Node struct {
 
 // instance is raft on a volume. A node that is adopted gets a new one.
 type instance struct {
-	raft   *raft.Raft
-	volume *volume
+	raft      *raft.Raft
+	transport transport
+	volume    *volume
+}
+
+// stop ends raft. Raft waits for its calls to other nodes, up to 10 s for one that
+// does not answer: closing their connections ends them.
+func (i *instance) stop() error {
+	stopped := i.raft.Shutdown()
+	return errors.Join(i.transport.Close(), stopped.Error())
 }
 
 // writeLimit is how long one write of the disk may take before the node ends
@@ -111,6 +120,18 @@ func (n *Node) open() error {
 	if err := os.MkdirAll(n.config.Dir, 0o755); err != nil {
 		return err
 	}
+	lock, err := lockVolume(n.config.Dir)
+	if err != nil {
+		return err
+	}
+	if err := n.openLocked(); err != nil {
+		return errors.Join(err, lock.Close())
+	}
+	n.lock = lock
+	return nil
+}
+
+func (n *Node) openLocked() error {
 	fresh, err := isNew(n.config.Dir)
 	if err != nil {
 		return err
@@ -149,7 +170,8 @@ func (n *Node) start() error {
 		return errors.Join(err, v.close())
 	}
 	n.machine.Reset()
-	r, err := newRaft(n.raftConfig(), n.machine, v, newTransport(n.port.Stream(), n.config.RaftLog), recovery)
+	t := newTransport(n.port.Stream(), n.config.RaftLog)
+	r, err := newRaft(n.raftConfig(), n.machine, v, t, recovery)
 	if err == nil && recovery != nil {
 		n.config.Logf("Recovered from %s: the members are now %v", recoveryFile, recovery.Servers)
 		err = os.Rename(filepath.Join(n.config.Dir, recoveryFile), filepath.Join(n.config.Dir, recoveryFile+".used"))
@@ -158,9 +180,9 @@ func (n *Node) start() error {
 		err = <-n.failed
 	}
 	if err != nil {
-		return errors.Join(err, v.close())
+		return errors.Join(err, t.Close(), v.close())
 	}
-	n.current.Store(&instance{raft: r, volume: v})
+	n.current.Store(&instance{raft: r, transport: t, volume: v})
 	return nil
 }
 
@@ -168,9 +190,11 @@ func (n *Node) raftConfig() *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(n.config.ID)
 	c.Logger = n.config.RaftLog
-	c.HeartbeatTimeout = n.config.ElectionTimeout
+	// A follower notices a dead leader after one to three times HeartbeatTimeout: it
+	// looks at random intervals of one to two. No read rests on the lease.
+	c.HeartbeatTimeout = n.config.ElectionTimeout * 3 / 5
 	c.ElectionTimeout = n.config.ElectionTimeout
-	c.LeaderLeaseTimeout = n.config.ElectionTimeout // no read rests on it
+	c.LeaderLeaseTimeout = c.HeartbeatTimeout
 	c.CommitTimeout = 50 * time.Millisecond
 	c.SnapshotInterval = snapshotCheck
 	c.SnapshotThreshold = n.config.SnapshotThreshold
@@ -315,5 +339,5 @@ func (n *Node) close() error {
 	n.joining.Lock() // not while an adoption replaces the instance
 	defer n.joining.Unlock()
 	i := n.current.Load()
-	return errors.Join(i.raft.Shutdown().Error(), n.port.Close(), i.volume.close())
+	return errors.Join(i.stop(), n.port.Close(), i.volume.close(), n.lock.Close())
 }

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -30,6 +31,9 @@ type snapshots struct {
 	*raft.FileSnapshotStore
 	dir string
 	log hclog.Logger
+
+	mu      sync.Mutex          // guards damaged
+	damaged map[string]struct{} // IDs of those that usable could not open
 }
 
 type snapshotHeader struct {
@@ -62,7 +66,7 @@ func openSnapshots(volume string, log hclog.Logger) (*snapshots, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &snapshots{FileSnapshotStore: files, dir: dir, log: log}, nil
+	return &snapshots{FileSnapshotStore: files, dir: dir, log: log, damaged: make(map[string]struct{})}, nil
 }
 
 // Create implements raft.SnapshotStore.
@@ -95,7 +99,12 @@ func (s *snapshots) List() ([]*raft.SnapshotMeta, error) {
 			s.log.Warn("leaving out a snapshot whose metadata are damaged", "id", meta.ID, "index", meta.Index)
 			continue
 		}
-		metas = append(metas, meta)
+		s.mu.Lock()
+		_, damaged := s.damaged[meta.ID] // raft does not start when it is offered nothing but these
+		s.mu.Unlock()
+		if !damaged {
+			metas = append(metas, meta)
+		}
 	}
 	return metas, nil
 }
@@ -188,6 +197,9 @@ func (s *snapshots) usable() (*raft.SnapshotMeta, error) {
 			_ = state.Close()
 			return meta, nil
 		}
+		s.mu.Lock()
+		s.damaged[meta.ID] = struct{}{}
+		s.mu.Unlock()
 	}
 	return nil, nil
 }

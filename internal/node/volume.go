@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -40,6 +41,28 @@ var (
 
 // lockTimeout is how long to wait for another process to let go of the volume.
 const lockTimeout = time.Second
+
+// lockVolume makes dir this process's until the returned file is closed. Bbolt's
+// own lock comes too late: before it, the volume is read and leftovers removed, and
+// a new raft.db replaces what it is on.
+func lockVolume(dir string) (*os.File, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return d, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), d.Close())
+		}
+		if time.Since(start) > lockTimeout {
+			return nil, errors.Join(fmt.Errorf("%s is open in another process: stop it, or give this node another volume", dir), d.Close())
+		}
+	}
+}
 
 func boltPath(dir string) string { return filepath.Join(dir, "raft.db") }
 

@@ -195,10 +195,9 @@ func TestVolumeOfAnotherNode(t *testing.T) {
 }
 
 func TestVolumeInUse(t *testing.T) {
-	dir, _ := testVolume(t, 1)
-	v := mustOpen(t, dir)
-	defer v.close()
-	if _, err := openVolume(dir, "n1", hclog.NewNullLogger()); err == nil || !strings.Contains(err.Error(), "open in another process") {
+	dir := t.TempDir()
+	openNode(t, "n1", dir)
+	if _, err := tryOpen(t, "n1", dir); err == nil || !strings.Contains(err.Error(), "open in another process") {
 		t.Errorf("got %v, want that another process has it open", err)
 	}
 }

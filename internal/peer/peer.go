@@ -82,6 +82,7 @@ func dial(ctx context.Context, address string, magic byte, cluster ClusterID) (n
 	if err != nil {
 		return nil, err
 	}
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })() // ctx may end before its deadline
 	deadline, _ := ctx.Deadline()
 	if err := greet(c, deadline, magic, cluster); err != nil {
 		_ = c.Close()

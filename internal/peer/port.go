@@ -124,6 +124,7 @@ func (p *Port) Client() *http.Client { return p.client }
 // until it is closed, which closes them all and leaves the port open.
 func (p *Port) Stream() raft.StreamLayer {
 	s := &stream{port: p, queue: newQueue(p.listener.Addr()), conns: make(map[net.Conn]string)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	p.mu.Lock()
 	p.stream = s
 	p.mu.Unlock()
@@ -279,7 +280,9 @@ func (p *Port) refused(remote string, err error) {
 // stream is raft's StreamLayer over the port, for one raft instance.
 type stream struct {
 	*queue
-	port *Port
+	port   *Port
+	ctx    context.Context // ends with Close, and dialing with it
+	cancel context.CancelFunc
 
 	mu     sync.Mutex          // guards what follows
 	conns  map[net.Conn]string // to the address that was dialed; "" for an accepted one
@@ -288,7 +291,7 @@ type stream struct {
 
 // Dial implements raft.StreamLayer.
 func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	c, err := dial(ctx, string(address), magicRaft, s.port.ClusterID())
 	if err != nil {
@@ -307,6 +310,7 @@ func (s *stream) Addr() net.Addr { return address(s.port.address) }
 // Close ends Accept, closes every connection of this raft instance, and detaches
 // it from the port, which stays open.
 func (s *stream) Close() error {
+	s.cancel()
 	s.port.mu.Lock()
 	if s.port.stream == s {
 		s.port.stream = nil
