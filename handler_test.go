@@ -311,8 +311,8 @@ func TestAcceptedRequests(t *testing.T) {
 				if err != nil || a.status != http.StatusOK {
 					t.Fatalf("set: got %d %q, want 200 and OK index=N", a.status, a.body)
 				}
-				if got, want := index, s.machine.Applied(); got != want {
-					t.Errorf("set: got index %d, want that of the last command, %d", got, want)
+				if want, _ := s.machine.Applied(); index != want {
+					t.Errorf("set: got index %d, want that of the last command, %d", index, want)
 				}
 				etag := fmt.Sprintf("%q", strconv.FormatUint(index, 10))
 				if got := a.header.Get("ETag"); got != etag {

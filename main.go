@@ -93,7 +93,7 @@ func start(c config, out io.Writer) (*service, error) {
 	var err error
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
 		s.console.close()
-		return nil, fmt.Errorf("HTTP port: %w", portHint(err))
+		return nil, fmt.Errorf("HTTP port: %w", portHint(err, "HTTP_SERVER_PORT"))
 	}
 	s.node, err = node.Open(node.Config{
 		ID:                c.nodeID,
@@ -107,7 +107,7 @@ func start(c config, out io.Writer) (*service, error) {
 	}, s.machine)
 	if err != nil {
 		s.console.close()
-		return nil, errors.Join(portHint(err), s.listener.Close())
+		return nil, errors.Join(portHint(err, "RAFT_SERVER_PORT"), s.listener.Close())
 	}
 	s.server = newServer(newHandler(s.node, s.machine.store, s.log, c.httpNames), s.log)
 	s.log.Infof("Node %s: HTTP on %s, raft on %s, volume %s", c.nodeID, s.listener.Addr(), s.node.RaftAddress(), c.volume)
@@ -151,10 +151,13 @@ func (s *service) abort() {
 	_ = s.node.Close(ctx)
 }
 
-// portHint adds what to do to the error of a port that is taken.
-func portHint(err error) error {
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("%w: stop what listens there, or choose another port", err)
+// portHint adds what to do to the error of a port that can't be had.
+func portHint(err error, variable string) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%w: stop what listens there, or choose another %s", err, variable)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("%w: no interface of this machine has that address; correct %s", err, strings.Replace(variable, "PORT", "HOST", 1))
 	}
 	return err
 }

@@ -3,7 +3,7 @@
 // The first byte of an entry is its version. Version 1 is
 //
 //	entry   = 0x01, uvarint number of commands (>= 1), commands
-//	command = kind byte, uvarint number of pairs (>= 1), pairs
+//	command = kind byte, uvarint number of pairs (>= 1; for Noop 0), pairs
 //	pair    = uvarint length of key (>= 1), key
 //	          and, for Set only, uvarint length of value, value
 //
@@ -32,6 +32,7 @@ type Kind byte
 const (
 	Set    Kind = 1
 	Remove Kind = 2
+	Noop   Kind = 3 // has no pairs and does nothing: that it is applied is all it is for
 )
 
 // Pair is a key and, in a Set, its value. In a Remove the value is nil.
@@ -60,14 +61,14 @@ const version = 1
 // The smallest encodings, by which a count is checked before memory is
 // allocated for it.
 const (
-	minCommand = 2 + minRemove
+	minCommand = 2
 	minSet     = 3
 	minRemove  = 2
 )
 
 // Append appends the encoding of one entry to dst, which it returns extended.
-// It keeps none of its arguments. The batch must have a command, each command a
-// pair and each pair a key, and each Kind must be one of the above: Decode
+// It keeps none of its arguments. The batch must have a command, each command but
+// Noop a pair and each pair a key, and each Kind must be one of the above: Decode
 // refuses the entry otherwise. The value of a pair to remove is ignored.
 func Append(dst []byte, batch ...Command) []byte {
 	dst = append(dst, version)
@@ -137,6 +138,14 @@ func (d *decoder) command() (Command, error) {
 	c := Command{Kind: Kind(k)}
 	minPair := minSet
 	switch c.Kind {
+	case Noop:
+		if n, err := d.byte("number of pairs"); err != nil {
+			return Command{}, err
+		} else if n != 0 {
+			d.at--
+			return Command{}, d.malformed("a no-op with pairs")
+		}
+		return c, nil
 	case Set:
 	case Remove:
 		minPair = minRemove

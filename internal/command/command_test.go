@@ -75,10 +75,11 @@ func TestRemoveHasNoValue(t *testing.T) {
 // TestGolden fails when the encoding changes: logs on disk would become
 // unreadable. A change needs a new version.
 func TestGolden(t *testing.T) {
-	batch := []Command{set("key", "value", "k", ""), remove("a", "bc")}
-	const want = "01" + "02" +
+	batch := []Command{set("key", "value", "k", ""), remove("a", "bc"), {Kind: Noop}}
+	const want = "01" + "03" +
 		"01" + "02" + "036b6579" + "0576616c7565" + "016b" + "00" +
-		"02" + "02" + "0161" + "026263"
+		"02" + "02" + "0161" + "026263" +
+		"03" + "00"
 	if got := hex.EncodeToString(Append(nil, batch...)); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
@@ -103,13 +104,14 @@ func TestMalformed(t *testing.T) {
 		{"version 2", "\x02\x01\x02\x01\x01a", ErrVersion, "2, want 1"},
 		{"no number of commands", "\x01", ErrMalformed, "ends in number of commands"},
 		{"no commands", "\x01\x00", ErrMalformed, "number of commands is 0"},
-		{"too many commands", "\x01\x02\x02\x01\x01a", ErrMalformed, "number of commands is 2, 4 bytes are left"},
+		{"too many commands", "\x01\x03\x02\x01\x01a", ErrMalformed, "number of commands is 3, 4 bytes are left"},
 		{"huge number of commands", "\x01" + huge + "\x02\x01\x01a", ErrMalformed, "bytes are left"},
 		{"overflowing number of commands", "\x01" + huge[:9] + "\x02\x02\x01\x01a", ErrMalformed, "too large"},
 		{"longer number of commands", "\x01\x81\x00\x02\x01\x01a", ErrMalformed, "at byte 1: number of commands is not in its shortest form"},
 		{"one command of two", "\x01\x02\x02\x01\x05abcde", ErrMalformed, "ends before kind"},
 		{"kind 0", "\x01\x01\x00\x01\x01a", ErrMalformed, "at byte 2: unknown kind 0"},
-		{"kind 3", "\x01\x01\x03\x01\x01a", ErrMalformed, "at byte 2: unknown kind 3"},
+		{"kind 4", "\x01\x01\x04\x01\x01a", ErrMalformed, "at byte 2: unknown kind 4"},
+		{"no-op with pairs", "\x01\x01\x03\x01\x01a", ErrMalformed, "a no-op with pairs"},
 		{"no pairs", "\x01\x01\x02\x00\x01a", ErrMalformed, "number of pairs is 0"},
 		{"too many pairs", "\x01\x01\x02\x02\x01a", ErrMalformed, "number of pairs is 2"},
 		{"too many pairs to set", "\x01\x01\x01\x02\x01a\x00\x01b", ErrMalformed, "number of pairs is 2"},

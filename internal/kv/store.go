@@ -3,6 +3,7 @@
 package kv
 
 import (
+	"context"
 	"sync"
 
 	"github.com/tidwall/btree"
@@ -31,6 +32,14 @@ type Store struct {
 	tree  *btree.Map[string, Item]
 	index uint64
 	term  uint64
+
+	waiting map[*waiter]struct{}
+}
+
+// waiter waits for an index to be applied.
+type waiter struct {
+	index   uint64
+	applied chan struct{} // closed when it is
 }
 
 // New returns an empty store.
@@ -88,7 +97,44 @@ func (s *Store) Reset() {
 func (s *Store) replace(tree *btree.Map[string, Item], index, term uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tree, s.index, s.term = tree, index, term
+	s.tree = tree
+	s.advance(index, term)
+}
+
+// WaitApplied returns nil once the index of Applied is index or greater, or the
+// error of ctx.
+func (s *Store) WaitApplied(ctx context.Context, index uint64) error {
+	s.mu.Lock()
+	if s.index >= index {
+		s.mu.Unlock()
+		return nil
+	}
+	w := &waiter{index: index, applied: make(chan struct{})}
+	if s.waiting == nil {
+		s.waiting = make(map[*waiter]struct{})
+	}
+	s.waiting[w] = struct{}{}
+	s.mu.Unlock()
+	select {
+	case <-w.applied:
+		return nil
+	case <-ctx.Done():
+		s.mu.Lock()
+		delete(s.waiting, w)
+		s.mu.Unlock()
+		return ctx.Err()
+	}
+}
+
+// advance sets what is applied and wakes who waits for it. The caller holds mu.
+func (s *Store) advance(index, term uint64) {
+	s.index, s.term = index, term
+	for w := range s.waiting {
+		if w.index <= index {
+			close(w.applied)
+			delete(s.waiting, w)
+		}
+	}
 }
 
 // Update applies the raft entry at index of term: others see all that change
@@ -100,7 +146,7 @@ func (s *Store) Update(index, term uint64, change func(tx *Tx)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change(&Tx{tree: s.tree, index: index})
-	s.index, s.term = index, term
+	s.advance(index, term)
 }
 
 // Tx is the store within an Update, good until the Update's change returns. It

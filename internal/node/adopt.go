@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -122,22 +123,29 @@ func (n *Node) adoptable(r *raft.Raft) error {
 	if len(servers) > 1 || (len(servers) == 1 && string(servers[0].ID) != n.config.ID) {
 		return fmt.Errorf("%w: %s is a member of another cluster, of %d nodes; take it out of that, and empty its volume", ErrConflict, n.config.ID, len(servers))
 	}
+	holdsData := func() error {
+		if keys := n.machine.Keys(); keys > 0 {
+			return fmt.Errorf("%w: %s holds data of its own (%d keys), which joining would lose; empty its volume, or join the other way round", ErrConflict, n.config.ID, keys)
+		}
+		return nil
+	}
+	if err := holdsData(); err != nil {
+		return err
+	}
 	if len(servers) == 1 && !n.removed.Load() {
 		// What was proposed before, even if its caller gave up, is applied first. A
 		// node that has just started has yet to elect itself.
-		err := wait(ctx, r.Barrier(enqueueLimit))
+		// (Not a barrier: it would never reach the state machine, see ReadIndex.)
+		err := wait(ctx, r.Apply(noop, enqueueLimit))
 		for errors.Is(err, raft.ErrNotLeader) && ctx.Err() == nil {
 			time.Sleep(20 * time.Millisecond)
-			err = wait(ctx, r.Barrier(enqueueLimit))
+			err = wait(ctx, r.Apply(noop, enqueueLimit))
 		}
 		if err != nil {
 			return fmt.Errorf("%w: %s does not lead its own cluster: %w; try again", ErrConflict, n.config.ID, err)
 		}
 	}
-	if keys := n.machine.Keys(); keys > 0 {
-		return fmt.Errorf("%w: %s holds data of its own (%d keys), which joining would lose; empty its volume, or join the other way round", ErrConflict, n.config.ID, keys)
-	}
-	return nil
+	return holdsData()
 }
 
 func boundedConfiguration(r *raft.Raft) ([]raft.Server, error) {
@@ -157,16 +165,16 @@ const (
 	freeLimit = 60 * time.Second
 )
 
-// watch looks after a node that hears of no leader, until done is closed: one that
+// watch looks after a node that hears of no leader, until the node ends: one that
 // was removed while it was away must learn it from the others, and one whose
 // adopting leader died before it was added must not wait for ever.
-func (n *Node) watch(done <-chan struct{}) {
+func (n *Node) watch() {
 	tick := time.NewTicker(min(watchInterval, n.config.free))
 	defer tick.Stop()
 	missing, began := 0, time.Now()
 	for {
 		select {
-		case <-done:
+		case <-n.ending.Done():
 			return
 		case <-tick.C:
 		}
@@ -196,20 +204,10 @@ func (n *Node) watch(done <-chan struct{}) {
 // missingAt reports whether a member that leads the cluster does not count this
 // node among its members.
 func (n *Node) missingAt(servers []raft.Server) bool {
-	for _, server := range servers {
-		if string(server.ID) == n.config.ID {
-			continue
+	for _, info := range n.askAll(n.ending, servers) {
+		if info != nil && info.State == raft.Leader.String() {
+			return !slices.Contains(info.MemberIDs, n.config.ID)
 		}
-		info, err := n.ask(context.Background(), string(server.Address))
-		if err != nil || info.ClusterID != n.port.ClusterID().String() || info.State != raft.Leader.String() {
-			continue
-		}
-		for _, id := range info.MemberIDs {
-			if id == n.config.ID {
-				return false
-			}
-		}
-		return true
 	}
 	return false
 }

@@ -18,24 +18,32 @@ import (
 func (n *Node) calls() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /info", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(n.Info())
+		answerCall(w, answerJSON(w, n.Info()))
 	})
 	mux.HandleFunc("POST /adopt", func(w http.ResponseWriter, r *http.Request) {
 		answerCall(w, n.beAdopted(peer.Caller(r)))
 	})
-	member := func(do func(r *http.Request) error) http.HandlerFunc {
+	member := func(do func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			if caller := peer.Caller(r); caller != n.port.ClusterID() {
 				answerCall(w, fmt.Errorf("%w: %s belongs to another cluster", ErrConflict, n.config.ID))
 				return
 			}
-			answerCall(w, do(r))
+			answerCall(w, do(w, r))
 		}
 	}
-	mux.HandleFunc("POST /release", member(func(*http.Request) error { return n.beReleased() }))
-	mux.HandleFunc("POST /removed", member(func(*http.Request) error { return n.beRemoved() }))
-	mux.HandleFunc("POST /leave", member(func(r *http.Request) error {
+	mux.HandleFunc("GET /term", member(func(w http.ResponseWriter, _ *http.Request) error {
+		return answerJSON(w, n.term())
+	}))
+	mux.HandleFunc("GET /readindex", member(func(w http.ResponseWriter, r *http.Request) error {
+		return n.answerReadIndex(w, r)
+	}))
+	mux.HandleFunc("GET /committed", member(func(_ http.ResponseWriter, r *http.Request) error {
+		return n.answerCommitted(r)
+	}))
+	mux.HandleFunc("POST /release", member(func(http.ResponseWriter, *http.Request) error { return n.beReleased() }))
+	mux.HandleFunc("POST /removed", member(func(http.ResponseWriter, *http.Request) error { return n.beRemoved() }))
+	mux.HandleFunc("POST /leave", member(func(_ http.ResponseWriter, r *http.Request) error {
 		_, err := n.Leave(r.Context(), r.URL.Query().Get("nodeId"))
 		return err
 	}))
@@ -52,6 +60,12 @@ var callStatus = []struct {
 	{ErrNotLeader, http.StatusMisdirectedRequest},
 	{ErrNotApplied, http.StatusServiceUnavailable},
 	{ErrUnknown, http.StatusGatewayTimeout},
+	{ErrNoRead, http.StatusTooEarly},
+}
+
+func answerJSON(w http.ResponseWriter, value any) error {
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(value)
 }
 
 func answerCall(w http.ResponseWriter, err error) {

@@ -48,6 +48,8 @@ type Joined struct {
 // it fails on the way, the node is taken out and set free again. Errors wrap
 // ErrNotLeader, ErrConflict, ErrNotApplied or ErrUnknown.
 func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
+	ctx, cancel := n.untilEnd(ctx)
+	defer cancel()
 	if err := n.lockMembers(ctx); err != nil {
 		return Joined{}, err
 	}
@@ -79,9 +81,10 @@ func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
 	if present != nil && string(present.Address) == j.Address && present.Suffrage == suffrage {
 		return Joined{Members: len(servers)}, nil
 	}
-	index, err := n.add(ctx, r, j, present)
+	index, out, err := n.add(ctx, r, j, present)
 	if err != nil {
-		if adopted {
+		// Only a node that is surely no member may drop its log: it could be a voter.
+		if adopted && out {
 			n.release(ctx, j.Address)
 		}
 		return Joined{}, err
@@ -93,20 +96,24 @@ func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
 }
 
 // add changes the configuration; a node that is new to it comes in without a vote.
-func (n *Node) add(ctx context.Context, r *raft.Raft, j JoinRequest, present *raft.Server) (uint64, error) {
+// When it fails, out says whether the node is surely not in it.
+func (n *Node) add(ctx context.Context, r *raft.Raft, j JoinRequest, present *raft.Server) (index uint64, out bool, err error) {
 	id, address := raft.ServerID(j.ID), raft.ServerAddress(j.Address)
 	if present != nil && present.Suffrage == raft.Voter && j.Nonvoter {
-		return 0, fmt.Errorf("%w: %s is a voter; /leave?nodeId=%s first, then join it without a vote", ErrConflict, j.ID, j.ID)
+		return 0, false, fmt.Errorf("%w: %s is a voter; /leave?nodeId=%s first, then join it without a vote", ErrConflict, j.ID, j.ID)
 	}
 	if present != nil && present.Suffrage == raft.Voter { // it has moved
 		n.port.CloseStreams(string(present.Address))
-		return change(ctx, r.AddVoter(id, address, 0, enqueueLimit))
+		index, err = change(ctx, r.AddVoter(id, address, 0, enqueueLimit))
+		return index, false, err
 	}
-	index, err := change(ctx, r.AddNonvoter(id, address, 0, enqueueLimit))
-	if err != nil {
-		return 0, err
+	index, err = change(ctx, r.AddNonvoter(id, address, 0, enqueueLimit))
+	if err != nil && (present != nil || !errors.Is(err, ErrUnknown)) {
+		return 0, present == nil, err
 	}
-	err = n.catchUp(ctx, j)
+	if err == nil {
+		err = n.catchUp(ctx, j)
+	}
 	if err == nil && !j.Nonvoter {
 		if index, err = change(ctx, r.AddVoter(id, address, 0, enqueueLimit)); err != nil {
 			err = fmt.Errorf("%w: %s is in, without a vote: %v; send it again", ErrUnknown, j.ID, err)
@@ -116,10 +123,29 @@ func (n *Node) add(ctx context.Context, r *raft.Raft, j JoinRequest, present *ra
 		_, removeErr := change(context.WithoutCancel(ctx), r.RemoveServer(id, 0, enqueueLimit))
 		n.port.CloseStreams(j.Address)
 		if removeErr != nil {
-			err = fmt.Errorf("%w: %v; and %s was not taken out again: %v; /leave?nodeId=%s", ErrUnknown, err, j.ID, removeErr, j.ID)
+			return 0, false, fmt.Errorf("%w: %v; and %s was not taken out again: %v; /leave?nodeId=%s", ErrUnknown, err, j.ID, removeErr, j.ID)
+		}
+		out = true
+	}
+	return index, out, err
+}
+
+// committed returns when all that is in the log of the leader now is committed, its
+// configuration too.
+func committed(ctx context.Context, r *raft.Raft) error {
+	ctx, cancel := context.WithTimeout(ctx, changeLimit)
+	defer cancel()
+	for last := r.LastIndex(); r.CommitIndex() < last; {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: the last change of the members is not committed", ErrNotApplied)
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	return index, err
+	if r.State() != raft.Leader {
+		return ErrNotLeader
+	}
+	return nil
 }
 
 // change waits for a change of the configuration.
@@ -150,6 +176,11 @@ func (n *Node) adopt(ctx context.Context, j JoinRequest, present *raft.Server) (
 	case present != nil:
 		return false, fmt.Errorf("%w: %s is a member, but the node at %s has lost its volume; /leave?nodeId=%s first, then join it", ErrConflict, j.ID, j.Address, j.ID)
 	}
+	// What raft calls the configuration may not be committed: a node whose removal is
+	// not may yet be asked for its vote, and must not be adopted without its log.
+	if err := committed(ctx, n.current.Load().raft); err != nil {
+		return false, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, changeLimit+applyLimit)
 	defer cancel()
 	if err := n.call(ctx, http.MethodPost, j.Address, "/adopt", nil); err != nil {
@@ -166,6 +197,8 @@ func (n *Node) adopt(ctx context.Context, j JoinRequest, present *raft.Server) (
 func (n *Node) release(ctx context.Context, raftAddress string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
 	defer cancel()
+	ctx, stop := n.untilEnd(ctx)
+	defer stop()
 	if err := n.call(ctx, http.MethodPost, raftAddress, "/release", nil); err != nil {
 		n.config.Logf("The node at %s could not be set free: %v", raftAddress, err)
 	}
@@ -175,28 +208,29 @@ func (n *Node) release(ctx context.Context, raftAddress string) {
 // called, and has applied what this one had applied.
 func (n *Node) catchUp(ctx context.Context, j JoinRequest) error {
 	r := n.current.Load().raft
-	applied, last := n.machine.Applied(), r.LastIndex()
+	applied, _ := n.machine.Applied()
+	last := r.LastIndex()
 	poll := time.NewTicker(20 * time.Millisecond)
 	defer poll.Stop()
-	var best uint64
+	var best Info
 	told := time.Now()
 	for progress := time.Now(); ; {
 		info, err := n.ask(ctx, j.Address)
 		if err == nil && info.AppliedIndex >= applied && info.LastIndex >= last {
 			return nil
 		}
-		if err == nil && max(info.LastIndex, info.AppliedIndex) > best {
-			best, progress = max(info.LastIndex, info.AppliedIndex), time.Now()
+		if err == nil && (info.LastIndex > best.LastIndex || info.AppliedIndex > best.AppliedIndex || info.SnapshotBytes > best.SnapshotBytes) {
+			best, progress = info, time.Now()
 		}
 		if j.Progress != nil && time.Since(told) >= time.Second {
-			j.Progress(best, last)
+			j.Progress(max(best.LastIndex, best.AppliedIndex), last)
 			told = time.Now()
 		}
 		if r.State() != raft.Leader {
 			return fmt.Errorf("%w: leadership was lost while %s was catching up; send it again", ErrUnknown, j.ID)
 		}
 		if time.Since(progress) > n.config.stall {
-			return fmt.Errorf("%w: %s does not catch up: no progress for %v at entry %d of %d (%w); it was taken out again", ErrConflict, j.ID, n.config.stall, best, last, err)
+			return fmt.Errorf("%w: %s does not catch up: no progress for %v at entry %d of %d; it was taken out again", ErrConflict, j.ID, n.config.stall, max(best.LastIndex, best.AppliedIndex), last)
 		}
 		select {
 		case <-poll.C:

@@ -19,6 +19,8 @@ const transferLag = 1000
 // its successor takes it out. It returns how many members are left. Errors wrap
 // ErrNotLeader, ErrNoSuchNode, ErrConflict, ErrNotApplied or ErrUnknown.
 func (n *Node) Leave(ctx context.Context, id string) (members int, err error) {
+	ctx, cancel := n.untilEnd(ctx)
+	defer cancel()
 	if err := n.lockMembers(ctx); err != nil {
 		return 0, err
 	}
@@ -38,14 +40,15 @@ func (n *Node) Leave(ctx context.Context, id string) (members int, err error) {
 	if id == n.config.ID {
 		return len(servers) - 1, n.leaveItself(ctx, r)
 	}
-	if _, err := change(ctx, r.RemoveServer(leaving.ID, 0, enqueueLimit)); err != nil {
+	_, err = change(ctx, r.RemoveServer(leaving.ID, 0, enqueueLimit))
+	n.port.CloseStreams(string(leaving.Address))
+	if err != nil {
 		return 0, err
 	}
-	n.port.CloseStreams(string(leaving.Address))
 	// It may be dead; if it lives, it learns it from the others too (see watch).
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), memberTimeout)
+	told, cancel := context.WithTimeout(context.WithoutCancel(ctx), memberTimeout)
 	defer cancel()
-	if err := n.call(ctx, http.MethodPost, string(leaving.Address), "/removed", nil); err != nil {
+	if err := n.call(told, http.MethodPost, string(leaving.Address), "/removed", nil); err != nil {
 		n.config.Logf("%s could not be told that it was removed: %v", id, err)
 	}
 	return len(servers) - 1, nil
@@ -97,18 +100,19 @@ func (n *Node) leaveItself(ctx context.Context, r *raft.Raft) error {
 	// beRemoved needs is given up.
 	n.unlockMembers()
 	defer n.relockMembers()
-	for {
+	for asked := false; ; {
 		address, leader := r.LeaderWithID()
 		err := ErrNotLeader
 		if string(leader) != n.config.ID && address != "" {
 			err = n.call(ctx, http.MethodPost, string(address), path, nil)
 		}
-		if n.removed.Load() {
+		switch {
+		case err == nil, n.removed.Load(), asked && errors.Is(err, ErrNoSuchNode):
 			return nil
-		}
-		if !errors.Is(err, ErrNotLeader) && !errors.Is(err, ErrNotApplied) {
+		case errors.Is(err, ErrConflict):
 			return err
 		}
+		asked = asked || !errors.Is(err, ErrNotLeader) // it may have been done unheard
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: leadership was handed over, but %s was not taken out: %w", ErrUnknown, n.config.ID, err)
@@ -144,7 +148,11 @@ func (n *Node) transfer(ctx context.Context, r *raft.Raft, id string) (leader st
 	if err != nil {
 		return "", err
 	}
-	if err := wait(ctx, r.LeadershipTransferToServer(to.ID, to.Address)); err != nil {
+	err = wait(ctx, r.LeadershipTransferToServer(to.ID, to.Address))
+	if ctx.Err() != nil {
+		return "", fmt.Errorf("%w: the transfer to %s: no answer in time", ErrUnknown, to.ID)
+	}
+	if err != nil {
 		return "", fmt.Errorf("%w: %s leads on: %w", ErrNotApplied, n.config.ID, err)
 	}
 	return string(to.ID), nil

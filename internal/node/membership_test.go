@@ -41,7 +41,7 @@ func leaderOf(t testing.TB, nodes ...*testNode) (leader *testNode) {
 	t.Helper()
 	waitFor(t, "a leader", func() bool {
 		for _, n := range nodes {
-			if n.Leads() && n.Ready() == nil {
+			if n.Leads() && n.ReadIndex(context.Background()) == nil {
 				leader = n
 				return true
 			}
@@ -224,9 +224,7 @@ func TestLeave(t *testing.T) {
 	}
 	_, _, err = n5.Propose(context.Background(), []byte("x=1"))
 	wantError(t, "write at a removed node", err, ErrNotApplied, "removed")
-	if err := n5.Ready(); !errors.Is(err, ErrNotApplied) {
-		t.Errorf("Ready of a removed node: got %v, want ErrNotApplied", err)
-	}
+	wantError(t, "read at a removed node", n5.ReadIndex(context.Background()), ErrNotApplied, "removed")
 	n1.set(t, "b", "2")
 	n1.join(t, n5)
 	n1.set(t, "c", "3")

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,9 +26,12 @@ import (
 // may be called at any time, by several goroutines.
 type StateMachine interface {
 	raft.BatchingFSM
-	// Applied is the index of the last command applied, as the state machine
-	// itself counts it: raft's AppliedIndex means queued for it only.
-	Applied() uint64
+	// Applied is the index and term of the last entry applied (a command or a change
+	// of the members), as the state machine itself counts it: raft's AppliedIndex
+	// means queued for it only.
+	Applied() (index, term uint64)
+	// WaitApplied waits, within ctx, until Applied is index or greater.
+	WaitApplied(ctx context.Context, index uint64) error
 	// Keys is how many keys it holds.
 	Keys() int
 	// Reset empties it. Called only while no raft instance uses it.
@@ -64,19 +68,23 @@ type Node struct {
 	proposing sync.RWMutex // read: a proposal is under way; write: the instance is being replaced
 	joining   sync.Mutex   // held for a change of membership: one at a time
 	watching  sync.WaitGroup
-	done      chan struct{} // closed to end watch
+	ending    context.Context // ended first thing in StepDown and Close: what waits for other nodes gives up
+	end       context.CancelFunc
 	closeOnce sync.Once
 	closing   atomic.Bool
 	closeErr  error
 
 	leaderMu sync.Mutex // guards leader
 	leader   leaderHTTP
+
+	reads rounds
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
 type instance struct {
 	raft      *raft.Raft
-	transport transport
+	log       raft.LogStore // as raft sees it
+	transport *transport
 	volume    *volume
 }
 
@@ -101,18 +109,19 @@ const snapshotCheck = 5 * time.Second
 func Open(config Config, machine StateMachine) (*Node, error) {
 	port, err := peer.Listen(config.RaftAddress, config.Logf)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("raft port: %w", err)
 	}
 	config.stall, config.free = cmp.Or(config.stall, stallLimit), cmp.Or(config.free, freeLimit)
-	n := &Node{config: config, machine: machine, port: port, failed: make(chan error, 1), done: make(chan struct{})}
+	n := &Node{config: config, machine: machine, port: port, failed: make(chan error, 1)}
+	n.ending, n.end = context.WithCancel(context.Background())
 	if err := n.open(); err != nil {
 		if errors.Is(err, errDamaged) {
-			err = fmt.Errorf("%w: nothing in it was changed; move it away, start this node with an empty one and join it to its cluster again", err)
+			err = fmt.Errorf("%w: it is left as it is; move it away and start this node with an empty one; if it was a member of a cluster, /leave and /join it there", err)
 		}
 		return nil, errors.Join(fmt.Errorf("volume %s: %w", config.Dir, err), port.Close())
 	}
 	port.Serve(n.calls())
-	n.watching.Go(func() { n.watch(n.done) })
+	n.watching.Go(func() { n.watch() })
 	return n, nil
 }
 
@@ -136,6 +145,9 @@ func (n *Node) openLocked() error {
 	if err != nil {
 		return err
 	}
+	if _, err := os.Stat(filepath.Join(n.config.Dir, recoveryFile)); fresh && err == nil {
+		return fmt.Errorf("%s is there, but no volume to recover: take it away to start with an empty one", recoveryFile)
+	}
 	if fresh {
 		if err := n.bootstrap(); err != nil {
 			return err
@@ -147,11 +159,14 @@ func (n *Node) openLocked() error {
 // bootstrap makes the volume that of a new cluster of one.
 func (n *Node) bootstrap() error {
 	cluster := peer.NewClusterID()
-	n.config.Logf("Bootstrapping %s as a cluster of one, cluster ID %s", n.config.ID, cluster)
-	return createVolume(n.config.Dir, n.config.ID, cluster, &raft.Configuration{Servers: []raft.Server{{
+	err := createVolume(n.config.Dir, n.config.ID, cluster, &raft.Configuration{Servers: []raft.Server{{
 		ID:      raft.ServerID(n.config.ID),
 		Address: raft.ServerAddress(n.port.Address()),
 	}}})
+	if err == nil {
+		n.config.Logf("Bootstrapping %s as a cluster of one, cluster ID %s", n.config.ID, cluster)
+	}
+	return err
 }
 
 // start opens the volume and runs raft on it.
@@ -164,17 +179,27 @@ func (n *Node) start() error {
 	if n.config.disk != nil {
 		v.store.bolt = n.config.disk(v.store.bolt)
 	}
-	n.port.SetClusterID(v.cluster)
-	recovery, err := readRecovery(n.config.Dir)
+	recovery, err := readRecovery(n.config.Dir, n.config.ID)
+	if err == nil && recovery != nil {
+		err = v.recoverAs(*recovery)
+	}
 	if err != nil {
 		return errors.Join(err, v.close())
 	}
+	n.port.SetClusterID(v.cluster)
 	n.machine.Reset()
 	t := newTransport(n.port.Stream(), n.config.RaftLog)
-	r, err := newRaft(n.raftConfig(), n.machine, v, t, recovery)
+	cache, err := raft.NewLogCache(512, v.store)
+	if err != nil {
+		return errors.Join(err, t.Close(), v.close())
+	}
+	r, err := newRaft(n.raftConfig(), n.machine, v, cache, t, recovery)
 	if err == nil && recovery != nil {
-		n.config.Logf("Recovered from %s: the members are now %v", recoveryFile, recovery.Servers)
+		n.config.Logf("Recovered from %s as cluster %s: the members are now %v", recoveryFile, v.cluster, recovery.Servers)
 		err = os.Rename(filepath.Join(n.config.Dir, recoveryFile), filepath.Join(n.config.Dir, recoveryFile+".used"))
+		if err == nil {
+			err = setStable(v.bolt, keyRecoveredFrom, nil)
+		}
 	}
 	if errors.Is(err, errStopped) {
 		err = <-n.failed
@@ -182,7 +207,13 @@ func (n *Node) start() error {
 	if err != nil {
 		return errors.Join(err, t.Close(), v.close())
 	}
-	n.current.Store(&instance{raft: r, transport: t, volume: v})
+	wanted := func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
+		future := r.GetConfiguration()
+		return r.State() == raft.Leader && r.CurrentTerm() == term && future.Error() == nil &&
+			slices.ContainsFunc(future.Configuration().Servers, func(s raft.Server) bool { return s.ID == id && s.Address == address })
+	}
+	t.wanted.Store(&wanted)
+	n.current.Store(&instance{raft: r, log: cache, transport: t, volume: v})
 	return nil
 }
 
@@ -209,7 +240,7 @@ func (n *Node) raftConfig() *raft.Config {
 // the start, and renamed.
 const recoveryFile = "peers.json"
 
-func readRecovery(dir string) (*raft.Configuration, error) {
+func readRecovery(dir, nodeID string) (*raft.Configuration, error) {
 	path := filepath.Join(dir, recoveryFile)
 	configuration, err := raft.ReadConfigJSON(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -217,6 +248,9 @@ func readRecovery(dir string) (*raft.Configuration, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: want a list of {\"id\", \"address\", \"non_voter\"} with a voter in it; mend it, or take it away to start as before", path, err)
+	}
+	if !slices.ContainsFunc(configuration.Servers, func(s raft.Server) bool { return string(s.ID) == nodeID }) {
+		return nil, fmt.Errorf("%s does not name this node, %s: mend it, or take it away to start as before", path, nodeID)
 	}
 	return &configuration, nil
 }
@@ -227,11 +261,7 @@ var errStopped = errors.New("stopped by the store")
 
 // newRaft is raft.NewRaft in a goroutine of its own: the store ends the goroutine
 // of what fails, and raft panics when an entry is missing.
-func newRaft(c *raft.Config, machine StateMachine, v *volume, t raft.Transport, recovery *raft.Configuration) (r *raft.Raft, err error) {
-	cache, err := raft.NewLogCache(512, v.store)
-	if err != nil {
-		return nil, err
-	}
+func newRaft(c *raft.Config, machine StateMachine, v *volume, log raft.LogStore, t raft.Transport, recovery *raft.Configuration) (r *raft.Raft, err error) {
 	err = errStopped
 	done := make(chan struct{})
 	go func() {
@@ -248,24 +278,55 @@ func newRaft(c *raft.Config, machine StateMachine, v *volume, t raft.Transport, 
 			}
 			machine.Reset()
 		}
-		r, err = raft.NewRaft(c, machine, cache, v.store, v.snapshots, t)
+		r, err = raft.NewRaft(c, machine, log, v.store, v.snapshots, t)
 	}()
 	<-done
 	return r, err
 }
 
-// transport is raft's network transport with heartbeats off the fast path. There,
-// a heartbeat of a newer term raises the term on the connection's own goroutine
-// while the leader's loop stamps an entry with it: an entry of a term that this
-// node does not lead, and, when the true leader has another of the same index and
-// term, replicas that differ for ever (hashicorp/raft issue 695).
-type transport struct{ *raft.NetworkTransport }
+// transport is raft's network transport, but for two things that raft 1.7.3 leaves to
+// its users.
+//
+// Heartbeats are kept off the fast path. There, a heartbeat of a newer term raises the
+// term on the connection's own goroutine while the leader's loop stamps an entry with
+// it: an entry of a term that this node does not lead, and, when the true leader has
+// another of the same index and term, replicas that differ for ever (hashicorp/raft
+// issue 695).
+//
+// Replication is patient with a member that is away. After each failure raft sleeps
+// twice as long, up to 10 s, deaf to the member's return; here the call itself waits
+// for it.
+type transport struct {
+	*raft.NetworkTransport
+	// wanted reports whether this node still leads in term and has the member id at
+	// that address. Nil: never.
+	wanted atomic.Pointer[func(term uint64, id raft.ServerID, address raft.ServerAddress) bool]
+}
+
+const (
+	patience      = time.Minute
+	patienceRetry = 50 * time.Millisecond
+)
 
 // SetHeartbeatHandler does nothing, so that heartbeats take raft's main loop.
-func (transport) SetHeartbeatHandler(func(raft.RPC)) {}
+func (*transport) SetHeartbeatHandler(func(raft.RPC)) {}
 
-func newTransport(stream raft.StreamLayer, log hclog.Logger) transport {
-	return transport{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+// AppendEntries implements raft.Transport.
+func (t *transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest, response *raft.AppendEntriesResponse) error {
+	heartbeat := args.PrevLogEntry == 0 && len(args.Entries) == 0 && args.LeaderCommitIndex == 0
+	for begin := time.Now(); ; time.Sleep(patienceRetry) {
+		err := t.NetworkTransport.AppendEntries(id, address, args, response)
+		if err == nil || heartbeat || t.IsShutdown() || time.Since(begin) > patience {
+			return err
+		}
+		if wanted := t.wanted.Load(); wanted == nil || !(*wanted)(args.Term, id, address) {
+			return err
+		}
+	}
+}
+
+func newTransport(stream raft.StreamLayer, log hclog.Logger) *transport {
+	return &transport{NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  stream,
 		MaxPool: 3,
 		Timeout: 10 * time.Second,
@@ -291,6 +352,7 @@ func (n *Node) RaftAddress() string { return n.port.Address() }
 // StepDown hands leadership over if this node leads and another voter is there to
 // take it, within ctx.
 func (n *Node) StepDown(ctx context.Context) error {
+	n.end()
 	_, err := n.Transfer(ctx, "")
 	if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrConflict) {
 		return nil
@@ -298,8 +360,18 @@ func (n *Node) StepDown(ctx context.Context) error {
 	return err
 }
 
-// lockMembers waits, within ctx, until no other change of membership is under way.
+// untilEnd is ctx that ends with the node too.
+func (n *Node) untilEnd(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(n.ending, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// lockMembers waits, within ctx and changeLimit, until no other change of membership
+// is under way.
 func (n *Node) lockMembers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, changeLimit)
+	defer cancel()
 	for !n.joining.TryLock() {
 		select {
 		case <-ctx.Done():
@@ -321,6 +393,7 @@ func (n *Node) relockMembers() { n.joining.Lock() }
 // may be called more than once.
 func (n *Node) Close(ctx context.Context) error {
 	n.closing.Store(true)
+	n.end()
 	n.closeOnce.Do(func() {
 		done := make(chan error, 1)
 		go func() { done <- n.close() }()
@@ -334,7 +407,6 @@ func (n *Node) Close(ctx context.Context) error {
 }
 
 func (n *Node) close() error {
-	close(n.done)
 	n.watching.Wait()
 	n.joining.Lock() // not while an adoption replaces the instance
 	defer n.joining.Unlock()

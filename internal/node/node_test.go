@@ -26,7 +26,8 @@ func (m machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0]
 func (m machine) ApplyBatch(logs []*raft.Log) []any {
 	responses := make([]any, len(logs))
 	for i, l := range logs {
-		if l.Type != raft.LogCommand {
+		if l.Type != raft.LogCommand || bytes.Equal(l.Data, noop) {
+			m.store.Update(l.Index, l.Term, func(*kv.Tx) {})
 			continue
 		}
 		key, value, _ := strings.Cut(string(l.Data), "=")
@@ -38,9 +39,12 @@ func (m machine) ApplyBatch(logs []*raft.Log) []any {
 
 func (m machine) Snapshot() (raft.FSMSnapshot, error) { return machineSnapshot{m.store.Clone()}, nil }
 func (m machine) Restore(r io.ReadCloser) error       { return m.store.ReadSnapshot(r) }
-func (m machine) Applied() uint64                     { index, _ := m.store.Applied(); return index }
-func (m machine) Keys() int                           { return m.store.Len() }
-func (m machine) Reset()                              { m.store.Reset() }
+func (m machine) Applied() (index, term uint64)       { return m.store.Applied() }
+func (m machine) WaitApplied(ctx context.Context, index uint64) error {
+	return m.store.WaitApplied(ctx, index)
+}
+func (m machine) Keys() int { return m.store.Len() }
+func (m machine) Reset()    { m.store.Reset() }
 
 type machineSnapshot struct{ store *kv.Store }
 
@@ -84,6 +88,11 @@ type testNode struct {
 	*Node
 	machine machine
 	log     *testLog
+}
+
+func (n *testNode) applied() uint64 {
+	index, _ := n.machine.Applied()
+	return index
 }
 
 // openNode opens a node that is closed with the test.
@@ -172,7 +181,7 @@ func checkReplicas(t testing.TB, nodes ...*testNode) {
 	t.Helper()
 	waitFor(t, "all replicas have applied the same", func() bool {
 		for _, n := range nodes[1:] {
-			if n.machine.Applied() != nodes[0].machine.Applied() {
+			if n.applied() != nodes[0].applied() {
 				return false
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -31,6 +32,8 @@ type snapshots struct {
 	*raft.FileSnapshotStore
 	dir string
 	log hclog.Logger
+
+	written atomic.Uint64 // bytes of state, over all snapshots
 
 	mu      sync.Mutex          // guards damaged
 	damaged map[string]struct{} // IDs of those that usable could not open
@@ -83,7 +86,17 @@ func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, con
 	if _, err := sink.Write(append(binary.AppendUvarint(nil, uint64(len(header))), header...)); err != nil {
 		return nil, errors.Join(err, sink.Cancel())
 	}
-	return sink, nil
+	return &countingSink{sink, &s.written}, nil
+}
+
+type countingSink struct {
+	raft.SnapshotSink
+	written *atomic.Uint64
+}
+
+func (c *countingSink) Write(p []byte) (int, error) {
+	c.written.Add(uint64(len(p)))
+	return c.SnapshotSink.Write(p)
 }
 
 // List implements raft.SnapshotStore. It leaves out a snapshot whose metadata

@@ -24,13 +24,14 @@ type Info struct {
 	Term         uint64 `json:"term"`
 	LastIndex    uint64 `json:"lastIndex"`
 	CommitIndex  uint64 `json:"commitIndex"`
-	AppliedIndex uint64 `json:"appliedIndex"` // of the last command, by the state machine's own count
+	AppliedIndex uint64 `json:"appliedIndex"` // by the state machine's own count
 	Keys         int    `json:"keys"`
 	RaftAddress  string `json:"raftAddress"`
 	HTTPAddress  string `json:"httpAddress"`
 	Removed      bool   `json:"removed,omitempty"` // the cluster has taken this node out
 
-	MemberIDs []string `json:"memberIds"`
+	MemberIDs     []string `json:"memberIds"`
+	SnapshotBytes uint64   `json:"snapshotBytes"` // received or written since its start: tells that an install goes on
 }
 
 // Member is one member of the cluster: what the configuration says of it and,
@@ -53,28 +54,38 @@ type Status struct {
 // memberTimeout is how long a member may take to say its Info.
 const memberTimeout = 500 * time.Millisecond
 
+// Freshness is what a stale read tells of its age.
+type Freshness struct {
+	AppliedIndex uint64
+	Leader       string // ID; empty: none is known
+	LastContact  string // since the leader was last heard, as a duration, such as 12ms; never
+}
+
+// Freshness tells how old what this node holds may be. A node that was removed from
+// its cluster does not serve it: an error as of ReadIndex.
+func (n *Node) Freshness() (Freshness, error) {
+	if n.removed.Load() {
+		return Freshness{}, errRemoved
+	}
+	r := n.current.Load().raft
+	_, leader := r.LeaderWithID()
+	applied, _ := n.machine.Applied()
+	f := Freshness{AppliedIndex: applied, Leader: string(leader), LastContact: "never"}
+	if contact := r.LastContact(); r.State() == raft.Leader {
+		f.LastContact = "0s"
+	} else if !contact.IsZero() {
+		f.LastContact = time.Since(contact).Round(time.Millisecond).String()
+	}
+	return f, nil
+}
+
 // Leads reports whether this node takes itself for the leader.
 func (n *Node) Leads() bool { return n.current.Load().raft.State() == raft.Leader }
 
-// Ready returns an error, as Propose would, unless this node knows a leader and has
-// applied nearly all that it knows to be committed.
-func (n *Node) Ready() error {
-	r := n.current.Load().raft
-	switch address, _ := r.LeaderWithID(); {
-	case n.removed.Load():
-		return errRemoved
-	case address == "":
-		return ErrNoLeader
-	}
-	if applied, committed := r.AppliedIndex(), r.CommitIndex(); applied+transferLag < committed {
-		return fmt.Errorf("%w: catching up, at entry %d of %d", ErrNotApplied, applied, committed)
-	}
-	return nil
-}
-
 // Info returns what this node says of itself.
 func (n *Node) Info() Info {
-	r := n.current.Load().raft
+	i := n.current.Load()
+	r := i.raft
 	_, leader := r.LeaderWithID()
 	var members []string
 	if future := r.GetConfiguration(); future.Error() == nil {
@@ -82,6 +93,7 @@ func (n *Node) Info() Info {
 			members = append(members, string(server.ID))
 		}
 	}
+	applied, _ := n.machine.Applied()
 	return Info{
 		NodeID:       n.config.ID,
 		ClusterID:    n.port.ClusterID().String(),
@@ -90,12 +102,14 @@ func (n *Node) Info() Info {
 		Term:         r.CurrentTerm(),
 		LastIndex:    r.LastIndex(),
 		CommitIndex:  r.CommitIndex(),
-		AppliedIndex: n.machine.Applied(),
+		AppliedIndex: applied,
 		Keys:         n.machine.Keys(),
 		RaftAddress:  n.port.Address(),
 		HTTPAddress:  n.config.HTTPAddress,
 		Removed:      n.removed.Load(),
 		MemberIDs:    members,
+
+		SnapshotBytes: i.volume.snapshots.written.Load(),
 	}
 }
 
@@ -188,6 +202,9 @@ func (n *Node) LeaderURL(ctx context.Context) (id, url string, err error) {
 	n.leaderMu.Unlock()
 	if known.term != term || known.raftAddress != address { // asked without the lock: it may hang
 		info, err := n.ask(ctx, string(address))
+		if err == nil && (info.NodeID != string(leader) || info.ClusterID != n.port.ClusterID().String()) {
+			err = errors.New("another node answers there")
+		}
 		if err != nil {
 			return "", "", fmt.Errorf("%w: %s at %s does not answer: %w", ErrNoLeader, leader, address, err)
 		}

@@ -112,7 +112,7 @@ func afterStrayHeartbeat(t *testing.T, transportOf func(raft.StreamLayer, hclog.
 	waitFor(t, "it follows", func() bool { return r.State() == raft.Follower })
 	entry := &raft.Log{Index: lastIndex + 1, Term: 5, Type: raft.LogCommand, Data: []byte("x=the true leader's")}
 	send(raft.AppendEntriesRequest{PrevLogEntry: lastIndex, PrevLogTerm: lastTerm, Entries: []*raft.Log{entry}, LeaderCommitIndex: entry.Index})
-	waitFor(t, fmt.Sprintf("index %d is applied", entry.Index), func() bool { return m.Applied() == entry.Index })
+	waitFor(t, fmt.Sprintf("index %d is applied", entry.Index), func() bool { index, _ := m.Applied(); return index == entry.Index })
 	item, _ := m.store.Get("x")
 	return item.Value
 }

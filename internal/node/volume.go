@@ -1,6 +1,7 @@
 package node
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -32,11 +35,13 @@ type volume struct {
 
 // Keys of the stable store: ours, and those that hashicorp/raft uses.
 var (
-	keyClusterID    = []byte("ClusterID")
-	keyNodeID       = []byte("NodeID")
-	keyCurrentTerm  = []byte("CurrentTerm")
-	keyLastVoteTerm = []byte("LastVoteTerm")
-	keyLastVoteCand = []byte("LastVoteCand")
+	keyClusterID = []byte("ClusterID")
+	keyNodeID    = []byte("NodeID")
+	// The cluster ID before a recovery that is not finished; else empty or missing.
+	keyRecoveredFrom = []byte("RecoveredFrom")
+	keyCurrentTerm   = []byte("CurrentTerm")
+	keyLastVoteTerm  = []byte("LastVoteTerm")
+	keyLastVoteCand  = []byte("LastVoteCand")
 )
 
 // lockTimeout is how long to wait for another process to let go of the volume.
@@ -56,10 +61,10 @@ func lockVolume(dir string) (*os.File, error) {
 			return d, nil
 		}
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), d.Close())
+			return nil, errors.Join(fmt.Errorf("lock: %w", err), d.Close())
 		}
 		if time.Since(start) > lockTimeout {
-			return nil, errors.Join(fmt.Errorf("%s is open in another process: stop it, or give this node another volume", dir), d.Close())
+			return nil, errors.Join(errors.New("it is open in another process: stop that, or give this node another volume"), d.Close())
 		}
 	}
 }
@@ -178,6 +183,29 @@ func openVolume(dir, nodeID string, log hclog.Logger) (*volume, error) {
 	v.store = &store{bolt: v.bolt, floor: snaps.oldest}
 	v.store.last.Store(end)
 	return v, nil
+}
+
+// recoverAs gives the volume the cluster ID of the cluster that recovery makes: those
+// who were lost, should they come back, are another cluster, for they may have
+// elected in the same terms. Every survivor with the same peers.json gets the same ID,
+// also when it crashes half-way and recovers again.
+func (v *volume) recoverAs(recovery raft.Configuration) error {
+	from, err := getStable(v.bolt, keyRecoveredFrom)
+	if errors.Is(err, raftboltdb.ErrKeyNotFound) || (err == nil && len(from) == 0) {
+		from = v.cluster[:]
+		err = setStable(v.bolt, keyRecoveredFrom, from)
+	}
+	if err != nil {
+		return err
+	}
+	lines := []string{}
+	for _, s := range recovery.Servers {
+		lines = append(lines, fmt.Sprintf("%s %s %s", s.ID, s.Address, s.Suffrage))
+	}
+	slices.Sort(lines)
+	sum := sha256.Sum256(append(from[:len(from):len(from)], strings.Join(lines, "\n")...))
+	v.cluster = peer.ClusterID(sum[:len(v.cluster)])
+	return setStable(v.bolt, keyClusterID, v.cluster[:])
 }
 
 func (v *volume) close() error { return v.bolt.Close() }
