@@ -73,8 +73,8 @@ func startNode(t testing.TB, id, dir string, mutate func(*config)) *service {
 	c := config{
 		nodeID:            id,
 		volume:            dir,
-		httpAddress:       "127.0.0.1:0",
-		raftAddress:       "127.0.0.1:0",
+		httpAddress:       "127.0.0.1:" + processPort(t),
+		raftAddress:       "127.0.0.1:" + processPort(t),
 		snapshotThreshold: 8192,
 		electionTimeout:   250 * time.Millisecond,
 		logLevel:          "debug",

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,6 +93,25 @@ type testNode struct {
 	log     *testLog
 }
 
+var nextPort atomic.Int64
+
+// freeAddress returns an address on which nobody listens, each time another, with a
+// port below those that systems take for outgoing connections: nothing takes it
+// while the node that it is for is down.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	const low, high = 10000, 12000 // the tests of package main use those above
+	for range high - low {
+		address := fmt.Sprintf("127.0.0.1:%d", low+(int64(os.Getpid())+nextPort.Add(1))%(high-low))
+		if l, err := net.Listen("tcp", address); err == nil {
+			_ = l.Close()
+			return address
+		}
+	}
+	t.Fatalf("no free port from %d to %d", low, high)
+	return ""
+}
+
 func (n *testNode) applied() uint64 {
 	index, _ := n.machine.Applied()
 	return index
@@ -110,7 +132,7 @@ func tryOpen(t testing.TB, id, dir string, mutate ...func(*Config)) (*testNode, 
 	config := Config{
 		ID:                id,
 		Dir:               dir,
-		RaftAddress:       "127.0.0.1:0",
+		RaftAddress:       freeAddress(t),
 		HTTPAddress:       "127.0.0.1:1",
 		SnapshotThreshold: 8192,
 		ElectionTimeout:   600 * time.Millisecond,
