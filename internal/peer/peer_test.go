@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -282,5 +284,31 @@ func TestCloseStreamsOfOneAddress(t *testing.T) {
 	}
 	if _, err := kept.Write([]byte("x")); err != nil {
 		t.Errorf("write to the other: %v", err)
+	}
+}
+
+// TestStrangersLeakNothing: no goroutine and no descriptor stays behind.
+func TestStrangersLeakNothing(t *testing.T) {
+	p := openPort(t, ClusterID{1})
+	p.Stream()
+	goroutines := runtime.NumGoroutine()
+	descriptors := func() int { files, _ := os.ReadDir("/proc/self/fd"); return len(files) } // 0 where there is no /proc
+	open := descriptors()
+	for i := range 300 {
+		c, err := net.Dial("tcp", p.Address())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Write([]byte{byte(i), 1, 2, 3}[:i%5%4])
+		_ = c.Close()
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		nowGoroutines, nowOpen := runtime.NumGoroutine(), descriptors()
+		if nowGoroutines <= goroutines && nowOpen <= open {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines and %d descriptors, want the %d and %d of before", nowGoroutines, nowOpen, goroutines, open)
+		}
 	}
 }
