@@ -22,11 +22,19 @@ import (
 )
 
 // machine is a state machine for these tests: an entry is key=value.
-type machine struct{ store *kv.Store }
+type machine struct {
+	store *kv.Store
+	gate  *atomic.Pointer[chan struct{}] // applying waits until it is closed; nil: it does not
+}
+
+func newMachine() machine { return machine{kv.New(), new(atomic.Pointer[chan struct{}])} }
 
 func (m machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
 
 func (m machine) ApplyBatch(logs []*raft.Log) []any {
+	if gate := m.gate.Load(); gate != nil {
+		<-*gate
+	}
 	responses := make([]any, len(logs))
 	for i, l := range logs {
 		if l.Type != raft.LogCommand || bytes.Equal(l.Data, noop) {
@@ -142,7 +150,7 @@ func tryOpen(t testing.TB, id, dir string, mutate ...func(*Config)) (*testNode, 
 	for _, f := range mutate {
 		f(&config)
 	}
-	m := machine{kv.New()}
+	m := newMachine()
 	n, err := Open(config, m)
 	if err != nil {
 		return nil, err

@@ -53,6 +53,45 @@ func TestReadIndexSeesEveryAcknowledgedWrite(t *testing.T) {
 	checkReplicas(t, nodes...)
 }
 
+// TestReadWaitsForTheStateMachine: what is committed is not yet what the state
+// machine holds.
+func TestReadWaitsForTheStateMachine(t *testing.T) {
+	nodes := openCluster(t, 3)
+	nodes[0].set(t, "x", "old")
+	for _, n := range nodes[:2] { // the leader and a follower
+		if err := n.ReadIndex(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		gate := make(chan struct{})
+		n.machine.gate.Store(&gate)
+		value := "after the gate of " + n.config.ID
+		written := make(chan error, 1)
+		go func() {
+			_, _, err := nodes[0].Propose(context.Background(), []byte("x="+value))
+			written <- err
+		}()
+		waitFor(t, "it is committed, and not applied", func() bool {
+			i := nodes[0].Info()
+			return i.CommitIndex == i.LastIndex && n.applied() < i.CommitIndex
+		})
+		if err := n.ReadIndex(context.Background()); !errors.Is(err, ErrNoRead) {
+			t.Errorf("read at %s before it is applied: got %v, want ErrNoRead", n.config.ID, err)
+		}
+		close(gate)
+		if err := n.ReadIndex(context.Background()); err != nil {
+			t.Errorf("read at %s after it is applied: %v", n.config.ID, err)
+		}
+		if item, _ := n.machine.store.Get("x"); item.Value != value {
+			t.Errorf("read at %s: got %q, want %q", n.config.ID, item.Value, value)
+		}
+		if err := <-written; err != nil {
+			t.Error(err)
+		}
+		n.machine.gate.Store(nil)
+	}
+	checkReplicas(t, nodes...)
+}
+
 // TestReadNeverJoinsARoundThatBegan: its confirmation could be older than the read.
 func TestReadNeverJoinsARoundThatBegan(t *testing.T) {
 	var rs rounds

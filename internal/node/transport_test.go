@@ -9,7 +9,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
-	"raftkv/internal/kv"
 	"raftkv/internal/peer"
 )
 
@@ -77,7 +76,7 @@ func afterStrayHeartbeat(t *testing.T, transportOf func(raft.StreamLayer, hclog.
 	// the heartbeat and the command.
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = time.Second, time.Second, time.Second
 
-	store, m := raft.NewInmemStore(), machine{kv.New()}
+	store, m := raft.NewInmemStore(), newMachine()
 	trans := transportOf(listenPeer(t).Stream(), logger)
 	servers := raft.Configuration{Servers: []raft.Server{{ID: "old", Address: trans.LocalAddr()}}}
 	if err := raft.BootstrapCluster(c, store, store, raft.NewInmemSnapshotStore(), trans, servers); err != nil {
