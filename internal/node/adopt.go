@@ -36,7 +36,7 @@ func (n *Node) beAdopted(cluster peer.ClusterID) error {
 // beReleased undoes beAdopted: the node is its own empty cluster again. It is
 // refused by a voter: what that has acknowledged must not be lost.
 func (n *Node) beReleased() error {
-	mayVote := func(r *raft.Raft) error {
+	refuseVoter := func(r *raft.Raft) error {
 		servers, err := boundedConfiguration(r)
 		for _, server := range servers {
 			if string(server.ID) == n.config.ID && server.Suffrage == raft.Voter {
@@ -47,13 +47,13 @@ func (n *Node) beReleased() error {
 	}
 	return n.replace(func(r *raft.Raft) (wipe func() error, err error) {
 		return func() error {
-			if err := mayVote(r); err != nil {
+			if err := refuseVoter(r); err != nil {
 				n.config.Logf("Not released: %v", err) // it got its vote this very moment
 				return nil
 			}
 			n.config.Logf("Released by cluster %s", n.port.ClusterID())
 			return n.bootstrap()
-		}, mayVote(r)
+		}, refuseVoter(r)
 	})
 }
 

@@ -53,7 +53,7 @@ func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
 	if err := n.lockMembers(ctx); err != nil {
 		return Joined{}, err
 	}
-	defer n.unlockMembers()
+	defer n.joining.Unlock()
 	r := n.current.Load().raft
 	if r.State() != raft.Leader {
 		return Joined{}, ErrNotLeader

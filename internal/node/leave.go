@@ -24,7 +24,7 @@ func (n *Node) Leave(ctx context.Context, id string) (members int, err error) {
 	if err := n.lockMembers(ctx); err != nil {
 		return 0, err
 	}
-	defer n.unlockMembers()
+	defer n.joining.Unlock()
 	r := n.current.Load().raft
 	if r.State() != raft.Leader {
 		return 0, ErrNotLeader
@@ -98,8 +98,8 @@ func (n *Node) leaveItself(ctx context.Context, r *raft.Raft) error {
 	// The new leader answers "not yet" until it has committed in its own term. It
 	// tells this node that it was removed before it answers, so the lock that
 	// beRemoved needs is given up.
-	n.unlockMembers()
-	defer n.relockMembers()
+	n.joining.Unlock()
+	defer n.joining.Lock()
 	for asked := false; ; {
 		address, leader := r.LeaderWithID()
 		err := ErrNotLeader
@@ -128,7 +128,7 @@ func (n *Node) Transfer(ctx context.Context, id string) (leader string, err erro
 	if err := n.lockMembers(ctx); err != nil {
 		return "", err
 	}
-	defer n.unlockMembers()
+	defer n.joining.Unlock()
 	r := n.current.Load().raft
 	if r.State() != raft.Leader {
 		return "", ErrNotLeader

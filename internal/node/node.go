@@ -367,8 +367,8 @@ func (n *Node) untilEnd(ctx context.Context) (context.Context, context.CancelFun
 	return ctx, func() { stop(); cancel() }
 }
 
-// lockMembers waits, within ctx and changeLimit, until no other change of membership
-// is under way.
+// lockMembers takes joining, within ctx and changeLimit: no other change of membership
+// is under way then, until the caller unlocks it.
 func (n *Node) lockMembers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, changeLimit)
 	defer cancel()
@@ -385,9 +385,6 @@ func (n *Node) lockMembers(ctx context.Context) error {
 	}
 	return nil
 }
-
-func (n *Node) unlockMembers() { n.joining.Unlock() }
-func (n *Node) relockMembers() { n.joining.Lock() }
 
 // Close stops raft, the raft port and the volume, in that order, within ctx. It
 // may be called more than once.

@@ -6,22 +6,46 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
 
 // The relatives of DESIGN section 5's two traps: each test was red before its guard.
 
-// recoverAlone makes the stopped n the only member, by peers.json.
-func (n *testNode) recoverAlone(t testing.TB) *testNode {
+// recoverWith opens the stopped members again as the only ones, by the same peers.json
+// in the volume of each.
+func recoverWith(t testing.TB, members ...*testNode) (recovered []*testNode) {
 	t.Helper()
-	peers := fmt.Appendf(nil, `[{"id": "%s", "address": "%s", "non_voter": false}]`, n.config.ID, n.RaftAddress())
-	if err := os.WriteFile(filepath.Join(n.config.Dir, recoveryFile), peers, 0o600); err != nil {
-		t.Fatal(err)
+	var lines []string
+	for _, n := range members {
+		lines = append(lines, fmt.Sprintf(`{"id": "%s", "address": "%s", "non_voter": false}`, n.config.ID, n.RaftAddress()))
 	}
-	recovered := n.reopen(t)
-	recovered.waitLeader(t)
+	for _, n := range members {
+		if err := os.WriteFile(filepath.Join(n.config.Dir, recoveryFile), []byte("["+strings.Join(lines, ",")+"]"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		recovered = append(recovered, n.reopen(t))
+	}
 	return recovered
+}
+
+// TestRecoveryOfSeveral: survivors that are given the same file are one cluster again,
+// which the lost one does not belong to.
+func TestRecoveryOfSeveral(t *testing.T) {
+	nodes := openCluster(t, 3)
+	nodes[0].set(t, "a", "1")
+	checkReplicas(t, nodes...)
+	former := nodes[0].Info().ClusterID
+	for _, n := range nodes {
+		n.stop()
+	}
+	survivors := recoverWith(t, nodes[:2]...)
+	leaderOf(t, survivors...).setSoon(t, "b", "2")
+	checkReplicas(t, survivors...)
+	if one, other := survivors[0].Info().ClusterID, survivors[1].Info().ClusterID; one != other || one == former {
+		t.Errorf("cluster IDs: got %s and %s, want one, other than %s", one, other, former)
+	}
 }
 
 // TestLostNodeComesBackAfterRecovery: n2 and n3 elected in a term that n1 missed; n1,
@@ -36,7 +60,8 @@ func TestLostNodeComesBackAfterRecovery(t *testing.T) {
 	leaderOf(t, n2, n3).setSoon(t, "x", "from the lost ones")
 	n2.stop()
 	n3.stop()
-	n1 = n1.recoverAlone(t)
+	n1 = recoverWith(t, n1)[0]
+	n1.waitLeader(t)
 	n1.set(t, "x", "from n1")
 
 	back := n2.reopen(t)
@@ -59,7 +84,8 @@ func TestLostMajorityComesBackAfterRecovery(t *testing.T) {
 	for _, n := range nodes {
 		n.stop()
 	}
-	n1 = n1.recoverAlone(t)
+	n1 = recoverWith(t, n1)[0]
+	n1.waitLeader(t)
 	n1.set(t, "acknowledged", "by n1")
 	n2, n3 = n2.reopen(t), n3.reopen(t)
 	leaderOf(t, n2, n3).setSoon(t, "theirs", "1")

@@ -32,16 +32,6 @@ func NewClusterID() ClusterID {
 	return id
 }
 
-// ParseClusterID is the inverse of String.
-func ParseClusterID(s string) (ClusterID, error) {
-	var id ClusterID
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(id) {
-		return id, fmt.Errorf("cluster ID %q: want %d hexadecimal digits", s, 2*len(id))
-	}
-	return ClusterID(b), nil
-}
-
 // String returns the ID as 32 hexadecimal digits.
 func (id ClusterID) String() string { return hex.EncodeToString(id[:]) }
 

@@ -51,19 +51,6 @@ func (p *testPort) logged() []string {
 	return append([]string(nil), p.lines...)
 }
 
-func TestClusterIDIsTextAndBack(t *testing.T) {
-	id := NewClusterID()
-	got, err := ParseClusterID(id.String())
-	if got != id || err != nil {
-		t.Errorf("got %v, %v, want %v", got, err, id)
-	}
-	for _, bad := range []string{"", "00", strings.Repeat("z", 32), strings.Repeat("0", 34)} {
-		if _, err := ParseClusterID(bad); err == nil {
-			t.Errorf("ParseClusterID(%q): got no error", bad)
-		}
-	}
-}
-
 // exchange sends a line over a raft stream from one port to another and back.
 func exchange(t testing.TB, from, to raft.StreamLayer) error {
 	t.Helper()
