@@ -249,6 +249,12 @@ func checkReplicas(t testing.TB, nodes ...*service) map[string]string {
 		}
 		return nil
 	})
+	wantIndex, wantChain := clones[0].Chain()
+	for i, s := range nodes {
+		if index, chain := clones[i].Chain(); index != wantIndex || chain != wantChain {
+			t.Errorf("%s came to %d by commands whose chain is %x, want %d, %x", s.node.Info().NodeID, index, chain, wantIndex, wantChain)
+		}
+	}
 	want := items(clones[0])
 	values := make(map[string]string, len(want))
 	for key, item := range want {

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -37,6 +38,14 @@ func setting(pairs ...string) command.Command {
 		c.Pairs = append(c.Pairs, command.Pair{Key: pairs[i], Value: []byte(pairs[i+1])})
 	}
 	return c
+}
+
+// results is what the state machine has answered to one entry.
+func results(response any) (all []result) {
+	for _, r := range response.([]any) {
+		all = append(all, r.(result))
+	}
+	return all
 }
 
 func removing(keys ...string) command.Command {
@@ -69,6 +78,17 @@ remove key="c" index=14 term=3`},
 			`set key="` + strings.Repeat("k", 64) + `" value="` + strings.Repeat("v", 64) + `" index=1 term=1`},
 		{"long", entry(1, 1, setting(strings.Repeat("k", 65), strings.Repeat("v", 1<<20))),
 			`set key="` + strings.Repeat("k", 64) + `"...(65 bytes) value="` + strings.Repeat("v", 64) + `"...(1048576 bytes) index=1 term=1`},
+		{"prefix", entry(1, 1, setting("a", "1", "ab", "2"), command.Command{Kind: command.RemovePrefix, Pairs: []command.Pair{{Key: "a"}}}), `set key="a" value="1" index=1 term=1
+set key="ab" value="2" index=1 term=1
+remove prefix="a" removed=2 index=1 term=1`},
+		{"condition failed", entry(7, 1, with(setting("a", "1"), command.Options{Match: command.Condition{Any: true}})), `condition failed: set key="a" value="1" index=7 term=1`},
+		{"repeated", entry(7, 1, with(removing("a"), command.Options{IdempotencyKey: "k"}), with(removing("b"), command.Options{IdempotencyKey: "k"})),
+			`remove key="a" index=7 term=1
+refused, Idempotency-Key of another request: remove key="b" index=7 term=1`},
+		{"restore", entry(7, 1, command.Command{Kind: command.Unstage}, command.Command{Kind: command.Stage, Pairs: setting("a", "1").Pairs}, command.Command{Kind: command.Restore, Items: 1}),
+			`begin or give up a restore index=7 term=1
+stage 1 of a restore index=7 term=1
+restore keys=1 complete=true index=7 term=1`},
 		{"long remove", entry(1, 1, removing(strings.Repeat("k", 1024))), `remove key="` + strings.Repeat("k", 64) + `"...(1024 bytes) index=1 term=1`},
 		{"cut within a character", entry(1, 1, setting("k", strings.Repeat("v", 63)+"é")),
 			`set key="k" value="` + strings.Repeat("v", 63) + `\xc3"...(65 bytes) index=1 term=1`},
@@ -115,7 +135,12 @@ func TestBatchIsOneWrite(t *testing.T) {
 			entry(first+2, 1, setting("b", "2"), removing("a", "none")),
 			entry(first+3, 1, removing("none")),
 		})
-		want := []any{[]result{{}}, nil, []result{{}, {removed: 1}}, []result{{}}}
+		want := []any{
+			[]any{result{index: first}},
+			nil,
+			[]any{result{index: first + 2}, result{index: first + 2, removed: 1}},
+			[]any{result{index: first + 3}},
+		}
 		if !reflect.DeepEqual(responses, want) {
 			t.Errorf("responses: got %v, want %v", responses, want)
 		}
@@ -137,15 +162,20 @@ func TestApplyCountsWhatItRemoves(t *testing.T) {
 	f, _ := newTestFSM("error")
 	for i, tt := range []struct {
 		commands []command.Command
-		want     []result
+		want     []int
 	}{
-		{[]command.Command{removing("a")}, []result{{0}}},
-		{[]command.Command{setting("a", "1", "b", "2", "c", "3")}, []result{{0}}},
-		{[]command.Command{removing("a", "none", "b")}, []result{{2}}},
-		{[]command.Command{removing("a")}, []result{{0}}},
-		{[]command.Command{removing("c"), setting("c", ""), removing("c", "c")}, []result{{1}, {0}, {1}}},
+		{[]command.Command{removing("a")}, []int{0}},
+		{[]command.Command{setting("a", "1", "b", "2", "c", "3")}, []int{0}},
+		{[]command.Command{removing("a", "none", "b")}, []int{2}},
+		{[]command.Command{removing("a")}, []int{0}},
+		{[]command.Command{removing("c"), setting("c", ""), removing("c", "c")}, []int{1, 0, 1}},
+		{[]command.Command{setting("p", "", "pq", "", "q", ""), {Kind: command.RemovePrefix, Pairs: []command.Pair{{Key: "p"}}}, removing("q")}, []int{0, 2, 1}},
 	} {
-		if got := f.Apply(entry(uint64(i+1), 1, tt.commands...)); !reflect.DeepEqual(got, tt.want) {
+		var got []int
+		for _, r := range results(f.Apply(entry(uint64(i+1), 1, tt.commands...))) {
+			got = append(got, r.removed)
+		}
+		if !slices.Equal(got, tt.want) {
 			t.Errorf("entry %d: got %v, want %v", i+1, got, tt.want)
 		}
 	}

@@ -2,18 +2,18 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	stdlog "log"
-	"mime"
 	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -22,65 +22,86 @@ import (
 	"raftkv/internal/command"
 	"raftkv/internal/kv"
 	"raftkv/internal/node"
+	"raftkv/internal/request"
+	"raftkv/internal/stream"
 )
 
-// Bounds of the door (DESIGN section 8).
+// Bounds of the door (DESIGN section 8). A stream lasts as long as its client reads.
 const (
 	maxConnections = 8192
-	maxInFlight    = 2048
-	maxRequest     = 2 << 20 // query or body, in bytes
+	maxInFlight    = 2048 // requests other than streams
+	maxStreams     = 4096
+	keepAlive      = 15 * time.Second // of a watch
 )
 
 // handler answers the HTTP API. HTTP knows nothing of raft's types: it asks the
 // node, and reads the store.
 type handler struct {
-	node     *node.Node
-	store    *kv.Store
-	log      *logrus.Logger
-	names    []string      // host names that requests may use
-	inFlight chan struct{} // a place for each request under way
+	http.Handler // the routes
+	node         *node.Node
+	store        *kv.Store
+	log          *logrus.Logger
+	names        []string      // host names that requests may use
+	inFlight     chan struct{} // a place for each request under way
+	streams      chan struct{}
+	restoring    sync.Mutex // held by the restore under way
+	ending       context.Context
+	end          context.CancelFunc // ends the watches
 }
 
 // endpoint answers one path. An error goes through the error table.
 type endpoint struct {
 	path    string
 	methods []string
+	places  chan struct{}
 	answer  func(w http.ResponseWriter, r *http.Request) error
 }
 
-func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string) http.Handler {
-	h := &handler{node: n, store: store, log: log, names: names, inFlight: make(chan struct{}, maxInFlight)}
+func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string) *handler {
+	h := &handler{node: n, store: store, log: log, names: names,
+		inFlight: make(chan struct{}, maxInFlight), streams: make(chan struct{}, maxStreams)}
+	h.ending, h.end = context.WithCancel(context.Background())
+	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
 	router := mux.NewRouter()
+	paths := ""
 	for _, e := range []endpoint{
-		{"/set", []string{http.MethodGet, http.MethodPost, http.MethodPut}, h.set},
-		{"/get", []string{http.MethodGet, http.MethodHead, http.MethodPost}, h.get},
-		{"/remove", []string{http.MethodGet, http.MethodPost}, h.remove},
-		{"/join", []string{http.MethodGet, http.MethodPost}, h.join},
-		{"/leave", []string{http.MethodGet, http.MethodPost}, h.leave},
-		{"/transfer", []string{http.MethodGet, http.MethodPost}, h.transfer},
-		{"/status", []string{http.MethodGet, http.MethodHead, http.MethodPost}, h.status},
-		{"/healthz", []string{http.MethodGet, http.MethodHead, http.MethodPost}, h.healthz},
-		{"/readyz", []string{http.MethodGet, http.MethodHead, http.MethodPost}, h.readyz},
+		{"/set", []string{get, post, put}, h.inFlight, h.set},
+		{"/get", []string{get, head, post}, h.inFlight, h.get},
+		{"/remove", []string{get, post}, h.inFlight, h.remove},
+		{"/list", []string{get, post}, h.streams, h.list},
+		{"/watch", []string{get, post}, h.streams, h.watch},
+		{"/join", []string{get, post}, h.inFlight, h.join},
+		{"/leave", []string{get, post}, h.inFlight, h.leave},
+		{"/transfer", []string{get, post}, h.inFlight, h.transfer},
+		{"/status", []string{get, head, post}, h.inFlight, h.status},
+		{"/snapshot", []string{get, post}, h.streams, h.snapshot},
+		{"/restore", []string{put}, h.streams, h.restore},
+		{"/healthz", []string{get, head, post}, h.inFlight, h.healthz},
+		{"/readyz", []string{get, head, post}, h.inFlight, h.readyz},
 	} {
-		router.Handle(e.path, h.serve(e.methods, e.answer))
+		router.Handle(e.path, h.serve(e))
+		paths += " " + e.path
 	}
-	router.NotFoundHandler = h.serve(nil, func(http.ResponseWriter, *http.Request) error {
-		return refuse(http.StatusNotFound, "no such path; there are /set /get /remove /join /leave /transfer /status /healthz /readyz")
-	})
-	return router
+	router.NotFoundHandler = h.serve(endpoint{places: h.inFlight, answer: func(http.ResponseWriter, *http.Request) error {
+		return request.Refuse(http.StatusNotFound, "no such path; there are%s", paths)
+	}})
+	h.Handler = router
+	return h
 }
 
 // newServer bounds what one connection can take of the node.
-func newServer(h http.Handler, log *logrus.Logger) *http.Server {
-	return &http.Server{
+func newServer(h *handler, log *logrus.Logger) *http.Server {
+	server := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      60 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    2 * maxRequest, // a value may come in the query; larger ones get our own 413
+		MaxHeaderBytes:    2 * request.Max, // a value may come in the query; larger ones get our own 413
 		ErrorLog:          stdlog.New(warnings{log}, "", 0),
 	}
+	server.RegisterOnShutdown(h.end)
+	return server
 }
 
 // warnings is where net/http's own lines go.
@@ -92,27 +113,28 @@ func (w warnings) Write(line []byte) (int, error) {
 }
 
 // serve is what is done around every endpoint: the guard of DESIGN section 8, the
-// bound on requests in flight, the method, the error table.
-func (h *handler) serve(methods []string, answer func(http.ResponseWriter, *http.Request) error) http.Handler {
+// bound on requests, the method, the error table.
+func (h *handler) serve(e endpoint) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		if err := h.guard(r); err != nil {
+		if err := request.Guard(r, h.names); err != nil {
 			h.fail(w, r, err)
 			return
 		}
 		select {
-		case h.inFlight <- struct{}{}:
-			defer func() { <-h.inFlight }()
+		case e.places <- struct{}{}:
+			defer func() { <-e.places }()
 		default:
-			h.fail(w, r, fmt.Errorf("%w: %d requests are in flight already", node.ErrNotApplied, maxInFlight))
+			h.fail(w, r, fmt.Errorf("%w: %d requests of this kind are under way already", node.ErrNotApplied, cap(e.places)))
 			return
 		}
-		if methods != nil && !slices.Contains(methods, r.Method) {
-			w.Header().Set("Allow", strings.Join(methods, ", "))
-			h.fail(w, r, refuse(http.StatusMethodNotAllowed, "method %s: %s takes %s", r.Method, r.URL.Path, strings.Join(methods, ", ")))
+		if e.methods != nil && !slices.Contains(e.methods, r.Method) {
+			takes := strings.Join(e.methods, ", ")
+			w.Header().Set("Allow", takes)
+			h.fail(w, r, request.Refuse(http.StatusMethodNotAllowed, "method %s: %s takes %s", r.Method, r.URL.Path, takes))
 			return
 		}
-		if err := answer(w, r); err != nil {
+		if err := e.answer(w, r); err != nil {
 			h.fail(w, r, err)
 		}
 	})
@@ -121,65 +143,70 @@ func (h *handler) serve(methods []string, answer func(http.ResponseWriter, *http
 // set stores one value, or several at once: all or nothing, in one entry.
 func (h *handler) set(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Set handler called")
-	if err := unconditional(r); err != nil {
-		return err
-	}
-	c, err := parseSet(r)
+	c, err := request.Set(r)
 	if err != nil {
 		return err
 	}
-	index, _, err := h.propose(r, c)
+	done, err := h.propose(r, c)
 	if err != nil {
 		return err
 	}
-	w.Header().Set("ETag", etag(index))
-	return answerLine(w, "OK index=%d", index)
+	w.Header().Set("ETag", request.ETag(done.index))
+	return answerLine(w, "OK index=%d", done.index)
 }
 
-// remove removes one key, or several at once: all or nothing, in one entry.
+// remove removes one key, several at once, or all with a prefix: all or nothing, in
+// one entry.
 func (h *handler) remove(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Remove handler called")
-	if err := unconditional(r); err != nil {
-		return err
-	}
-	values, err := parameters(r, "key")
+	c, err := request.Remove(r)
 	if err != nil {
 		return err
 	}
-	if err := checkKeys(values["key"]); err != nil {
-		return err
-	}
-	c := command.Command{Kind: command.Remove}
-	for _, key := range values["key"] {
-		c.Pairs = append(c.Pairs, command.Pair{Key: key})
-	}
-	index, done, err := h.propose(r, c)
+	done, err := h.propose(r, c)
 	if err != nil {
 		return err
 	}
-	return answerLine(w, "OK index=%d removed=%d", index, done.removed)
+	return answerLine(w, "OK index=%d removed=%d", done.index, done.removed)
 }
 
-func (h *handler) propose(r *http.Request, c command.Command) (index uint64, done result, err error) {
-	index, response, err := h.node.Propose(r.Context(), command.Append(nil, c))
+// propose has the cluster do c, and returns what the state machine made of it.
+func (h *handler) propose(r *http.Request, c command.Command) (result, error) {
+	_, response, err := h.node.Propose(r.Context(), c)
 	if err != nil {
-		return 0, result{}, err
+		return result{}, err
 	}
-	return index, response.([]result)[0], nil
+	done := response.(result)
+	switch {
+	case done.reused:
+		return done, request.Refuse(http.StatusUnprocessableEntity, "Idempotency-Key: it came with another request before: nothing was done; take a new key for each request")
+	case done.failed != 0:
+		return done, failedCondition(c, done)
+	}
+	return done, nil
+}
+
+func failedCondition(c command.Command, done result) error {
+	header, has, advice := "If-None-Match", "has ETag "+request.ETag(done.current), "get it to see what it is"
+	if !c.Match.IsNone() && !meets(c.Match, done.current) {
+		header, advice = "If-Match", "get it again, and send the ETag that it has then"
+		if done.current == 0 {
+			has, advice = "is not there", "set it with If-None-Match: *, if it should be"
+		}
+	}
+	return request.Refuse(http.StatusPreconditionFailed, "%s: key %s %s: nothing was done; %s",
+		header, command.AppendQuoted(nil, c.Pairs[done.failed-1].Key), has, advice)
 }
 
 // get answers the raw bytes of a value: by default as new as any that was
 // acknowledged before, on every node; with consistency=stale what this node has.
 func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
-	values, err := parameters(r, "key", "consistency")
+	values, err := request.Parse(r, "key", "consistency")
 	if err != nil {
 		return err
 	}
-	key, err := one(values, "key")
+	key, err := values.Key()
 	if err != nil {
-		return err
-	}
-	if err := checkKeys([]string{key}); err != nil {
 		return err
 	}
 	if err := h.consistent(w, r, values); err != nil {
@@ -187,10 +214,11 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	}
 	item, ok := h.store.Get(key)
 	if !ok {
-		return refuse(http.StatusNotFound, "key %s: not found", appendShort(nil, key))
+		return request.Refuse(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
 	}
-	w.Header().Set("ETag", etag(item.Index))
-	if unchanged(r, etag(item.Index)) {
+	tag := request.ETag(item.Index)
+	w.Header().Set("ETag", tag)
+	if request.Unchanged(r, tag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
@@ -200,20 +228,95 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	return dropped(err)
 }
 
-// unchanged reports whether the client has what tag stands for already.
-func unchanged(r *http.Request, tag string) bool {
-	for _, known := range strings.Split(r.Header.Get("If-None-Match"), ",") {
-		if known = strings.TrimSpace(known); known == "*" || strings.TrimPrefix(known, "W/") == tag {
-			return true
+// list answers keys in order, from one view of the store, a JSON object a line.
+func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
+	values, err := request.Parse(r, "prefix", "after", "limit", "consistency")
+	if err != nil {
+		return err
+	}
+	prefix, err := values.Prefix()
+	if err != nil {
+		return err
+	}
+	after, err := values.Optional("after", "")
+	if err != nil {
+		return err
+	}
+	limit := 0
+	if values.Has("limit") {
+		text, err := values.One("limit")
+		if err != nil {
+			return err
+		}
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 {
+			return request.Refuse(http.StatusBadRequest, "limit: want a number of keys, 1 or more; leave it out for all")
 		}
 	}
-	return false
+	if err := h.consistent(w, r, values); err != nil {
+		return err
+	}
+	view := h.store.Clone()
+	h.tellApplied(w, view)
+	w.Header().Set("Content-Type", "application/jsonl")
+	return dropped(stream.List(w, view, prefix, after, limit))
+}
+
+// watch answers server-sent events, one for each entry that changes a key with the
+// prefix, after the index of Last-Event-ID or from, or else from now on.
+func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
+	values, err := request.Parse(r, "prefix", "from", "consistency")
+	if err != nil {
+		return err
+	}
+	prefix, err := values.Prefix()
+	if err != nil {
+		return err
+	}
+	name, from := "Last-Event-ID", r.Header.Get("Last-Event-ID") // of one that comes back: newer than from
+	if from == "" {
+		name = "from"
+		if from, err = values.Optional("from", ""); err != nil {
+			return err
+		}
+	}
+	var after uint64
+	if from != "" || values.Has("from") {
+		if after, err = strconv.ParseUint(from, 10, 64); err != nil {
+			return request.Refuse(http.StatusBadRequest, "%s: want an index, such as a list or an event gave it", name)
+		}
+	}
+	if err := h.consistent(w, r, values); err != nil {
+		return err
+	}
+	var watcher *kv.Watcher
+	if from == "" {
+		watcher, after = h.store.WatchNow(prefix)
+	} else {
+		applied, _ := h.store.Applied()
+		if after > applied && !values.Has("consistency") {
+			return request.Refuse(http.StatusGone, "%s: %d is not reached yet, so it is another cluster's; list, then watch from the Raftkv-Applied-Index of that", name, after)
+		}
+		if watcher, err = h.store.Watch(prefix, after); err != nil {
+			return request.Refuse(http.StatusGone, "%s: %v; list, then watch from the Raftkv-Applied-Index of that", name, err)
+		}
+	}
+	defer watcher.Close()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(h.ending, cancel)()
+	return dropped(stream.Watch(ctx, w, watcher, after, keepAlive))
+}
+
+// tellApplied says of which index a view is.
+func (h *handler) tellApplied(w http.ResponseWriter, view *kv.Store) {
+	index, _ := view.Applied()
+	w.Header().Set("Raftkv-Applied-Index", strconv.FormatUint(index, 10))
 }
 
 // consistent makes sure that the store is as new as the request wants it. A stale
 // read says how old it may be.
-func (h *handler) consistent(w http.ResponseWriter, r *http.Request, values url.Values) error {
-	consistency, err := optional(values, "consistency", "linearizable")
+func (h *handler) consistent(w http.ResponseWriter, r *http.Request, values request.Values) error {
+	consistency, err := values.Optional("consistency", "linearizable")
 	if err != nil {
 		return err
 	}
@@ -230,7 +333,7 @@ func (h *handler) consistent(w http.ResponseWriter, r *http.Request, values url.
 		w.Header().Set("Raftkv-Last-Contact", f.LastContact)
 		return nil
 	default:
-		return refuse(http.StatusBadRequest, "consistency: want linearizable (the default) or stale")
+		return request.Refuse(http.StatusBadRequest, "consistency: want linearizable (the default) or stale")
 	}
 }
 
@@ -238,7 +341,7 @@ func (h *handler) consistent(w http.ResponseWriter, r *http.Request, values url.
 // catches up, the caller is told, about once a second.
 func (h *handler) join(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Join handler called")
-	values, err := parameters(r, "nodeId", "raftPort", "raftHost", "suffrage")
+	values, err := request.Parse(r, "nodeId", "raftPort", "raftHost", "suffrage")
 	if err != nil {
 		return err
 	}
@@ -246,26 +349,26 @@ func (h *handler) join(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	port, err := one(values, "raftPort")
+	port, err := values.One("raftPort")
 	if err != nil {
 		return err
 	}
 	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
-		return refuse(http.StatusBadRequest, "raftPort: want a port, 1 to 65535, such as 9001")
+		return request.Refuse(http.StatusBadRequest, "raftPort: want a port, 1 to 65535, such as 9001")
 	}
-	host, err := optional(values, "raftHost", "127.0.0.1")
+	host, err := values.Optional("raftHost", "127.0.0.1")
 	if err != nil {
 		return err
 	}
 	if net.ParseIP(host) == nil && !hostName.MatchString(host) {
-		return refuse(http.StatusBadRequest, "raftHost: want an IP address or a host name, without a port")
+		return request.Refuse(http.StatusBadRequest, "raftHost: want an IP address or a host name, without a port")
 	}
-	suffrage, err := optional(values, "suffrage", "voter")
+	suffrage, err := values.Optional("suffrage", "voter")
 	if err != nil {
 		return err
 	}
 	if suffrage != "voter" && suffrage != "nonvoter" {
-		return refuse(http.StatusBadRequest, "suffrage: want voter or nonvoter")
+		return request.Refuse(http.StatusBadRequest, "suffrage: want voter or nonvoter")
 	}
 	h.log.Infof("node is %s", id)
 	if !h.node.Leads() {
@@ -298,7 +401,7 @@ func (h *handler) join(w http.ResponseWriter, r *http.Request) error {
 // leave takes a node out of the cluster that this node leads.
 func (h *handler) leave(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Leave handler called")
-	values, err := parameters(r, "nodeId")
+	values, err := request.Parse(r, "nodeId")
 	if err != nil {
 		return err
 	}
@@ -317,7 +420,7 @@ func (h *handler) leave(w http.ResponseWriter, r *http.Request) error {
 // transfer hands leadership over, to the best voter unless one is named.
 func (h *handler) transfer(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Transfer handler called")
-	values, err := parameters(r, "nodeId")
+	values, err := request.Parse(r, "nodeId")
 	if err != nil {
 		return err
 	}
@@ -336,7 +439,7 @@ func (h *handler) transfer(w http.ResponseWriter, r *http.Request) error {
 
 // status tells of this node and of every member that answers.
 func (h *handler) status(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
+	if _, err := request.Parse(r); err != nil {
 		return err
 	}
 	status, err := h.node.Status(r.Context())
@@ -346,9 +449,82 @@ func (h *handler) status(w http.ResponseWriter, r *http.Request) error {
 	return answerJSON(w, status)
 }
 
+// snapshot answers a backup of all keys, and of the answers to idempotency keys, as
+// they are now.
+func (h *handler) snapshot(w http.ResponseWriter, r *http.Request) error {
+	h.log.Info("Snapshot handler called")
+	values, err := request.Parse(r, "consistency")
+	if err != nil {
+		return err
+	}
+	if err := h.consistent(w, r, values); err != nil {
+		return err
+	}
+	view := h.store.Clone()
+	h.tellApplied(w, view)
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if err := view.WriteSnapshot(stream.Writer(w)); err != nil {
+		panic(http.ErrAbortHandler) // so that the client knows: the status is out already
+	}
+	return nil
+}
+
+// restore replaces all data by that of a backup, on every node. The whole of it is
+// read and verified before anything is proposed; then it goes through the log into
+// a staging area, and takes effect with one last entry: a leader that dies in the
+// middle has changed nothing.
+func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
+	h.log.Info("Restore handler called")
+	if _, err := request.Parse(r); err != nil {
+		return err
+	}
+	if err := request.Unconditional(r); err != nil {
+		return err
+	}
+	if !h.node.Leads() {
+		return node.ErrNotLeader
+	}
+	if !h.restoring.TryLock() {
+		return fmt.Errorf("%w: another restore is under way", node.ErrNotApplied)
+	}
+	defer h.restoring.Unlock()
+	if err := unhurried(w); err != nil {
+		return err
+	}
+	backup := kv.New()
+	if err := backup.ReadSnapshot(stream.Reader(w, r)); err != nil {
+		return request.Refuse(http.StatusBadRequest, "body: %v: nothing was changed; send what /snapshot gave, whole (curl -T FILE)", err)
+	}
+	if err := checkBackup(backup); err != nil {
+		return request.Refuse(http.StatusBadRequest, "body: %v: nothing was changed", err)
+	}
+	var done result
+	var err error
+	for c := range restoreCommands(backup) {
+		if done, err = h.propose(r, c); err == nil {
+			continue
+		}
+		if c.Kind == command.Restore {
+			return err
+		}
+		break
+	}
+	if err == nil && done.counted {
+		return answerLine(w, "OK index=%d keys=%d", done.index, backup.Len())
+	}
+	if err == nil {
+		err = errors.New("the leader has changed in the middle of it")
+	}
+	// What is staged is in nobody's way; without this it stays until the next term.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), time.Second)
+	defer cancel()
+	_, _, _ = h.node.Propose(ctx, command.Command{Kind: command.Unstage})
+	return fmt.Errorf("%w: %v", node.ErrNotApplied, err) // not what err is: without the last entry nothing has changed
+}
+
 // healthz says that the process is alive.
 func (h *handler) healthz(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
+	if _, err := request.Parse(r); err != nil {
 		return err
 	}
 	return answerLine(w, "OK")
@@ -356,7 +532,7 @@ func (h *handler) healthz(w http.ResponseWriter, r *http.Request) error {
 
 // readyz says whether clients should use this node: it answers with the newest state.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
+	if _, err := request.Parse(r); err != nil {
 		return err
 	}
 	if err := h.node.ReadIndex(r.Context()); err != nil {
@@ -365,193 +541,15 @@ func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
 	return answerLine(w, "OK")
 }
 
-// unconditional refuses headers whose meaning would be lost: a safe write must not
-// become an unsafe one.
-func unconditional(r *http.Request) error {
-	for _, name := range []string{"If-Match", "If-None-Match", "If-Unmodified-Since", "Idempotency-Key", "Content-Range"} {
-		if r.Header.Get(name) != "" {
-			return refuse(http.StatusBadRequest, "%s: not supported; nothing was done; leave it out", name)
-		}
-	}
-	return nil
-}
-
-// parseSet takes the keys and values of a set out of the query and, with POST, a
-// form; with PUT the body is the value.
-func parseSet(r *http.Request) (command.Command, error) {
-	c := command.Command{Kind: command.Set}
-	values, err := parameters(r, "key", "value")
-	if err != nil {
-		return c, err
-	}
-	keys, given := values["key"], values["value"]
-	if err := checkKeys(keys); err != nil {
-		return c, err
-	}
-	if r.Method == http.MethodPut {
-		if len(given) > 0 {
-			return c, refuse(http.StatusBadRequest, "value: with PUT the body is the value; leave the parameter out, or use GET or POST")
-		}
-		if len(keys) > 1 {
-			return c, refuse(http.StatusBadRequest, "key: %d given; PUT takes one key, whose value is the body", len(keys))
-		}
-		body, err := readBody(r, "value", command.MaxValue)
-		if err != nil {
-			return c, err
-		}
-		given = []string{string(body)}
-	}
-	if len(given) != len(keys) {
-		return c, refuse(http.StatusBadRequest, "value: %d given for %d of key; each key needs one value (value= for an empty one)", len(given), len(keys))
-	}
-	for i, key := range keys {
-		if len(given[i]) > command.MaxValue {
-			return c, tooLarge("value", command.MaxValue)
-		}
-		c.Pairs = append(c.Pairs, command.Pair{Key: key, Value: []byte(given[i])})
-	}
-	return c, nil
-}
-
-func checkKeys(keys []string) error {
-	if len(keys) == 0 {
-		return refuse(http.StatusBadRequest, "key: missing; add key=NAME")
-	}
-	seen := make(map[string]bool, len(keys))
-	for _, key := range keys {
-		switch {
-		case key == "":
-			return refuse(http.StatusBadRequest, "key: empty; a key has 1 to %d bytes", command.MaxKey)
-		case len(key) > command.MaxKey:
-			return refuse(http.StatusBadRequest, "key: %d bytes; a key has 1 to %d bytes", len(key), command.MaxKey)
-		case seen[key]:
-			return refuse(http.StatusBadRequest, "key: %s is given twice in one request; give it once", appendShort(nil, key))
-		}
-		seen[key] = true
-	}
-	return nil
-}
-
-// one returns the value of a parameter that must be given once.
-func one(values url.Values, name string) (string, error) {
-	switch given := values[name]; len(given) {
-	case 0:
-		return "", refuse(http.StatusBadRequest, "%s: missing; add %s=…", name, name)
-	case 1:
-		return given[0], nil
-	default:
-		return "", refuse(http.StatusBadRequest, "%s: given %d times; give it once", name, len(given))
-	}
-}
-
-// optional is one, with what stands for none.
-func optional(values url.Values, name, fallback string) (string, error) {
-	if !values.Has(name) {
-		return fallback, nil
-	}
-	return one(values, name)
-}
-
-func nodeID(values url.Values) (string, error) {
-	id, err := one(values, "nodeId")
+func nodeID(values request.Values) (string, error) {
+	id, err := values.One("nodeId")
 	if err != nil {
 		return "", err
 	}
 	if err := checkNodeID(id); err != nil {
-		return "", refuse(http.StatusBadRequest, "nodeId: %v", err)
+		return "", request.Refuse(http.StatusBadRequest, "nodeId: %v", err)
 	}
 	return id, nil
-}
-
-// parameters reads the query and, with POST, the form. A name that is not allowed
-// is refused: a misspelt one must not be taken for none.
-func parameters(r *http.Request, allowed ...string) (url.Values, error) {
-	if len(r.URL.RawQuery) > maxRequest {
-		return nil, tooLarge("query", maxRequest)
-	}
-	values, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return nil, refuse(http.StatusBadRequest, "query: %v; percent-encode it (curl -G --data-urlencode)", err)
-	}
-	if r.Method == http.MethodPost {
-		body, err := readBody(r, "form", maxRequest)
-		if err != nil {
-			return nil, err
-		}
-		kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
-		if len(body) > 0 && kind != "application/x-www-form-urlencoded" {
-			return nil, refuse(http.StatusBadRequest, "Content-Type: %q; POST takes application/x-www-form-urlencoded, PUT a raw value", kind)
-		}
-		form, err := url.ParseQuery(string(body))
-		if err != nil {
-			return nil, refuse(http.StatusBadRequest, "form: %v; percent-encode it (curl --data-urlencode)", err)
-		}
-		for name, given := range form {
-			values[name] = append(values[name], given...)
-		}
-	}
-	for name := range values {
-		if !slices.Contains(allowed, name) {
-			takes := "none"
-			if len(allowed) > 0 {
-				takes = strings.Join(allowed, ", ")
-			}
-			return nil, refuse(http.StatusBadRequest, "%s: unknown parameter; %s takes %s", appendShort(nil, name), r.URL.Path, takes)
-		}
-	}
-	return values, nil
-}
-
-// readBody reads a body of at most limit bytes.
-func readBody(r *http.Request, what string, limit int64) ([]byte, error) {
-	if r.ContentLength > limit {
-		return nil, tooLarge(what, limit)
-	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
-	if err != nil {
-		return nil, refuse(http.StatusBadRequest, "%s: the body ends early: %v", what, err)
-	}
-	if int64(len(body)) > limit {
-		return nil, tooLarge(what, limit)
-	}
-	return body, nil
-}
-
-// guard lets in what a person or a program sends, and keeps out what a web page
-// makes a browser send: sets arrive as GET, so a link or an image could carry one.
-func (h *handler) guard(r *http.Request) error {
-	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" {
-		return refuse(http.StatusForbidden, "Sec-Fetch-Site: %q; requests from web pages of other sites are refused", site)
-	}
-	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host {
-		return refuse(http.StatusForbidden, "Origin: %q; requests from web pages of other sites are refused", origin)
-	}
-	host := r.Host
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	host = strings.ToLower(strings.Trim(host, "[]"))
-	known := func(name string) bool { return strings.EqualFold(name, host) }
-	if net.ParseIP(host) == nil && host != "localhost" && !slices.ContainsFunc(h.names, known) {
-		return refuse(http.StatusForbidden, "Host: %q is not a name of this node; use its IP address or localhost, or name it in HTTP_SERVER_NAMES at its start", host)
-	}
-	return nil
-}
-
-// refusal is an error that the client's request causes.
-type refusal struct {
-	status int
-	text   string
-}
-
-func (r refusal) Error() string { return r.text }
-
-func refuse(status int, format string, args ...any) error {
-	return refusal{status, fmt.Sprintf(format, args...)}
-}
-
-func tooLarge(what string, limit int64) error {
-	return refuse(http.StatusRequestEntityTooLarge, "%s: larger than %d bytes; a value may have %d, best sent with PUT (curl -T)", what, limit, command.MaxValue)
 }
 
 // errorTable is the one place that says which error of the node is which status,
@@ -596,9 +594,9 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 // statusOf is err by the error table: its status, and its line.
 func statusOf(err error) (status int, text string) {
-	var refused refusal
+	var refused request.Refusal
 	if errors.As(err, &refused) {
-		return refused.status, refused.text
+		return refused.Status, refused.Text
 	}
 	for _, row := range errorTable {
 		if !errors.Is(err, row.err) {
@@ -643,6 +641,3 @@ func answerJSON(w http.ResponseWriter, value any) error {
 // dropped is for the error of writing an answer: the client has gone, and there is
 // nobody to tell.
 func dropped(error) error { return nil }
-
-// etag is the ETag of what the entry at index has set.
-func etag(index uint64) string { return `"` + strconv.FormatUint(index, 10) + `"` }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"raftkv/internal/node"
+	"raftkv/internal/request"
 )
 
 // startOne starts a cluster of one, which answers to the name KV.Example too.
@@ -141,11 +142,54 @@ func TestRefusedRequests(t *testing.T) {
 		{"remove: empty key", "GET", "/remove?key=", "", nil, 400, "key: empty", nil},
 		{"remove: long key", "GET", "/remove?key=" + longKey, "", nil, 400, "1024", nil},
 		{"remove: key twice", "GET", "/remove?key=k&key=k", "", nil, 400, `key: "k" is given twice`, nil},
-		{"remove: unknown parameter", "GET", "/remove?key=k&vlaue=1", "", nil, 400, `"vlaue": unknown parameter; /remove takes key`, nil},
+		{"remove: unknown parameter", "GET", "/remove?key=k&vlaue=1", "", nil, 400, `"vlaue": unknown parameter; /remove takes key, prefix`, nil},
 		{"remove: large form", "POST", "/remove", "key=k" + strings.Repeat("&", 2*mebi), form, 413, "form: larger than 2097152 bytes", nil},
 		{"remove: HEAD", "HEAD", "/remove?key=k", "", nil, 405, "", only("GET, POST")},
 		{"remove: PUT", "PUT", "/remove?key=k", "1", nil, 405, "method PUT: /remove takes GET, POST", only("GET, POST")},
 		{"remove: DELETE", "DELETE", "/remove?key=k", "", nil, 405, "method DELETE", only("GET, POST")},
+
+		{"remove: empty prefix", "GET", "/remove?prefix=", "", nil, 400, "prefix: empty, which would remove every key", nil},
+		{"remove: long prefix", "GET", "/remove?prefix=" + longKey, "", nil, 400, "prefix: 1025 bytes", nil},
+		{"remove: two prefixes", "GET", "/remove?prefix=k&prefix=l", "", nil, 400, "prefix: given 2 times", nil},
+		{"remove: key and prefix", "GET", "/remove?prefix=k&key=k", "", nil, 400, "prefix: given together with key", nil},
+		{"remove: prefix with a condition", "GET", "/remove?prefix=k", "", http.Header{"If-Match": {"*"}}, 400, "prefix: with If-Match", nil},
+
+		{"condition: weak ETag", "GET", "/set?key=a&value=1", "", http.Header{"If-Match": {`W/"12"`}}, 400, "If-Match: weak ETags compare equal to nothing", nil},
+		{"condition: weak in a list", "GET", "/remove?key=a", "", http.Header{"If-None-Match": {`"1", W/"12"`}}, 400, "If-None-Match: weak", nil},
+		{"condition: no quotes", "GET", "/set?key=a&value=1", "", http.Header{"If-Match": {"12"}}, 400, `If-Match: want * or ETags in double quotes, such as "12"`, nil},
+		{"condition: open quotes", "GET", "/set?key=a&value=1", "", http.Header{"If-Match": {`"12`}}, 400, "If-Match: want", nil},
+		{"condition: no comma", "GET", "/set?key=a&value=1", "", http.Header{"If-Match": {`"12" "13"`}}, 400, "If-Match: want", nil},
+		{"condition: star in a list", "GET", "/set?key=a&value=1", "", http.Header{"If-Match": {`"12", *`}}, 400, "If-Match: want", nil},
+		{"condition: empty", "GET", "/set?key=a&value=1", "", http.Header{"If-Match": {""}}, 400, "If-Match: empty", nil},
+		{"condition: commas", "GET", "/set?key=a&value=1", "", http.Header{"If-None-Match": {" , ,"}}, 400, "If-None-Match: empty", nil},
+		{"condition: many", "GET", "/set?key=a&value=1", "", http.Header{"If-Match": {strings.Repeat(`"1",`, 101)}}, 400, "If-Match: more than 100 ETags", nil},
+		{"condition: date", "GET", "/set?key=a&value=1", "", http.Header{"If-Unmodified-Since": {"Mon, 23 Nov 2026 14:17:46 GMT"}}, 400, "If-Unmodified-Since: not supported by /set", nil},
+		{"condition: range", "PUT", "/set?key=a", "1", http.Header{"Content-Range": {"bytes 0-0/2"}}, 400, "Content-Range: not supported", nil},
+		{"Idempotency-Key: empty", "GET", "/set?key=a&value=1", "", http.Header{"Idempotency-Key": {""}}, 400, "Idempotency-Key: 0 bytes; want 1 to 255", nil},
+		{"Idempotency-Key: empty string", "GET", "/set?key=a&value=1", "", http.Header{"Idempotency-Key": {`""`}}, 400, "Idempotency-Key: 0 bytes", nil},
+		{"Idempotency-Key: long", "GET", "/set?key=a&value=1", "", http.Header{"Idempotency-Key": {strings.Repeat("k", 256)}}, 400, "Idempotency-Key: 256 bytes; want 1 to 255", nil},
+		{"Idempotency-Key: two", "GET", "/set?key=a&value=1", "", http.Header{"Idempotency-Key": {"a", "b"}}, 400, "Idempotency-Key: given 2 times", nil},
+		{"Idempotency-Key: a list", "GET", "/set?key=a&value=1", "", http.Header{"Idempotency-Key": {"a,b"}}, 400, "Idempotency-Key: put it in double quotes", nil},
+		{"Idempotency-Key: open", "GET", "/set?key=a&value=1", "", http.Header{"Idempotency-Key": {`"a`}}, 400, "Idempotency-Key: want a string in double quotes", nil},
+		{"Idempotency-Key: parameters", "GET", "/set?key=a&value=1", "", http.Header{"Idempotency-Key": {`"a";b`}}, 400, "Idempotency-Key: want a string", nil},
+		{"Idempotency-Key: not ASCII", "GET", "/remove?key=a", "", http.Header{"Idempotency-Key": {"schön"}}, 400, "Idempotency-Key: want printable ASCII", nil},
+
+		{"list: limit 0", "GET", "/list?limit=0", "", nil, 400, "limit: want a number of keys, 1 or more", nil},
+		{"list: limit in words", "GET", "/list?limit=ten", "", nil, 400, "limit: want", nil},
+		{"list: two limits", "GET", "/list?limit=1&limit=2", "", nil, 400, "limit: given 2 times", nil},
+		{"list: long prefix", "GET", "/list?prefix=" + longKey, "", nil, 400, "prefix: 1025 bytes; a key has at most 1024", nil},
+		{"list: key", "GET", "/list?key=a", "", nil, 400, `"key": unknown parameter; /list takes prefix, after, limit, consistency`, nil},
+		{"list: consistency", "GET", "/list?consistency=eventual", "", nil, 400, "consistency: want linearizable (the default) or stale", nil},
+		{"watch: from in words", "GET", "/watch?from=now", "", nil, 400, "from: want an index", nil},
+		{"watch: from nothing", "GET", "/watch?from=", "", nil, 400, "from: want an index", nil},
+		{"watch: event ID in words", "GET", "/watch", "", http.Header{"Last-Event-Id": {"x"}}, 400, "Last-Event-ID: want an index", nil},
+		{"watch: long prefix", "GET", "/watch?prefix=" + longKey, "", nil, 400, "prefix: 1025 bytes", nil},
+		{"watch: from the future", "GET", "/watch?from=1000000", "", nil, 410, "from: 1000000 is not reached yet", nil},
+		{"snapshot: parameter", "GET", "/snapshot?key=a", "", nil, 400, `"key": unknown parameter; /snapshot takes consistency`, nil},
+		{"restore: GET", "GET", "/restore", "", nil, 405, "method GET: /restore takes PUT", only("PUT")},
+		{"restore: nothing", "PUT", "/restore", "", nil, 400, "body: read snapshot: snapshot is damaged: it ends in header: nothing was changed", nil},
+		{"restore: text", "PUT", "/restore", "not a backup", nil, 400, "nothing was changed; send what /snapshot gave", nil},
+		{"restore: condition", "PUT", "/restore", "", http.Header{"If-Match": {`"1"`}}, 400, "If-Match: not supported by /restore", nil},
 
 		{"join: nothing", "GET", "/join", "", nil, 400, "nodeId: missing", nil},
 		{"join: no port", "GET", "/join?nodeId=n2", "", nil, 400, "raftPort: missing", nil},
@@ -162,7 +206,7 @@ func TestRefusedRequests(t *testing.T) {
 
 		{"status: unknown parameter", "GET", "/status?key=1", "", nil, 400, `"key": unknown parameter`, nil},
 		{"status: DELETE", "DELETE", "/status", "", nil, 405, "method DELETE", only("GET, HEAD, POST")},
-		{"no such path", "GET", "/", "", nil, 404, "/set /get /remove /join /leave /transfer /status", nil},
+		{"no such path", "GET", "/", "", nil, 404, "/set /get /remove /list /watch /join /leave /transfer /status /snapshot /restore", nil},
 		{"no such path, hostile", "GET", "/a%0Ab", "", nil, 404, "no such path", nil},
 		{"path with a slash", "GET", "/set/?key=a&value=1", "", nil, 404, "no such path", nil},
 		{"path in capitals", "GET", "/SET?key=a&value=1", "", nil, 404, "no such path", nil},
@@ -473,8 +517,8 @@ func TestErrorTable(t *testing.T) {
 		{fmt.Errorf("%w: %w", node.ErrUnknown, errors.New("leadership lost while committing log")), 504, false, "leadership lost"},
 		{fmt.Errorf("%w: n2 holds data", node.ErrConflict), 409, false, "n2 holds data"},
 		{errors.Join(fmt.Errorf("%w: a", node.ErrConflict), errors.New("b")), 409, false, "; b"},
-		{refuse(http.StatusBadRequest, "key: missing"), 400, false, "key: missing"},
-		{fmt.Errorf("wrapped: %w", tooLarge("value", 5)), 413, false, "value: larger than 5 bytes"},
+		{request.Refuse(http.StatusBadRequest, "key: missing"), 400, false, "key: missing"},
+		{fmt.Errorf("wrapped: %w", request.Refuse(http.StatusRequestEntityTooLarge, "value: larger")), 413, false, "value: larger"},
 		{errors.New("of no row\nin the table"), 500, false, "of no row; in the table"},
 	} {
 		w := httptest.NewRecorder()
@@ -508,15 +552,15 @@ func TestErrorTable(t *testing.T) {
 func TestTooManyRequestsAreNotApplied(t *testing.T) {
 	h := &handler{log: newLogger(io.Discard, "error"), inFlight: make(chan struct{}, 1)}
 	answered := false
-	door := h.serve(nil, func(http.ResponseWriter, *http.Request) error {
+	door := h.serve(endpoint{places: h.inFlight, answer: func(http.ResponseWriter, *http.Request) error {
 		answered = true
 		return nil
-	})
+	}})
 	h.inFlight <- struct{}{} // as another request does
 	w := httptest.NewRecorder()
 	door.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost/set", nil))
 	a := answer{w.Code, w.Header(), w.Body.String()}
-	if err := oneLineNaming(a, "in flight"); err != nil || a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" || answered {
+	if err := oneLineNaming(a, "under way"); err != nil || a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" || answered {
 		t.Errorf("got %d %v (%v), want 503 with Retry-After and nothing done", a.status, a.header, err)
 	}
 	<-h.inFlight

@@ -2,10 +2,22 @@
 //
 // The first byte of an entry is its version. Version 1 is
 //
-//	entry   = 0x01, uvarint number of commands (>= 1), commands
-//	command = kind byte, uvarint number of pairs (>= 1; for Noop 0), pairs
-//	pair    = uvarint length of key (>= 1), key
-//	          and, for Set only, uvarint length of value, value
+//	entry     = 0x01, uvarint number of commands (>= 1), commands
+//	command   = kind byte, body
+//	body      = of Set, Remove, RemovePrefix, Stage, StageAnswers:
+//	                uvarint number of pairs (>= 1), pairs
+//	            of Noop, Unstage: 0x00
+//	            of Restore: uvarint items, uvarint answers
+//	pair      = uvarint length of key (>= 1), key
+//	            and, for Set, Stage and StageAnswers, uvarint length of value, value
+//
+// A Set, Remove or RemovePrefix with a condition or an idempotency key has 0x40
+// added to its kind byte, and before its body
+//
+//	options   = one byte, the sum of 1: key, 2: match, 4: none-match (>= 1),
+//	            then those of the three that it says, in this order
+//	key       = uvarint length (>= 1), idempotency key
+//	condition = uvarint number of indexes (0: any), uvarint indexes
 //
 // with uvarints as in encoding/binary, in their shortest form. A batch has
 // exactly one encoding, and whatever else is in a log is refused.
@@ -17,34 +29,64 @@ import (
 	"fmt"
 )
 
-// Limits of a pair, in bytes. They hold at the door, where a request becomes a
-// command; Append and Decode know nothing of them, so that other limits can
-// never make an old log unreadable.
+// Limits in bytes. They hold at the door, where a request becomes a command;
+// Append and Decode know nothing of them, so that other limits can never make an
+// old log unreadable.
 const (
-	MaxKey   = 1024
-	MaxValue = 1 << 20
+	MaxKey            = 1024
+	MaxValue          = 1 << 20
+	MaxIdempotencyKey = 255
 )
 
-// Kind is what a command does to its pairs. Its values are on disk and are
-// never renumbered.
+// Kind is what a command does. Its values are on disk and are never renumbered.
 type Kind byte
 
 const (
-	Set    Kind = 1
-	Remove Kind = 2
-	Noop   Kind = 3 // has no pairs and does nothing: that it is applied is all it is for
+	Set          Kind = 1
+	Remove       Kind = 2
+	Noop         Kind = 3 // does nothing: that it is applied is all it is for
+	RemovePrefix Kind = 4 // removes all keys that begin with the key of a pair
+
+	// A backup is restored in several entries: Unstage, then Stage and StageAnswers
+	// as often as needed, which nobody sees, then Restore, which makes them the
+	// content if they are as many as it says.
+	Unstage      Kind = 5
+	Stage        Kind = 6
+	StageAnswers Kind = 7 // idempotency keys and their answers
+	Restore      Kind = 8
 )
 
-// Pair is a key and, in a Set, its value. In a Remove the value is nil.
+// Pair is a key and, in a Set, Stage or StageAnswers, its value. In others the
+// value is nil.
 type Pair struct {
 	Key   string
 	Value []byte
 }
 
+// Condition is on the index of the entry that last set a key. The zero Condition
+// is none.
+type Condition struct {
+	Any     bool     // any index: the key is there
+	Indexes []uint64 // or one of these; 0 is never a key's
+}
+
+// IsNone reports whether c asks for nothing.
+func (c Condition) IsNone() bool { return !c.Any && len(c.Indexes) == 0 }
+
 // Command is one request: all of its pairs take effect, or none.
 type Command struct {
 	Kind  Kind
 	Pairs []Pair
+
+	*Options              // of a Set, Remove or RemovePrefix; nil: none
+	Items, Answers uint64 // of a Restore: how many are staged
+}
+
+// Options of a command. Every key must meet Match, and none may meet NoneMatch, for
+// the command to do anything.
+type Options struct {
+	IdempotencyKey   string // empty: none
+	Match, NoneMatch Condition
 }
 
 var (
@@ -58,6 +100,16 @@ var (
 
 const version = 1
 
+// withOptions is added to the kind byte of a command that has options, and these
+// are the bits that say which.
+const (
+	withOptions = 0x40
+
+	hasKey       = 1
+	hasMatch     = 2
+	hasNoneMatch = 4
+)
+
 // The smallest encodings, by which a count is checked before memory is
 // allocated for it.
 const (
@@ -66,24 +118,90 @@ const (
 	minRemove  = 2
 )
 
+func (k Kind) hasPairs() bool {
+	switch k {
+	case Set, Remove, RemovePrefix, Stage, StageAnswers:
+		return true
+	}
+	return false
+}
+
+func (k Kind) hasValues() bool { return k == Set || k == Stage || k == StageAnswers }
+
+func (k Kind) hasOptions() bool { return k == Set || k == Remove || k == RemovePrefix }
+
 // Append appends the encoding of one entry to dst, which it returns extended.
-// It keeps none of its arguments. The batch must have a command, each command but
-// Noop a pair and each pair a key, and each Kind must be one of the above: Decode
-// refuses the entry otherwise. The value of a pair to remove is ignored.
+// It keeps none of its arguments. The batch must have a command, each command that
+// has pairs one at least and each pair a key, and each Kind must be one of the
+// above: Decode refuses the entry otherwise. What a kind does not have, as the
+// value of a pair to remove, is ignored.
 func Append(dst []byte, batch ...Command) []byte {
 	dst = append(dst, version)
 	dst = binary.AppendUvarint(dst, uint64(len(batch)))
 	for _, c := range batch {
-		dst = append(dst, byte(c.Kind))
-		dst = binary.AppendUvarint(dst, uint64(len(c.Pairs)))
-		for _, p := range c.Pairs {
-			dst = binary.AppendUvarint(dst, uint64(len(p.Key)))
-			dst = append(dst, p.Key...)
-			if c.Kind == Set {
-				dst = binary.AppendUvarint(dst, uint64(len(p.Value)))
-				dst = append(dst, p.Value...)
-			}
+		dst = c.append(dst)
+	}
+	return dst
+}
+
+func (c *Command) append(dst []byte) []byte {
+	if options := c.options(); options != 0 {
+		dst = append(dst, byte(c.Kind)|withOptions, options)
+		if options&hasKey != 0 {
+			dst = binary.AppendUvarint(dst, uint64(len(c.IdempotencyKey)))
+			dst = append(dst, c.IdempotencyKey...)
 		}
+		if options&hasMatch != 0 {
+			dst = c.Match.append(dst)
+		}
+		if options&hasNoneMatch != 0 {
+			dst = c.NoneMatch.append(dst)
+		}
+	} else {
+		dst = append(dst, byte(c.Kind))
+	}
+	switch {
+	case c.Kind == Restore:
+		dst = binary.AppendUvarint(dst, c.Items)
+		return binary.AppendUvarint(dst, c.Answers)
+	case !c.Kind.hasPairs():
+		return append(dst, 0)
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(c.Pairs)))
+	for _, p := range c.Pairs {
+		dst = binary.AppendUvarint(dst, uint64(len(p.Key)))
+		dst = append(dst, p.Key...)
+		if c.Kind.hasValues() {
+			dst = binary.AppendUvarint(dst, uint64(len(p.Value)))
+			dst = append(dst, p.Value...)
+		}
+	}
+	return dst
+}
+
+func (c *Command) options() (options byte) {
+	if c.Options == nil || !c.Kind.hasOptions() {
+		return 0
+	}
+	if c.IdempotencyKey != "" {
+		options |= hasKey
+	}
+	if !c.Match.IsNone() {
+		options |= hasMatch
+	}
+	if !c.NoneMatch.IsNone() {
+		options |= hasNoneMatch
+	}
+	return options
+}
+
+func (c Condition) append(dst []byte) []byte {
+	if c.Any {
+		return append(dst, 0)
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(c.Indexes)))
+	for _, index := range c.Indexes {
+		dst = binary.AppendUvarint(dst, index)
 	}
 	return dst
 }
@@ -130,48 +248,115 @@ func (d *decoder) malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: at byte %d: %s", ErrMalformed, d.at, fmt.Sprintf(format, args...))
 }
 
-func (d *decoder) command() (Command, error) {
+func (d *decoder) command() (c Command, err error) {
 	k, err := d.byte("kind")
 	if err != nil {
 		return Command{}, err
 	}
-	c := Command{Kind: Kind(k)}
-	minPair := minSet
-	switch c.Kind {
-	case Noop:
-		if n, err := d.byte("number of pairs"); err != nil {
-			return Command{}, err
-		} else if n != 0 {
+	c.Kind = Kind(k &^ withOptions)
+	if k&withOptions != 0 {
+		if !c.Kind.hasOptions() {
 			d.at--
-			return Command{}, d.malformed("a no-op with pairs")
+			return Command{}, d.malformed("unknown kind %d", k)
 		}
-		return c, nil
-	case Set:
-	case Remove:
-		minPair = minRemove
+		if c.Options, err = d.options(); err != nil {
+			return Command{}, err
+		}
+	}
+	switch {
+	case c.Kind.hasPairs():
+		c.Pairs, err = d.pairs(c.Kind.hasValues())
+	case c.Kind == Noop, c.Kind == Unstage:
+		var n byte
+		if n, err = d.byte("number of pairs"); err == nil && n != 0 {
+			d.at--
+			err = d.malformed("pairs of a kind that has none")
+		}
+	case c.Kind == Restore:
+		if c.Items, err = d.uvarint("number of items"); err == nil {
+			c.Answers, err = d.uvarint("number of answers")
+		}
 	default:
 		d.at--
-		return Command{}, d.malformed("unknown kind %d", k)
+		err = d.malformed("unknown kind %d", k)
 	}
-	n, err := d.count("number of pairs", 1, minPair)
 	if err != nil {
 		return Command{}, err
 	}
-	c.Pairs = make([]Pair, n)
-	for i := range c.Pairs {
-		key, err := d.bytes("length of key", 1)
+	return c, nil
+}
+
+func (d *decoder) options() (*Options, error) {
+	has, err := d.byte("options")
+	if err != nil {
+		return nil, err
+	}
+	if has == 0 || has > hasKey|hasMatch|hasNoneMatch {
+		d.at--
+		return nil, d.malformed("options are %d", has)
+	}
+	o := new(Options)
+	if has&hasKey != 0 {
+		key, err := d.bytes("length of idempotency key", 1)
 		if err != nil {
-			return Command{}, err
+			return nil, err
 		}
-		c.Pairs[i].Key = string(key)
-		if c.Kind != Set {
-			continue
-		}
-		if c.Pairs[i].Value, err = d.bytes("length of value", 0); err != nil {
-			return Command{}, err
+		o.IdempotencyKey = string(key)
+	}
+	if has&hasMatch != 0 {
+		if o.Match, err = d.condition(); err != nil {
+			return nil, err
 		}
 	}
-	return c, nil
+	if has&hasNoneMatch != 0 {
+		if o.NoneMatch, err = d.condition(); err != nil {
+			return nil, err
+		}
+	}
+	return o, nil
+}
+
+func (d *decoder) condition() (Condition, error) {
+	n, err := d.count("number of indexes", 0, 1)
+	if err != nil {
+		return Condition{}, err
+	}
+	if n == 0 {
+		return Condition{Any: true}, nil
+	}
+	indexes := make([]uint64, n)
+	for i := range indexes {
+		if indexes[i], err = d.uvarint("index"); err != nil {
+			return Condition{}, err
+		}
+	}
+	return Condition{Indexes: indexes}, nil
+}
+
+func (d *decoder) pairs(values bool) ([]Pair, error) {
+	minPair := minRemove
+	if values {
+		minPair = minSet
+	}
+	n, err := d.count("number of pairs", 1, minPair)
+	if err != nil {
+		return nil, err
+	}
+	pairs := make([]Pair, n)
+	for i := range pairs {
+		key, err := d.bytes("length of key", 1)
+		if err != nil {
+			return nil, err
+		}
+		pairs[i].Key = string(key)
+		if !values {
+			continue
+		}
+		if pairs[i].Value, err = d.bytes("length of value", 0); err != nil {
+			return nil, err
+		}
+	}
+	return pairs, nil
 }
 
 func (d *decoder) byte(what string) (byte, error) {
@@ -182,9 +367,7 @@ func (d *decoder) byte(what string) (byte, error) {
 	return d.entry[d.at-1], nil
 }
 
-// count reads a number of things that are least or more, and take size bytes
-// each or more; no more of them than the rest of the entry has room for.
-func (d *decoder) count(what string, least uint64, size int) (int, error) {
+func (d *decoder) uvarint(what string) (uint64, error) {
 	v, n := binary.Uvarint(d.entry[d.at:])
 	switch {
 	case n == 0:
@@ -193,13 +376,28 @@ func (d *decoder) count(what string, least uint64, size int) (int, error) {
 		return 0, d.malformed("%s is too large", what)
 	case n > 1 && d.entry[d.at+n-1] == 0:
 		return 0, d.malformed("%s is not in its shortest form", what)
-	case v < least:
-		return 0, d.malformed("%s is %d", what, v)
-	case v > uint64((len(d.entry)-d.at-n)/size):
-		return 0, d.malformed("%s is %d, %d bytes are left", what, v, len(d.entry)-d.at-n)
 	}
 	d.at += n
-	return int(v), nil
+	return v, nil
+}
+
+// count reads a number of things that are least or more, and take size bytes
+// each or more; no more of them than the rest of the entry has room for.
+func (d *decoder) count(what string, least uint64, size int) (int, error) {
+	at := d.at
+	v, err := d.uvarint(what)
+	if err != nil {
+		return 0, err
+	}
+	left := len(d.entry) - d.at
+	if v >= least && v <= uint64(left/size) {
+		return int(v), nil
+	}
+	d.at = at
+	if v < least {
+		return 0, d.malformed("%s is %d", what, v)
+	}
+	return 0, d.malformed("%s is %d, %d bytes are left", what, v, left)
 }
 
 // bytes reads a length of least or more and as many bytes. They can't be

@@ -26,6 +26,23 @@ func remove(keys ...string) Command {
 	return c
 }
 
+// optioned is a batch with every combination of options.
+var optioned = func() (batch []Command) {
+	any, some := Condition{Any: true}, Condition{Indexes: []uint64{300, 0, 1<<64 - 1}}
+	for _, o := range []Options{
+		{IdempotencyKey: "8e03"}, {Match: any}, {Match: some}, {NoneMatch: any}, {NoneMatch: some},
+		{IdempotencyKey: "k", Match: some}, {IdempotencyKey: "k", NoneMatch: any}, {Match: some, NoneMatch: some},
+		{IdempotencyKey: strings.Repeat("k", MaxIdempotencyKey), Match: any, NoneMatch: some},
+	} {
+		c := set("a", "1", "b", "2")
+		c.Options = &o
+		d := remove("a")
+		d.Options = &o
+		batch = append(batch, c, d)
+	}
+	return batch
+}()
+
 func TestRoundTrip(t *testing.T) {
 	many := make([]Command, 300)
 	for i := range many {
@@ -45,6 +62,10 @@ func TestRoundTrip(t *testing.T) {
 		{"largest", []Command{set(strings.Repeat("k", MaxKey), strings.Repeat("v", MaxValue))}},
 		{"beyond the limits", []Command{set(strings.Repeat("k", MaxKey+1), strings.Repeat("v", MaxValue+1))}},
 		{"many", many},
+		{"remove a prefix", []Command{{Kind: RemovePrefix, Pairs: []Pair{{Key: "a"}}}}},
+		{"options", optioned},
+		{"restore", []Command{{Kind: Unstage}, {Kind: Stage, Pairs: set("a", "1", "b", "").Pairs},
+			{Kind: StageAnswers, Pairs: set("key", "answer").Pairs}, {Kind: Restore, Items: 1 << 40, Answers: 1}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			prefix := []byte("before")
@@ -72,14 +93,40 @@ func TestRemoveHasNoValue(t *testing.T) {
 	}
 }
 
+func TestNoOptions(t *testing.T) {
+	c := set("a", "1")
+	want := Append(nil, c)
+	c.Options = &Options{}
+	if got := Append(nil, c); !bytes.Equal(got, want) {
+		t.Errorf("empty options: got %x, want %x", got, want)
+	}
+	restore := Command{Kind: Restore, Options: &Options{IdempotencyKey: "k"}}
+	if got, err := Decode(Append(nil, restore)); err != nil || got[0].Options != nil {
+		t.Errorf("options of a restore: got %v, %v, want none", got, err)
+	}
+}
+
 // TestGolden fails when the encoding changes: logs on disk would become
 // unreadable. A change needs a new version.
 func TestGolden(t *testing.T) {
-	batch := []Command{set("key", "value", "k", ""), remove("a", "bc"), {Kind: Noop}}
-	const want = "01" + "03" +
+	conditional := set("a", "1")
+	conditional.Options = &Options{IdempotencyKey: "id", Match: Condition{Indexes: []uint64{300}}, NoneMatch: Condition{Any: true}}
+	batch := []Command{
+		set("key", "value", "k", ""), remove("a", "bc"), {Kind: Noop}, conditional,
+		{Kind: RemovePrefix, Pairs: []Pair{{Key: "a"}}, Options: &Options{IdempotencyKey: "id"}},
+		{Kind: Unstage}, {Kind: Stage, Pairs: set("a", "1").Pairs}, {Kind: StageAnswers, Pairs: set("a", "1").Pairs},
+		{Kind: Restore, Items: 300, Answers: 2},
+	}
+	const want = "01" + "09" +
 		"01" + "02" + "036b6579" + "0576616c7565" + "016b" + "00" +
 		"02" + "02" + "0161" + "026263" +
-		"03" + "00"
+		"03" + "00" +
+		"41" + "07" + "026964" + "01ac02" + "00" + "01" + "0161" + "0131" +
+		"44" + "01" + "026964" + "01" + "0161" +
+		"05" + "00" +
+		"06" + "01" + "0161" + "0131" +
+		"07" + "01" + "0161" + "0131" +
+		"08" + "ac02" + "02"
 	if got := hex.EncodeToString(Append(nil, batch...)); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
@@ -110,8 +157,15 @@ func TestMalformed(t *testing.T) {
 		{"longer number of commands", "\x01\x81\x00\x02\x01\x01a", ErrMalformed, "at byte 1: number of commands is not in its shortest form"},
 		{"one command of two", "\x01\x02\x02\x01\x05abcde", ErrMalformed, "ends before kind"},
 		{"kind 0", "\x01\x01\x00\x01\x01a", ErrMalformed, "at byte 2: unknown kind 0"},
-		{"kind 4", "\x01\x01\x04\x01\x01a", ErrMalformed, "at byte 2: unknown kind 4"},
-		{"no-op with pairs", "\x01\x01\x03\x01\x01a", ErrMalformed, "a no-op with pairs"},
+		{"kind 9", "\x01\x01\x09\x01\x01a", ErrMalformed, "unknown kind 9"},
+		{"no-op with pairs", "\x01\x01\x03\x01\x01a", ErrMalformed, "at byte 3: pairs of a kind that has none"},
+		{"no-op with options", "\x01\x01\x43\x01\x01k\x00", ErrMalformed, "at byte 2: unknown kind 67"},
+		{"no options", "\x01\x01\x42\x00\x01\x01a", ErrMalformed, "at byte 3: options are 0"},
+		{"unknown options", "\x01\x01\x42\x08\x01\x01a", ErrMalformed, "at byte 3: options are 8"},
+		{"empty idempotency key", "\x01\x01\x42\x01\x00\x01\x01a", ErrMalformed, "length of idempotency key is 0"},
+		{"too many indexes", "\x01\x01\x42\x02\x06\x01\x01\x01\x01a", ErrMalformed, "number of indexes is 6, 5 bytes are left"},
+		{"longer index", "\x01\x01\x42\x02\x01\x81\x00\x01\x01a", ErrMalformed, "index is not in its shortest form"},
+		{"no answers", "\x01\x01\x08\x01", ErrMalformed, "ends in number of answers"},
 		{"no pairs", "\x01\x01\x02\x00\x01a", ErrMalformed, "number of pairs is 0"},
 		{"too many pairs", "\x01\x01\x02\x02\x01a", ErrMalformed, "number of pairs is 2"},
 		{"too many pairs to set", "\x01\x01\x01\x02\x01a\x00\x01b", ErrMalformed, "number of pairs is 2"},
@@ -136,7 +190,7 @@ func TestMalformed(t *testing.T) {
 }
 
 func TestEveryTruncationIsRefused(t *testing.T) {
-	entry := Append(nil, set("key", "value", "k", ""), remove("a", "bc"))
+	entry := Append(nil, append(optioned, set("key", "value", "k", ""), Command{Kind: Restore}, remove("a", "bc"))...)
 	for n := range entry {
 		if got, err := Decode(entry[:n]); !errors.Is(err, ErrMalformed) {
 			t.Errorf("first %d bytes: got %v, %v, want %v", n, got, err, ErrMalformed)
@@ -184,6 +238,8 @@ func FuzzDecode(f *testing.F) {
 		{remove("a")},
 		{set("key", "value", "k", ""), remove("a", "bc")},
 		{set("k", strings.Repeat("v", 200))},
+		optioned,
+		{{Kind: Unstage}, {Kind: Restore, Items: 300}},
 	} {
 		f.Add(Append(nil, batch...))
 	}

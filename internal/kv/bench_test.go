@@ -113,7 +113,7 @@ func BenchmarkSet(b *testing.B) {
 				if clones {
 					s.Clone()
 				}
-				s.Update(uint64(benchKeys+i), 1, func(tx *Tx) { tx.Set(keys[i%len(keys)], value) })
+				s.Update(uint64(benchKeys+i), 1, nil, func(tx *Tx) { tx.Set(keys[i%len(keys)], value) })
 				i++
 			}
 		})

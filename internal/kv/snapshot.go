@@ -7,25 +7,39 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"slices"
-	"strings"
-
-	"github.com/tidwall/btree"
 )
 
-// A snapshot is, in version 1,
+// A snapshot is, in version 2,
 //
-//	"raftkv", 0x01
+//	"raftkv", 0x02
 //	uvarint applied index, uvarint applied term
+//	chain, 32 bytes
+//	items, answers: the content
+//	uvarint term that the staging area was begun in, 0 if there is none
+//	items, answers: the staging area, if there is one
+//	CRC-32C of all of the above, 4 bytes, big-endian
+//
+// and nothing after it, where items are
+//
 //	uvarint number of items
 //	items, in strictly ascending order of their keys:
 //	    uvarint length of key, key
 //	    uvarint length of value, value
 //	    uvarint index
-//	CRC-32C of all of the above, 4 bytes, big-endian
 //
-// and nothing after it, with uvarints as in encoding/binary.
-const snapshotHeader = "raftkv\x01"
+// and answers are
+//
+//	uvarint number of answers
+//	answers, the oldest first, no key twice:
+//	    uvarint length of key, key
+//	    uvarint length of answer, answer
+//
+// with uvarints as in encoding/binary. Version 1, which is read but not written,
+// has neither chain nor answers nor staging area.
+const (
+	snapshotV1     = "raftkv\x01"
+	snapshotHeader = "raftkv\x02"
+)
 
 // Limits of what a snapshot may hold, in bytes, far above those of a request.
 // They keep a damaged length from being believed.
@@ -51,45 +65,25 @@ var (
 )
 
 // WriteSnapshot writes the store to w, in writes of a sensible size, and does
-// not close it. Stores with the same content and the same Applied write the same
-// bytes. Nothing but an error of w or a key or value beyond the limits of a
-// snapshot makes it fail; what was written is worthless then. It holds off
-// Update until it returns: call it on a Clone.
+// not close it. Stores with the same content, answers, staging area, Applied and
+// Chain write the same bytes. Nothing but an error of w or a key or value beyond
+// the limits of a snapshot makes it fail; what was written is worthless then. It
+// holds off Update until it returns: call it on a Clone.
 func (s *Store) WriteSnapshot(w io.Writer) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 
 	sum := &checksummed{w: w}
-	out := bufio.NewWriterSize(sum, snapshotBuffer) // keeps its first error, for Flush
-	uvarint := func(v uint64) error {
-		_, err := out.Write(binary.AppendUvarint(out.AvailableBuffer(), v))
-		return err
+	e := &encoder{out: bufio.NewWriterSize(sum, snapshotBuffer)}
+	e.state(&s.state)
+	if e.err == nil {
+		e.err = e.out.Flush()
 	}
-	out.WriteString(snapshotHeader)
-	uvarint(s.index)
-	uvarint(s.term)
-	uvarint(uint64(s.tree.Len()))
-	var tooLarge error
-	s.tree.Scan(func(key string, item Item) bool {
-		if len(key) > maxSnapshotKey || len(item.Value) > maxSnapshotValue {
-			tooLarge = fmt.Errorf("write snapshot: key of %d bytes with value of %d bytes is beyond the limits",
-				len(key), len(item.Value))
-			return false
-		}
-		uvarint(uint64(len(key)))
-		out.WriteString(key)
-		uvarint(uint64(len(item.Value)))
-		out.WriteString(item.Value)
-		return uvarint(item.Index) == nil
-	})
-	if tooLarge != nil {
-		return tooLarge
+	if e.err == nil {
+		_, e.err = w.Write(binary.BigEndian.AppendUint32(nil, sum.crc))
 	}
-	if err := out.Flush(); err != nil {
-		return fmt.Errorf("write snapshot: %w", err)
-	}
-	if _, err := w.Write(binary.BigEndian.AppendUint32(nil, sum.crc)); err != nil {
-		return fmt.Errorf("write snapshot: %w", err)
+	if e.err != nil {
+		return fmt.Errorf("write snapshot: %w", e.err)
 	}
 	return nil
 }
@@ -106,139 +100,68 @@ func (c *checksummed) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// ReadSnapshot replaces the content of the store, Applied included, by the
-// snapshot in r, which it reads to its end. The snapshot is read and verified
-// first and then takes effect in one step, so for a while both contents are in
-// memory; readers and clones have the old one until then. On any error the store
-// is unchanged. The error wraps ErrSnapshotVersion, ErrSnapshotDamaged, or that
-// of r when r fails.
-func (s *Store) ReadSnapshot(r io.Reader) error {
-	d := &decoder{r: bufio.NewReaderSize(r, snapshotBuffer)}
-	tree, index, term := d.snapshot()
-	if d.err != nil {
-		return fmt.Errorf("read snapshot: %w", d.err)
-	}
-	s.replace(tree, index, term)
-	return nil
-}
-
-// decoder reads a snapshot. After its first error, err, it reads nothing more,
-// and what its methods return is of no meaning.
-type decoder struct {
-	r   *bufio.Reader
-	crc uint32 // of what was read
-	buf []byte // that of the last bytes
+// encoder writes all of a snapshot but its checksum. After its first error, err,
+// it writes nothing more.
+type encoder struct {
+	out *bufio.Writer // keeps its own first error
 	err error
 }
 
-func (d *decoder) damaged(format string, args ...any) {
-	if d.err == nil {
-		d.err = fmt.Errorf("%w: %s", ErrSnapshotDamaged, fmt.Sprintf(format, args...))
+func (e *encoder) state(st *state) {
+	e.out.WriteString(snapshotHeader)
+	e.uvarint(st.index)
+	e.uvarint(st.term)
+	e.out.Write(st.chain[:])
+	e.data(&st.data)
+	e.uvarint(st.stagedTerm)
+	if st.stagedTerm != 0 {
+		e.data(&st.staged)
 	}
 }
 
-// failed is for an error of the reader: the end is damage, all else is not.
-func (d *decoder) failed(what string, err error) {
-	switch {
-	case d.err != nil:
-	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		d.damaged("it ends in %s", what)
-	default:
-		d.err = fmt.Errorf("%s: %w", what, err)
-	}
+func (e *encoder) data(d *data) {
+	e.uvarint(uint64(d.items.Len()))
+	d.items.Scan(func(key string, item Item) bool {
+		e.pair(key, item.Value)
+		e.uvarint(item.Index)
+		return e.err == nil
+	})
+	e.uvarint(uint64(d.answers.len()))
+	d.answers.scan(func(key, text string) bool {
+		e.pair(key, text)
+		return e.err == nil
+	})
 }
 
-func (d *decoder) snapshot() (tree *btree.Map[string, Item], index, term uint64) {
-	d.header()
-	index = d.uvarint("applied index")
-	term = d.uvarint("applied term")
-	count := d.uvarint("number of items")
-	tree = new(btree.Map[string, Item])
-	last := ""
-	for i := uint64(0); i < count && d.err == nil; i++ {
-		key := string(d.bytes("key", maxSnapshotKey))
-		value := string(d.bytes("value", maxSnapshotValue))
-		item := Item{Value: value, Index: d.uvarint("index")}
-		switch {
-		case d.err != nil:
-		case i > 0 && key <= last:
-			d.damaged("key %d of %d is out of order", i+1, count)
-		case item.Index > index:
-			d.damaged("key %d of %d was set at index %d, after %d", i+1, count, item.Index, index)
-		default:
-			tree.Load(key, item)
-			last = key
-		}
-	}
-	d.trailer()
-	return tree, index, term
-}
-
-func (d *decoder) header() {
-	got := d.read("header", len(snapshotHeader))
-	if !strings.HasPrefix(snapshotHeader, string(got)) {
-		d.err = fmt.Errorf("%w: it begins with %q, want %q", ErrSnapshotVersion, got, snapshotHeader)
-	}
-}
-
-func (d *decoder) trailer() {
-	want := d.crc
-	if got := d.read("checksum", 4); d.err == nil && binary.BigEndian.Uint32(got) != want {
-		d.damaged("checksum is %x, want %08x", got, want)
-	}
-	if d.err != nil {
+func (e *encoder) pair(key, value string) {
+	if len(key) > maxSnapshotKey || len(value) > maxSnapshotValue {
+		e.err = fmt.Errorf("key of %d bytes with value of %d bytes is beyond the limits", len(key), len(value))
 		return
 	}
-	switch _, err := d.r.ReadByte(); err {
-	case io.EOF:
-	case nil:
-		d.damaged("it goes on after its checksum")
-	default:
-		d.failed("end", err)
+	e.uvarint(uint64(len(key)))
+	e.out.WriteString(key)
+	e.uvarint(uint64(len(value)))
+	e.out.WriteString(value)
+}
+
+func (e *encoder) uvarint(v uint64) {
+	if e.err == nil {
+		_, e.err = e.out.Write(binary.AppendUvarint(e.out.AvailableBuffer(), v))
 	}
 }
 
-func (d *decoder) uvarint(what string) uint64 {
+// ReadSnapshot replaces the content of the store, its answers, staging area, Chain
+// and Applied included, by the snapshot in r, which it reads to its end. The
+// snapshot is read and verified first and then takes effect in one step, so for a
+// while both contents are in memory; readers and clones have the old one until
+// then. All watchers end with ErrHistoryGone. On any error the store is unchanged. The error wraps ErrSnapshotVersion, ErrSnapshotDamaged, or that
+// of r when r fails.
+func (s *Store) ReadSnapshot(r io.Reader) error {
+	d := &decoder{r: bufio.NewReaderSize(r, snapshotBuffer)}
+	st := d.state()
 	if d.err != nil {
-		return 0
+		return fmt.Errorf("read snapshot: %w", d.err)
 	}
-	b, err := d.r.Peek(binary.MaxVarintLen64)
-	v, n := binary.Uvarint(b)
-	switch {
-	case n < 0, n == 0 && err == nil: // more than fits in 64 bits, or in as many bytes
-		d.damaged("%s is too large", what)
-	case n == 0:
-		d.failed(what, err)
-	default:
-		d.crc = crc32.Update(d.crc, castagnoli, b[:n])
-		d.r.Discard(n) // can't fail: they are in the buffer
-	}
-	return v
-}
-
-// bytes reads a length and as many bytes, max at most, good until the next call.
-func (d *decoder) bytes(what string, max uint64) []byte {
-	n := d.uvarint("length of " + what)
-	if n > max {
-		d.damaged("length of %s is %d, %d at most", what, n, max)
-	}
-	return d.read(what, int(n))
-}
-
-// read reads n bytes, or as many as there are, good until the next call. It
-// allocates memory as they come in.
-func (d *decoder) read(what string, n int) []byte {
-	d.buf = d.buf[:0]
-	for len(d.buf) < n && d.err == nil {
-		at := len(d.buf)
-		step := min(n-at, snapshotBuffer)
-		d.buf = slices.Grow(d.buf, step)[:at+step]
-		got, err := io.ReadFull(d.r, d.buf[at:])
-		d.buf = d.buf[:at+got]
-		if err != nil {
-			d.failed(what, err)
-		}
-	}
-	d.crc = crc32.Update(d.crc, castagnoli, d.buf)
-	return d.buf
+	s.replace(st)
+	return nil
 }

@@ -17,19 +17,37 @@ import (
 // small is a store whose snapshot is goldenSnapshot.
 func small() *Store {
 	s := New()
-	s.Update(5, 2, func(tx *Tx) {
+	s.Update(5, 2, []byte("first"), func(tx *Tx) {
 		tx.Set("a", []byte("1"))
 		tx.Set("key", []byte("value"))
+		tx.Remember("id-b", "removed=1")
 	})
-	s.Update(300, 3, func(tx *Tx) { tx.Set("b", nil) })
+	s.Update(300, 3, []byte("second"), func(tx *Tx) {
+		tx.Set("b", nil)
+		tx.Remember("id-a", "")
+		tx.Stage("s", []byte("staged"))
+		tx.StageAnswer("id-s", "x")
+	})
 	return s
 }
 
-const goldenSnapshot = "726166746b76" + "01" + "ac02" + "03" + "03" +
-	"0161" + "0131" + "05" +
-	"0162" + "00" + "ac02" +
-	"036b6579" + "0576616c7565" + "05" +
-	"a6625ab2"
+const (
+	goldenItems = "03" +
+		"0161" + "0131" + "05" +
+		"0162" + "00" + "ac02" +
+		"036b6579" + "0576616c7565" + "05"
+
+	goldenSnapshotV1 = "726166746b76" + "01" + "ac02" + "03" + goldenItems + "a6625ab2"
+
+	goldenSnapshot = "726166746b76" + "02" + "ac02" + "03" +
+		"e912083209dfaf817bb36585fd4bff4c2d14dcca7407f44a3edc8aa697a7b7f7" +
+		goldenItems +
+		"02" + "0469642d62" + "0972656d6f7665643d31" + "0469642d61" + "00" +
+		"03" +
+		"01" + "0173" + "06737461676564" + "ac02" +
+		"01" + "0469642d73" + "0178" +
+		"2ad80403"
+)
 
 // seal returns the snapshot of which body is all but the checksum.
 func seal(body string) []byte {
@@ -57,16 +75,59 @@ func TestGolden(t *testing.T) {
 	if got := hex.EncodeToString(dump(t, small())); got != goldenSnapshot {
 		t.Errorf("got %s, want %s", got, goldenSnapshot)
 	}
-	golden, err := hex.DecodeString(goldenSnapshot)
+	s := readGolden(t, goldenSnapshot)
+	checkApplied(t, s, 300, 3)
+	checkContent(t, s, map[string]Item{"a": {"1", 5}, "b": {"", 300}, "key": {"value", 5}})
+	checkAnswers(t, s, "id-b", "removed=1", "id-a", "")
+	if _, chain := s.Chain(); hex.EncodeToString(chain[:]) != goldenSnapshot[20:84] {
+		t.Errorf("chain: got %x, want %s", chain, goldenSnapshot[20:84])
+	}
+	s.Update(301, 3, nil, func(tx *Tx) {
+		if !tx.Restore(1, 1) {
+			t.Error("restore: got false, want the staging area of the snapshot")
+		}
+	})
+	checkContent(t, s, map[string]Item{"s": {"staged", 300}})
+	checkAnswers(t, s, "id-s", "x")
+}
+
+// TestGoldenV1 is for the snapshots of those who had raftkv before version 2.
+func TestGoldenV1(t *testing.T) {
+	s := readGolden(t, goldenSnapshotV1)
+	checkApplied(t, s, 300, 3)
+	checkContent(t, s, map[string]Item{"a": {"1", 5}, "b": {"", 300}, "key": {"value", 5}})
+	checkAnswers(t, s)
+	if index, chain := s.Chain(); index != 300 || chain != [32]byte{} {
+		t.Errorf("chain: got %d, %x, want 300 and zero", index, chain)
+	}
+	golden, _ := hex.DecodeString(goldenSnapshotV1)
+	for n := range golden {
+		checkRefused(t, bytes.NewReader(golden[:n]), ErrSnapshotDamaged)
+	}
+	for i := len(snapshotHeader); i < len(golden); i++ {
+		damaged := bytes.Clone(golden)
+		damaged[i] ^= 0x10
+		checkRefused(t, bytes.NewReader(damaged), ErrSnapshotDamaged)
+	}
+}
+
+// readGolden returns a store that had something else and read the snapshot.
+func readGolden(t *testing.T, golden string) *Store {
+	t.Helper()
+	snapshot, err := hex.DecodeString(golden)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := New()
-	if err := s.ReadSnapshot(bytes.NewReader(golden)); err != nil {
+	s.Update(7, 3, []byte("before"), func(tx *Tx) {
+		tx.Set("before", nil)
+		tx.Remember("id-before", "")
+		tx.Stage("before", nil)
+	})
+	if err := s.ReadSnapshot(bytes.NewReader(snapshot)); err != nil {
 		t.Fatal(err)
 	}
-	checkApplied(t, s, 300, 3)
-	checkContent(t, s, map[string]Item{"a": {"1", 5}, "b": {"", 300}, "key": {"value", 5}})
+	return s
 }
 
 func TestSnapshotRoundTrip(t *testing.T) {
@@ -125,13 +186,13 @@ func TestReadSnapshotLeavesClonesAlone(t *testing.T) {
 func TestEveryFlipIsRefused(t *testing.T) {
 	snapshot := dump(t, small())
 	for i := range snapshot {
-		want := ErrSnapshotDamaged
-		if i < len(snapshotHeader) {
-			want = ErrSnapshotVersion
-		}
 		for flip := 1; flip < 256; flip++ {
 			damaged := bytes.Clone(snapshot)
 			damaged[i] ^= byte(flip)
+			want := ErrSnapshotDamaged
+			if i < len(snapshotHeader) && !strings.HasPrefix(string(damaged), snapshotV1) {
+				want = ErrSnapshotVersion
+			}
 			if checkRefused(t, bytes.NewReader(damaged), want); t.Failed() {
 				t.Fatalf("byte %d was %#x, is %#x", i, snapshot[i], damaged[i])
 			}
@@ -147,6 +208,7 @@ func TestEveryTruncationIsRefused(t *testing.T) {
 }
 
 func TestRefusedSnapshots(t *testing.T) {
+	head := snapshotHeader + "\x05\x03" + strings.Repeat("c", 32)
 	const huge = "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01" // 1<<64 - 1
 	for _, tt := range []struct {
 		name     string
@@ -157,21 +219,29 @@ func TestRefusedSnapshots(t *testing.T) {
 		{"empty", nil, ErrSnapshotDamaged, "ends in header"},
 		{"short text", []byte("hello"), ErrSnapshotVersion, `begins with "hello"`},
 		{"text", []byte("not a snapshot at all"), ErrSnapshotVersion, `begins with "not a s"`},
-		{"newer version", seal("raftkv\x02\x00\x00\x00"), ErrSnapshotVersion, `begins with "raftkv\x02"`},
+		{"newer version", seal("raftkv\x03\x00\x00\x00"), ErrSnapshotVersion, `begins with "raftkv\x03"`},
 		{"trailing byte", append(dump(t, small()), 0), ErrSnapshotDamaged, "goes on"},
 		{"two", slices.Concat(dump(t, small()), dump(t, small())), ErrSnapshotDamaged, "goes on"},
 		{"overflowing index", seal(snapshotHeader + huge[:9] + "\x02\x00\x00"), ErrSnapshotDamaged, "applied index is too large"},
 		{"endless index", seal(snapshotHeader + strings.Repeat("\xff", 20)), ErrSnapshotDamaged, "applied index is too large"},
-		{"item too few", seal(snapshotHeader + "\x05\x01\x02" + "\x01a\x01v\x05"), ErrSnapshotDamaged, ""},
-		{"item too many", seal(snapshotHeader + "\x05\x01\x01" + "\x01a\x01v\x05\x01b\x01v\x05"), ErrSnapshotDamaged, "checksum"},
-		{"huge number of items", seal(snapshotHeader + "\x05\x01" + huge), ErrSnapshotDamaged, "ends in"},
-		{"descending", seal(snapshotHeader + "\x05\x01\x02" + "\x01b\x01v\x05\x01a\x01v\x05"), ErrSnapshotDamaged, "key 2 of 2 is out of order"},
-		{"key twice", seal(snapshotHeader + "\x05\x01\x02" + "\x01a\x01v\x05\x01a\x01v\x05"), ErrSnapshotDamaged, "key 2 of 2 is out of order"},
-		{"empty key twice", seal(snapshotHeader + "\x05\x01\x02" + "\x00\x01v\x05\x00\x01v\x05"), ErrSnapshotDamaged, "key 2 of 2 is out of order"},
-		{"item of the future", seal(snapshotHeader + "\x05\x01\x01" + "\x01a\x01v\x06"), ErrSnapshotDamaged, "key 1 of 1 was set at index 6, after 5"},
-		{"long key", seal(snapshotHeader + "\x05\x01\x01" + "\x81\x80\x04" + strings.Repeat("k", maxSnapshotKey+1) + "\x01v\x05"), ErrSnapshotDamaged, "length of key is 65537"},
-		{"long value", seal(snapshotHeader + "\x05\x01\x01" + "\x01a\x81\x80\x80\x20"), ErrSnapshotDamaged, "length of value is 67108865"},
-		{"huge value", seal(snapshotHeader + "\x05\x01\x01" + "\x01a" + huge), ErrSnapshotDamaged, "length of value"},
+		{"item too few", seal(head + "\x02" + "\x01a\x01v\x05" + "\x00\x00"), ErrSnapshotDamaged, ""},
+		{"item too many", seal(head + "\x01" + "\x01a\x01v\x05\x01b\x01v\x05" + "\x00\x00"), ErrSnapshotDamaged, ""},
+		{"huge number of items", seal(head + huge), ErrSnapshotDamaged, "ends in"},
+		{"descending", seal(head + "\x02" + "\x01b\x01v\x05\x01a\x01v\x05"), ErrSnapshotDamaged, "key 2 of 2 is out of order"},
+		{"key twice", seal(head + "\x02" + "\x01a\x01v\x05\x01a\x01v\x05"), ErrSnapshotDamaged, "key 2 of 2 is out of order"},
+		{"empty key twice", seal(head + "\x02" + "\x00\x01v\x05\x00\x01v\x05"), ErrSnapshotDamaged, "key 2 of 2 is out of order"},
+		{"item of the future", seal(head + "\x01" + "\x01a\x01v\x06"), ErrSnapshotDamaged, "key 1 of 1 was set at index 6, after 5"},
+		{"long key", seal(head + "\x01" + "\x81\x80\x04" + strings.Repeat("k", maxSnapshotKey+1) + "\x01v\x05"), ErrSnapshotDamaged, "length of key is 65537"},
+		{"long value", seal(head + "\x01" + "\x01a\x81\x80\x80\x20"), ErrSnapshotDamaged, "length of value is 67108865"},
+		{"huge value", seal(head + "\x01" + "\x01a" + huge), ErrSnapshotDamaged, "length of value"},
+		{"answer twice", seal(head + "\x00" + "\x02" + "\x01a\x01v\x01a\x01w" + "\x00"), ErrSnapshotDamaged, "answer 2 of 2 has the key of another"},
+		{"answers too many", seal(head + "\x00" + "\xa1\x8d\x06"), ErrSnapshotDamaged, "number of answers is 100001, 100000 at most"},
+		{"huge number of answers", seal(head + "\x00" + huge), ErrSnapshotDamaged, "number of answers"},
+		{"long key of an answer", seal(head + "\x00" + "\x01" + "\x81\x80\x04"), ErrSnapshotDamaged, "length of key of an answer is 65537"},
+		{"long answer", seal(head + "\x00" + "\x01" + "\x01a\x81\x80\x80\x20"), ErrSnapshotDamaged, "length of answer is 67108865"},
+		{"staging area of another term", seal(head + "\x00\x00" + "\x01" + "\x00\x00"), ErrSnapshotDamaged, "staging area is of term 1, the last entry of 3"},
+		{"staged item of the future", seal(head + "\x00\x00" + "\x03" + "\x01" + "\x01a\x01v\x06" + "\x00"), ErrSnapshotDamaged, "key 1 of 1 was set at index 6, after 5"},
+		{"short of a staging area", seal(head + "\x00\x00" + "\x03"), ErrSnapshotDamaged, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := checkRefused(t, bytes.NewReader(tt.snapshot), tt.want)
@@ -193,7 +263,7 @@ func TestReaderFails(t *testing.T) {
 }
 
 func TestDamagedLengthAllocatesLittle(t *testing.T) {
-	snapshot := []byte(snapshotHeader + "\x05\x01\x01" + "\x01a\x80\x80\x80\x20" + "64 MiB, it says")
+	snapshot := []byte(snapshotHeader + "\x05\x01" + strings.Repeat("c", 32) + "\x01" + "\x01a\x80\x80\x80\x20" + "64 MiB, it says")
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	checkRefused(t, bytes.NewReader(snapshot), ErrSnapshotDamaged)
@@ -238,10 +308,17 @@ func TestWriteRefusesWhatCouldNotBeRead(t *testing.T) {
 		{strings.Repeat("k", maxSnapshotKey+1), ""},
 		{"k", strings.Repeat("v", maxSnapshotValue+1)},
 	} {
-		s := New()
-		put(s, 1, tt.key, tt.value)
-		if err := s.WriteSnapshot(io.Discard); err == nil {
-			t.Errorf("key of %d bytes, value of %d: got no error", len(tt.key), len(tt.value))
+		for name, change := range map[string]func(tx *Tx){
+			"item":          func(tx *Tx) { tx.Set(tt.key, []byte(tt.value)) },
+			"answer":        func(tx *Tx) { tx.Remember(tt.key, tt.value) },
+			"staged item":   func(tx *Tx) { tx.Stage(tt.key, []byte(tt.value)) },
+			"staged answer": func(tx *Tx) { tx.StageAnswer(tt.key, tt.value) },
+		} {
+			s := New()
+			s.Update(1, 1, nil, change)
+			if err := s.WriteSnapshot(io.Discard); err == nil {
+				t.Errorf("%s, key of %d bytes, value of %d: got no error", name, len(tt.key), len(tt.value))
+			}
 		}
 	}
 }
@@ -254,7 +331,10 @@ func FuzzReadSnapshot(f *testing.F) {
 		f.Add(snapshot)
 		f.Add(snapshot[:len(snapshot)-4])
 	}
-	f.Add([]byte(snapshotHeader + "\x05\x01\x02\x01a\x80\x80\x80\x20v\x05"))
+	v1, _ := hex.DecodeString(goldenSnapshotV1)
+	f.Add(v1)
+	f.Add(v1[:len(v1)-4])
+	f.Add([]byte(snapshotHeader + "\x05\x01" + strings.Repeat("c", 32) + "\x02\x01a\x80\x80\x80\x20v\x05"))
 	f.Fuzz(func(t *testing.T, input []byte) {
 		for _, snapshot := range [][]byte{input, seal(string(input))} {
 			s := New()

@@ -1,12 +1,13 @@
 // Package kv is the ordered store of the state machine: get, set, remove, scan,
-// a clone in constant time, and the snapshot format.
+// watch, a clone in constant time, and the snapshot format.
 package kv
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"hash"
 	"sync"
-
-	"github.com/tidwall/btree"
 )
 
 // Item is what the store has under a key. It is immutable, and shared by all
@@ -21,20 +22,42 @@ type Item struct {
 // the state machine's, may call those that change the store: Update,
 // ReadSnapshot and Reset.
 type Store struct {
-	mu sync.RWMutex // guards all below
+	mu      sync.RWMutex // guards all below
+	state                // its chain is read by Update without mu: only Update's goroutine writes it
+	waiting map[*waiter]struct{}
+	history history
+	watched watched
+	epoch   uint64 // counts how often the history was lost
 
-	// The tree has no lock of its own. Its copies share nodes, which nobody
-	// writes to: a tree first replaces a shared node by its own copy.
-	//
-	// A node that was split keeps the memory of both halves, and so, for each key
-	// of the other one, the value it had then: at worst as much again as the live
-	// values, until an insert into the node or, after a Clone, any change of it.
-	tree  *btree.Map[string, Item]
+	// Used by Update's goroutine alone.
+	linker linker
+	tx     Tx
+}
+
+// state is all that snapshots and clones hold.
+type state struct {
 	index uint64
 	term  uint64
+	chain [sha256.Size]byte
+	data
 
-	waiting map[*waiter]struct{}
+	// The staging area, and the term that it was begun in, 0 if there is none.
+	// That is the term of the last Update, always.
+	staged     data
+	stagedTerm uint64
 }
+
+func newState() state { return state{data: newData(), staged: newData()} }
+
+// clone returns a copy in constant time. It writes to the trees it copies.
+func (s *state) clone() state {
+	c := *s
+	c.data = s.data.clone()
+	c.staged = s.staged.clone()
+	return c
+}
+
+func (s *state) unstage() { s.staged, s.stagedTerm = newData(), 0 }
 
 // waiter waits for an index to be applied.
 type waiter struct {
@@ -44,21 +67,27 @@ type waiter struct {
 
 // New returns an empty store.
 func New() *Store {
-	return &Store{tree: new(btree.Map[string, Item])}
+	return newStore(newState())
+}
+
+func newStore(st state) *Store {
+	s := &Store{state: st, history: newHistory()}
+	s.history.clear(st.index)
+	return s
 }
 
 // Get returns the item of key, and whether there is one.
 func (s *Store) Get(key string) (Item, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.tree.Get(key)
+	return s.items.Get(key)
 }
 
-// Len returns the number of keys.
+// Len returns the number of keys of the content.
 func (s *Store) Len() int {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.tree.Len()
+	return s.items.Len()
 }
 
 // Applied returns the raft index and term of the last entry that the content of
@@ -70,6 +99,33 @@ func (s *Store) Applied() (index, term uint64) {
 	return s.index, s.term
 }
 
+// Answers returns the number of answers that are remembered.
+func (s *Store) Answers() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.answers.len()
+}
+
+// AscendAnswers calls yield for each answer that is remembered, the oldest first,
+// until yield returns false. As with Ascend, yield must be quick.
+func (s *Store) AscendAnswers(yield func(key, answer string) bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	s.answers.scan(yield)
+}
+
+// Chain returns the index of Applied and the chain up to there: the SHA-256 of
+// the chain before, index and term, 8 bytes big-endian each, and the bytes of the
+// entry, for each Update since the empty store, whose chain is zero. Of stores
+// with the same index those with the same chain have applied the same entries.
+// A snapshot of version 1 has no chain: it goes on from zero after it, and can
+// then not be compared with one that began elsewhere.
+func (s *Store) Chain() (index uint64, chain [32]byte) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.index, s.chain
+}
+
 // Ascend calls yield for each key that is from or comes after it, in order,
 // until yield returns false. It sees one state of the store and holds off
 // Update until it returns, so yield must be quick, and must not call a method of
@@ -77,28 +133,30 @@ func (s *Store) Applied() (index, term uint64) {
 func (s *Store) Ascend(from string, yield func(key string, item Item) bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	s.tree.Ascend(from, yield)
+	s.items.Ascend(from, yield)
 }
 
-// Clone returns a store with the same content, in constant time. From then on
-// the two are independent, and may be used concurrently; the first change of
-// either to a part of the tree copies that part.
+// Clone returns a store with the same content, answers, staging area and Chain, in
+// constant time. From then on the two are independent, and may be used
+// concurrently; the first change of either to a part of a tree copies that part.
+// The clone has neither watchers nor a history: to Watch it begins at Applied.
 func (s *Store) Clone() *Store {
-	s.mu.Lock() // not RLock: Copy writes to the tree that is copied
+	s.mu.Lock() // not RLock: copying a tree writes to it
 	defer s.mu.Unlock()
-	return &Store{tree: s.tree.Copy(), index: s.index, term: s.term}
+	return newStore(s.state.clone())
 }
 
-// Reset makes the store what New returns.
+// Reset makes the store what New returns. All watchers end with ErrHistoryGone.
 func (s *Store) Reset() {
-	s.replace(new(btree.Map[string, Item]), 0, 0)
+	s.replace(newState())
 }
 
-func (s *Store) replace(tree *btree.Map[string, Item], index, term uint64) {
+func (s *Store) replace(st state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tree = tree
-	s.advance(index, term)
+	s.state = st
+	s.loseHistory(st.index)
+	s.advance(st.index, st.term)
 }
 
 // WaitApplied returns nil once the index of Applied is index or greater, or the
@@ -138,41 +196,49 @@ func (s *Store) advance(index, term uint64) {
 }
 
 // Update applies the raft entry at index of term: others see all that change
-// does, and the new Applied, or nothing of it. Index must be greater than that
-// of Applied; this is not checked. Change must not call a method of this store.
-// It can't fail: what an entry does is decided by its content and the store's
-// alone, and a node where it can't be done must stop.
-func (s *Store) Update(index, term uint64, change func(tx *Tx)) {
+// does, and the new Applied and Chain, or nothing of it. Index must be greater
+// than that of Applied and term at least 1; this is not checked. Entry is the
+// bytes of the entry for the Chain, nil if it has none; it is not kept. Change
+// must not call a method of this store. It can't fail: what an entry does is
+// decided by its content and the store's alone, and a node where it can't be done
+// must stop.
+func (s *Store) Update(index, term uint64, entry []byte, change func(tx *Tx)) {
+	chain := s.linker.link(s.chain, index, term, entry) // may take milliseconds: before mu
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	change(&Tx{tree: s.tree, index: index})
+	if s.stagedTerm != 0 && s.stagedTerm != term {
+		s.unstage()
+	}
+	tx := &s.tx
+	*tx = Tx{state: &s.state, index: index, term: term, changes: tx.changes[:0]}
+	change(tx)
+	if tx.restored {
+		s.loseHistory(index)
+	} else if len(tx.changes) > 0 {
+		s.publish(tx.event())
+	}
+	tx.end()
+	s.chain = chain
 	s.advance(index, term)
 }
 
-// Tx is the store within an Update, good until the Update's change returns. It
-// sees its own changes.
-type Tx struct {
-	tree  *btree.Map[string, Item]
-	index uint64
+// linker computes links of the chain without allocating memory for each.
+type linker struct {
+	sha hash.Hash
+	buf [sha256.Size + 16]byte
 }
 
-// Get returns the item of key, and whether there is one.
-func (tx *Tx) Get(key string) (Item, bool) {
-	return tx.tree.Get(key)
-}
-
-// Set sets key to a copy of value. The item's Index is the Update's. The key is
-// kept as it is, and with it any longer string that it is a part of.
-func (tx *Tx) Set(key string, value []byte) {
-	tx.tree.Set(key, Item{Value: string(value), Index: tx.index})
-}
-
-// Remove removes key, and returns whether it was there.
-func (tx *Tx) Remove(key string) bool {
-	// Delete copies the nodes it visits if a clone shares them, also in vain.
-	if _, ok := tx.tree.Get(key); !ok {
-		return false
+func (l *linker) link(chain [sha256.Size]byte, index, term uint64, entry []byte) (next [sha256.Size]byte) {
+	if l.sha == nil {
+		l.sha = sha256.New()
 	}
-	tx.tree.Delete(key)
-	return true
+	l.sha.Reset()
+	head := append(l.buf[:0], chain[:]...)
+	head = binary.BigEndian.AppendUint64(head, index)
+	head = binary.BigEndian.AppendUint64(head, term)
+	l.sha.Write(head) // a hash never fails
+	l.sha.Write(entry)
+	l.sha.Sum(l.buf[:0])
+	copy(next[:], l.buf[:])
+	return next
 }

@@ -2,12 +2,15 @@ package kv
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,7 +18,7 @@ import (
 
 // put is an Update that sets one key.
 func put(s *Store, index uint64, key, value string) {
-	s.Update(index, 1, func(tx *Tx) { tx.Set(key, []byte(value)) })
+	s.Update(index, 1, nil, func(tx *Tx) { tx.Set(key, []byte(value)) })
 }
 
 func content(s *Store) map[string]Item {
@@ -60,7 +63,7 @@ func TestUpdate(t *testing.T) {
 	checkApplied(t, s, 0, 0)
 	checkContent(t, s, nil)
 
-	s.Update(3, 2, func(tx *Tx) {
+	s.Update(3, 2, nil, func(tx *Tx) {
 		tx.Set("a", []byte("1"))
 		tx.Set("b", nil)
 		tx.Set("c", []byte("3"))
@@ -71,7 +74,7 @@ func TestUpdate(t *testing.T) {
 	checkApplied(t, s, 3, 2)
 	checkContent(t, s, map[string]Item{"a": {"1", 3}, "b": {"", 3}, "c": {"3", 3}})
 
-	s.Update(7, 4, func(tx *Tx) {
+	s.Update(7, 4, nil, func(tx *Tx) {
 		tx.Set("a", []byte("one"))
 		if !tx.Remove("b") {
 			t.Error("remove of a key: got false, want true")
@@ -86,7 +89,7 @@ func TestUpdate(t *testing.T) {
 	checkApplied(t, s, 7, 4)
 	checkContent(t, s, map[string]Item{"a": {"one", 7}, "c": {"3", 3}})
 
-	s.Update(8, 4, func(*Tx) {})
+	s.Update(8, 4, nil, func(*Tx) {})
 	checkApplied(t, s, 8, 4)
 	if got, ok := s.Get("a"); !ok || got != (Item{"one", 7}) {
 		t.Errorf("get: got %v, %v, want one at 7", got, ok)
@@ -102,7 +105,7 @@ func TestUpdate(t *testing.T) {
 
 func TestSetCopiesTheValue(t *testing.T) {
 	s, value := New(), []byte("before")
-	s.Update(1, 1, func(tx *Tx) { tx.Set("k", value) })
+	s.Update(1, 1, nil, func(tx *Tx) { tx.Set("k", value) })
 	copy(value, "after!")
 	if got, _ := s.Get("k"); got.Value != "before" {
 		t.Errorf("got %q, want before", got.Value)
@@ -111,7 +114,7 @@ func TestSetCopiesTheValue(t *testing.T) {
 
 func TestAscend(t *testing.T) {
 	s := New()
-	s.Update(1, 1, func(tx *Tx) {
+	s.Update(1, 1, nil, func(tx *Tx) {
 		for _, key := range []string{"b", "\xff", "a", "ab", "c"} {
 			tx.Set(key, nil)
 		}
@@ -152,6 +155,68 @@ func TestCloneIsIndependent(t *testing.T) {
 	checkContent(t, c, map[string]Item{"a": {"1", 1}, "b": {"3", 3}})
 }
 
+// TestChain computes the chain as Store.Chain says it is.
+func TestChain(t *testing.T) {
+	check := func(name string, s *Store, wantIndex uint64, want [32]byte) {
+		t.Helper()
+		if index, chain := s.Chain(); index != wantIndex || chain != want {
+			t.Errorf("%s: got %d, %x, want %d, %x", name, index, chain, wantIndex, want)
+		}
+	}
+	s, want := New(), [32]byte{}
+	check("empty", s, 0, want)
+	for _, e := range []struct {
+		index, term uint64
+		entry       string
+	}{{1, 1, "one"}, {2, 1, ""}, {0x1122334455667788, 0x99, strings.Repeat("long", 1<<19)}} {
+		s.Update(e.index, e.term, []byte(e.entry), func(*Tx) {})
+		link := binary.BigEndian.AppendUint64(want[:], e.index)
+		link = binary.BigEndian.AppendUint64(link, e.term)
+		want = sha256.Sum256(append(link, e.entry...))
+		check("updated", s, e.index, want)
+	}
+	c, restored := s.Clone(), New()
+	check("clone", c, 0x1122334455667788, want)
+	if err := restored.ReadSnapshot(bytes.NewReader(dump(t, s))); err != nil {
+		t.Fatal(err)
+	}
+	check("restored", restored, 0x1122334455667788, want)
+	for _, other := range []*Store{s, c, restored} {
+		other.Update(0x1122334455667789, 0x99, []byte("next"), func(*Tx) {})
+	}
+	index, want := s.Chain()
+	check("clone goes on", c, index, want)
+	check("restored goes on", restored, index, want)
+	s.Reset()
+	check("reset", s, 0, [32]byte{})
+	check("clone of before the reset", c, index, want)
+}
+
+func TestUpdateAllocatesLittle(t *testing.T) {
+	s, entry, value, index := New(), make([]byte, 4096), make([]byte, 16), uint64(0)
+	for _, tt := range []struct {
+		name   string
+		change func(tx *Tx)
+		want   float64
+	}{
+		{"nothing", func(*Tx) {}, 0},
+		{"a set: the value, the event", func(tx *Tx) { tx.Set("k", value) }, 2},
+		{"three sets: the values, the event, its changes", func(tx *Tx) {
+			tx.Set("k", value)
+			tx.Set("l", value)
+			tx.Set("m", value)
+		}, 5},
+	} {
+		got := testing.AllocsPerRun(2*historyEvents, func() {
+			index++
+			s.Update(index, 1, entry, tt.change)
+		})
+		if got != tt.want {
+			t.Errorf("%s: got %v allocations, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
 // entry is an entry of the model's log: set to value, or removed if that is nil.
 type entry struct {
 	index, term uint64
@@ -159,14 +224,27 @@ type entry struct {
 	values      [][]byte
 }
 
+// bytes returns something for the chain, nil for the entry of a change of members.
+func (e entry) bytes() []byte {
+	if len(e.keys) == 0 {
+		return nil
+	}
+	return fmt.Appendf(nil, "%q %q", e.keys, e.values)
+}
+
 func (e entry) apply(s *Store) {
-	s.Update(e.index, e.term, func(tx *Tx) {
+	s.Update(e.index, e.term, e.bytes(), func(tx *Tx) {
 		for i, key := range e.keys {
 			if e.values[i] == nil {
 				tx.Remove(key)
 			} else {
 				tx.Set(key, e.values[i])
 			}
+		}
+		tx.Remember("id"+strconv.FormatUint(e.index, 36), "")
+		if e.index%3 == 0 {
+			tx.Stage("staged"+strconv.FormatUint(e.index, 36), nil)
+			tx.StageAnswer("id"+strconv.FormatUint(e.index, 36), "")
 		}
 	})
 }
@@ -301,7 +379,7 @@ func TestConcurrentReadersSeeWholeUpdates(t *testing.T) {
 				return
 			default:
 			}
-			s.Update(index, index, func(tx *Tx) {
+			s.Update(index, index, nil, func(tx *Tx) {
 				for range 5 {
 					n := strconv.Itoa(rnd.IntN(pairs))
 					if rnd.IntN(3) == 0 {
@@ -350,7 +428,7 @@ func TestConcurrentReadersSeeWholeUpdates(t *testing.T) {
 	read(func() error { // clones may be written to, too
 		c := s.Clone()
 		before, _ := c.Applied()
-		c.Update(before+1, 1, func(tx *Tx) {
+		c.Update(before+1, 1, nil, func(tx *Tx) {
 			for n := range pairs {
 				tx.Remove("a" + strconv.Itoa(n))
 				tx.Set("b"+strconv.Itoa(n), nil)

@@ -54,7 +54,7 @@ func leaderOf(t testing.TB, nodes ...*testNode) (leader *testNode) {
 func (n *testNode) setSoon(t testing.TB, key, value string) {
 	t.Helper()
 	waitFor(t, "a write is taken", func() bool {
-		_, _, err := n.Propose(context.Background(), []byte(key+"="+value))
+		_, _, err := n.Propose(context.Background(), setting(key, value))
 		return err == nil
 	})
 }
@@ -222,7 +222,7 @@ func TestLeave(t *testing.T) {
 	if !strings.Contains(n5.log.String(), "n5 was removed from cluster") {
 		t.Error("n5 does not say that it was removed")
 	}
-	_, _, err = n5.Propose(context.Background(), []byte("x=1"))
+	_, _, err = n5.Propose(context.Background(), setting("x", "1"))
 	wantError(t, "write at a removed node", err, ErrNotApplied, "removed")
 	wantError(t, "read at a removed node", n5.ReadIndex(context.Background()), ErrNotApplied, "removed")
 	n1.set(t, "b", "2")

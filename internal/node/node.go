@@ -72,12 +72,14 @@ type Node struct {
 	end       context.CancelFunc
 	closeOnce sync.Once
 	closing   atomic.Bool
+	stopped   chan struct{} // closed when Close has stopped raft
 	closeErr  error
 
 	leaderMu sync.Mutex // guards leader
 	leader   leaderHTTP
 
-	reads rounds
+	reads     rounds
+	proposals proposals
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -112,7 +114,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		return nil, fmt.Errorf("raft port: %w", err)
 	}
 	config.stall, config.free = cmp.Or(config.stall, stallLimit), cmp.Or(config.free, freeLimit)
-	n := &Node{config: config, machine: machine, port: port, failed: make(chan error, 1)}
+	n := &Node{config: config, machine: machine, port: port, failed: make(chan error, 1), stopped: make(chan struct{})}
 	n.ending, n.end = context.WithCancel(context.Background())
 	if err := n.open(); err != nil {
 		if errors.Is(err, errDamaged) {
@@ -232,6 +234,10 @@ func (n *Node) raftConfig() *raft.Config {
 	c.TrailingLogs = n.config.SnapshotThreshold
 	c.ShutdownOnRemove = false // a removed node stays, quiet, and can be joined again
 	c.NoLegacyTelemetry = true
+	// Apply does not wait for raft to take an entry: raft writes those of a flight
+	// together. Its timeout still bounds what it did: with an ErrEnqueueTimeout, the
+	// entry was never taken.
+	c.BatchApplyCh = true
 	return c
 }
 
@@ -408,5 +414,7 @@ func (n *Node) close() error {
 	n.joining.Lock() // not while an adoption replaces the instance
 	defer n.joining.Unlock()
 	i := n.current.Load()
-	return errors.Join(i.stop(), n.port.Close(), i.volume.close(), n.lock.Close())
+	stopped := i.stop()
+	close(n.stopped)
+	return errors.Join(stopped, n.port.Close(), i.volume.close(), n.lock.Close())
 }

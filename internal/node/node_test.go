@@ -18,10 +18,11 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
+	"raftkv/internal/command"
 	"raftkv/internal/kv"
 )
 
-// machine is a state machine for these tests: an entry is key=value.
+// machine is a state machine for these tests. It answers a command with its first key.
 type machine struct {
 	store *kv.Store
 	gate  *atomic.Pointer[chan struct{}] // applying waits until it is closed; nil: it does not
@@ -37,13 +38,25 @@ func (m machine) ApplyBatch(logs []*raft.Log) []any {
 	}
 	responses := make([]any, len(logs))
 	for i, l := range logs {
-		if l.Type != raft.LogCommand || bytes.Equal(l.Data, noop) {
-			m.store.Update(l.Index, l.Term, func(*kv.Tx) {})
-			continue
-		}
-		key, value, _ := strings.Cut(string(l.Data), "=")
-		m.store.Update(l.Index, l.Term, func(tx *kv.Tx) { tx.Set(key, []byte(value)) })
-		responses[i] = key
+		var answers []any
+		m.store.Update(l.Index, l.Term, l.Data, func(tx *kv.Tx) {
+			if l.Type != raft.LogCommand {
+				return
+			}
+			commands, err := command.Decode(l.Data)
+			if err != nil {
+				panic(err)
+			}
+			for _, c := range commands {
+				var key any
+				for _, p := range c.Pairs {
+					tx.Set(p.Key, p.Value)
+					key = c.Pairs[0].Key
+				}
+				answers = append(answers, key)
+			}
+		})
+		responses[i] = answers
 	}
 	return responses
 }
@@ -182,10 +195,15 @@ func (n *testNode) waitLeader(t testing.TB) {
 	waitFor(t, n.config.ID+" leads", func() bool { return n.Info().State == "Leader" })
 }
 
+// setting is the command that sets key to value.
+func setting(key, value string) command.Command {
+	return command.Command{Kind: command.Set, Pairs: []command.Pair{{Key: key, Value: []byte(value)}}}
+}
+
 // set proposes key=value and fails the test unless it is applied.
 func (n *testNode) set(t testing.TB, key, value string) uint64 {
 	t.Helper()
-	index, _, err := n.Propose(context.Background(), []byte(key+"="+value))
+	index, _, err := n.Propose(context.Background(), setting(key, value))
 	if err != nil {
 		t.Fatalf("Propose(%s=%s) at %s: %v", key, value, n.config.ID, err)
 	}
@@ -236,7 +254,7 @@ func TestJoinReplicatesAndRestarts(t *testing.T) {
 		n1.set(t, fmt.Sprint(i), fmt.Sprint(i))
 	}
 	checkReplicas(t, n1, n2, n3)
-	if _, _, err := n2.Propose(context.Background(), []byte("x=y")); !errors.Is(err, ErrNotLeader) {
+	if _, _, err := n2.Propose(context.Background(), setting("x", "y")); !errors.Is(err, ErrNotLeader) {
 		t.Errorf("Propose at a follower: got %v, want ErrNotLeader", err)
 	}
 	id, url, err := n2.LeaderURL(context.Background())
@@ -328,7 +346,7 @@ func TestLostQuorum(t *testing.T) {
 	n1.set(t, "a", "1")
 	n2.stop()
 	waitFor(t, "a proposal is refused", func() bool {
-		_, _, err := n1.Propose(context.Background(), []byte("b=2"))
+		_, _, err := n1.Propose(context.Background(), setting("b", "2"))
 		if err == nil {
 			t.Fatal("a write was acknowledged without a majority")
 		}

@@ -23,7 +23,7 @@ func TestReadIndexSeesEveryAcknowledgedWrite(t *testing.T) {
 				return
 			default:
 			}
-			if _, _, err := nodes[0].Propose(context.Background(), fmt.Appendf(nil, "x=%d", i)); err == nil {
+			if _, _, err := nodes[0].Propose(context.Background(), setting("x", fmt.Sprint(i))); err == nil {
 				acknowledged.Store(i)
 			}
 		}
@@ -67,7 +67,7 @@ func TestReadWaitsForTheStateMachine(t *testing.T) {
 		value := "after the gate of " + n.config.ID
 		written := make(chan error, 1)
 		go func() {
-			_, _, err := nodes[0].Propose(context.Background(), []byte("x="+value))
+			_, _, err := nodes[0].Propose(context.Background(), setting("x", value))
 			written <- err
 		}()
 		waitFor(t, "it is committed, and not applied", func() bool {

@@ -88,7 +88,7 @@ func TestFailStopOfALeader(t *testing.T) {
 	disk.failing.Store(true)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if _, _, err := n.Propose(ctx, []byte("b=2")); !errors.Is(err, ErrUnknown) {
+	if _, _, err := n.Propose(ctx, setting("b", "2")); !errors.Is(err, ErrUnknown) {
 		t.Errorf("Propose on a failed disk: got %v, want ErrUnknown", err)
 	}
 	if err := waitFailed(t, n); !errors.Is(err, errDisk) || !strings.Contains(err.Error(), "append to the log") {

@@ -9,6 +9,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
+	"raftkv/internal/command"
+
 	"raftkv/internal/peer"
 )
 
@@ -106,10 +108,10 @@ func afterStrayHeartbeat(t *testing.T, transportOf func(raft.StreamLayer, hclog.
 	}
 	lastIndex, lastTerm := r.LastIndex(), r.CurrentTerm()
 	send(raft.AppendEntriesRequest{}) // the heartbeat
-	_ = r.Apply([]byte("x=the old leader's"), 0).Error()
+	_ = r.Apply(command.Append(nil, setting("x", "the old leader's")), 0).Error()
 
 	waitFor(t, "it follows", func() bool { return r.State() == raft.Follower })
-	entry := &raft.Log{Index: lastIndex + 1, Term: 5, Type: raft.LogCommand, Data: []byte("x=the true leader's")}
+	entry := &raft.Log{Index: lastIndex + 1, Term: 5, Type: raft.LogCommand, Data: command.Append(nil, setting("x", "the true leader's"))}
 	send(raft.AppendEntriesRequest{PrevLogEntry: lastIndex, PrevLogTerm: lastTerm, Entries: []*raft.Log{entry}, LeaderCommitIndex: entry.Index})
 	waitFor(t, fmt.Sprintf("index %d is applied", entry.Index), func() bool { index, _ := m.Applied(); return index == entry.Index })
 	item, _ := m.store.Get("x")

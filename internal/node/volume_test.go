@@ -349,7 +349,7 @@ func TestSnapshotInstall(t *testing.T) {
 	n2.stop()
 	n2 = openNode(t, "n2", dir, func(c *Config) { c.RaftAddress = address })
 	waitFor(t, "n1 reaches n2 again", func() bool {
-		_, _, err := n1.Propose(t.Context(), []byte("again=1"))
+		_, _, err := n1.Propose(t.Context(), setting("again", "1"))
 		return err == nil
 	})
 	checkReplicas(t, n1, n2)

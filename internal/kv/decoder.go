@@ -1,0 +1,175 @@
+package kv
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/tidwall/btree"
+)
+
+// decoder reads a snapshot. After its first error, err, it reads nothing more,
+// and what its methods return is of no meaning.
+type decoder struct {
+	r   *bufio.Reader
+	crc uint32 // of what was read
+	buf []byte // that of the last bytes
+	err error
+}
+
+func (d *decoder) damaged(format string, args ...any) {
+	if d.err == nil {
+		d.err = fmt.Errorf("%w: %s", ErrSnapshotDamaged, fmt.Sprintf(format, args...))
+	}
+}
+
+// failed is for an error of the reader: the end is damage, all else is not.
+func (d *decoder) failed(what string, err error) {
+	switch {
+	case d.err != nil:
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
+		d.damaged("it ends in %s", what)
+	default:
+		d.err = fmt.Errorf("%s: %w", what, err)
+	}
+}
+
+func (d *decoder) state() state {
+	st := newState()
+	v1 := d.header()
+	st.index = d.uvarint("applied index")
+	st.term = d.uvarint("applied term")
+	if v1 {
+		d.items(st.items, st.index)
+		d.trailer()
+		return st
+	}
+	copy(st.chain[:], d.read("chain", len(st.chain)))
+	d.data(&st.data, st.index)
+	st.stagedTerm = d.uvarint("term of the staging area")
+	if st.stagedTerm != 0 && st.stagedTerm != st.term {
+		d.damaged("staging area is of term %d, the last entry of %d", st.stagedTerm, st.term)
+	}
+	if st.stagedTerm != 0 {
+		d.data(&st.staged, st.index)
+	}
+	d.trailer()
+	return st
+}
+
+// header reads the header, and returns whether it is that of version 1.
+func (d *decoder) header() (v1 bool) {
+	got := string(d.read("header", len(snapshotHeader)))
+	if got != snapshotV1 && !strings.HasPrefix(snapshotHeader, got) {
+		d.err = fmt.Errorf("%w: it begins with %q, want %q", ErrSnapshotVersion, got, snapshotHeader)
+	}
+	return got == snapshotV1
+}
+
+func (d *decoder) data(into *data, applied uint64) {
+	d.items(into.items, applied)
+	d.answers(&into.answers)
+}
+
+func (d *decoder) items(into *btree.Map[string, Item], applied uint64) {
+	count := d.uvarint("number of items")
+	last := ""
+	for i := uint64(0); i < count && d.err == nil; i++ {
+		key := string(d.bytes("key", maxSnapshotKey))
+		value := string(d.bytes("value", maxSnapshotValue))
+		item := Item{Value: value, Index: d.uvarint("index")}
+		switch {
+		case d.err != nil:
+		case i > 0 && key <= last:
+			d.damaged("key %d of %d is out of order", i+1, count)
+		case item.Index > applied:
+			d.damaged("key %d of %d was set at index %d, after %d", i+1, count, item.Index, applied)
+		default:
+			into.Load(key, item)
+			last = key
+		}
+	}
+}
+
+func (d *decoder) answers(into *answers) {
+	count := d.uvarint("number of answers")
+	if count > MaxAnswers {
+		d.damaged("number of answers is %d, %d at most", count, MaxAnswers)
+	}
+	for i := uint64(0); i < count && d.err == nil; i++ {
+		key := string(d.bytes("key of an answer", maxSnapshotKey))
+		text := string(d.bytes("answer", maxSnapshotValue))
+		if d.err != nil {
+			return
+		}
+		if into.add(key, text); uint64(into.len()) != i+1 {
+			d.damaged("answer %d of %d has the key of another", i+1, count)
+		}
+	}
+}
+
+func (d *decoder) trailer() {
+	want := d.crc
+	if got := d.read("checksum", 4); d.err == nil && binary.BigEndian.Uint32(got) != want {
+		d.damaged("checksum is %x, want %08x", got, want)
+	}
+	if d.err != nil {
+		return
+	}
+	switch _, err := d.r.ReadByte(); err {
+	case io.EOF:
+	case nil:
+		d.damaged("it goes on after its checksum")
+	default:
+		d.failed("end", err)
+	}
+}
+
+func (d *decoder) uvarint(what string) uint64 {
+	if d.err != nil {
+		return 0
+	}
+	b, err := d.r.Peek(binary.MaxVarintLen64)
+	v, n := binary.Uvarint(b)
+	switch {
+	case n < 0, n == 0 && err == nil: // more than fits in 64 bits, or in as many bytes
+		d.damaged("%s is too large", what)
+	case n == 0:
+		d.failed(what, err)
+	default:
+		d.crc = crc32.Update(d.crc, castagnoli, b[:n])
+		d.r.Discard(n) // can't fail: they are in the buffer
+	}
+	return v
+}
+
+// bytes reads a length and as many bytes, max at most, good until the next call.
+func (d *decoder) bytes(what string, max uint64) []byte {
+	n := d.uvarint("length of " + what)
+	if n > max {
+		d.damaged("length of %s is %d, %d at most", what, n, max)
+	}
+	return d.read(what, int(n))
+}
+
+// read reads n bytes, or as many as there are, good until the next call. It
+// allocates memory as they come in.
+func (d *decoder) read(what string, n int) []byte {
+	d.buf = d.buf[:0]
+	for len(d.buf) < n && d.err == nil {
+		at := len(d.buf)
+		step := min(n-at, snapshotBuffer)
+		d.buf = slices.Grow(d.buf, step)[:at+step]
+		got, err := io.ReadFull(d.r, d.buf[at:])
+		d.buf = d.buf[:at+got]
+		if err != nil {
+			d.failed(what, err)
+		}
+	}
+	d.crc = crc32.Update(d.crc, castagnoli, d.buf)
+	return d.buf
+}

@@ -1,0 +1,143 @@
+package kv
+
+import (
+	"slices"
+	"strings"
+)
+
+// Tx is the store within an Update, good until the Update's change returns. It
+// sees its own changes.
+type Tx struct {
+	state       *state
+	index, term uint64
+	changes     []Change // those of the content
+	restored    bool
+}
+
+// Get returns the item of key, and whether there is one.
+func (tx *Tx) Get(key string) (Item, bool) {
+	return tx.state.items.Get(key)
+}
+
+// Set sets key to a copy of value. The item's Index is the Update's. The key is
+// kept as it is, and with it any longer string that it is a part of.
+func (tx *Tx) Set(key string, value []byte) {
+	item := Item{Value: string(value), Index: tx.index}
+	tx.state.items.Set(key, item)
+	tx.changes = append(tx.changes, Change{Key: key, Value: item.Value})
+}
+
+// Remove removes key, and returns whether it was there.
+func (tx *Tx) Remove(key string) bool {
+	// Delete copies the nodes it visits if a clone shares them, also in vain.
+	if _, ok := tx.state.items.Get(key); !ok {
+		return false
+	}
+	tx.state.items.Delete(key)
+	tx.changes = append(tx.changes, Change{Key: key, Removed: true})
+	return true
+}
+
+// RemovePrefix removes all keys that begin with prefix, every key if it is empty,
+// and returns how many they were.
+func (tx *Tx) RemovePrefix(prefix string) (removed int) {
+	first := len(tx.changes)
+	tx.state.items.Ascend(prefix, func(key string, _ Item) bool {
+		if !strings.HasPrefix(key, prefix) {
+			return false
+		}
+		tx.changes = append(tx.changes, Change{Key: key, Removed: true})
+		return true
+	})
+	for _, c := range tx.changes[first:] {
+		tx.state.items.Delete(c.Key)
+	}
+	return len(tx.changes) - first
+}
+
+// Answer returns the answer remembered for an idempotency key, and whether there
+// is one.
+func (tx *Tx) Answer(key string) (string, bool) {
+	found, ok := tx.state.answers.byKey.Get(key)
+	return found.text, ok
+}
+
+// Remember remembers the answer for an idempotency key, which must not be held
+// yet: if it is, the new answer replaces the old one, and is the newest. When more
+// than MaxAnswers are held the one that was remembered first is forgotten. Key and
+// answer are kept as they are, as the key of Set is.
+func (tx *Tx) Remember(key, answer string) {
+	tx.state.answers.add(key, answer)
+}
+
+// Stage puts an item into the staging area, beside the content: nobody sees it
+// until Restore. It is as Set is, and fastest for keys in ascending order. The
+// staging area lives within one term: an Update of another term than the one it
+// was begun in empties it first, so that none is left by a leader that is gone.
+func (tx *Tx) Stage(key string, value []byte) {
+	tx.state.stagedTerm = tx.term
+	tx.state.staged.items.Load(key, Item{Value: string(value), Index: tx.index})
+}
+
+// StageAnswer puts an answer into the staging area, as Remember remembers it:
+// the oldest first.
+func (tx *Tx) StageAnswer(key, answer string) {
+	tx.state.stagedTerm = tx.term
+	tx.state.staged.answers.add(key, answer)
+}
+
+// Unstage empties the staging area.
+func (tx *Tx) Unstage() { tx.state.unstage() }
+
+// Restore makes the staging area the content, answers included, and returns true
+// if it holds exactly as many items and answers; otherwise it changes nothing and
+// returns false. Either way the staging area is empty then: that of no items and
+// no answers is one, too. After a restore all watchers end with ErrHistoryGone,
+// whatever else the Update changes.
+func (tx *Tx) Restore(items, answers int) bool {
+	staged := tx.state.staged
+	tx.Unstage()
+	if staged.items.Len() != items || staged.answers.len() != answers {
+		return false
+	}
+	tx.state.data = staged
+	tx.restored = true
+	return true
+}
+
+// keepChanges is how many changes Update keeps room for between calls.
+const keepChanges = 1024
+
+// event returns the event of the changes, which there must be, and lets go of
+// them.
+func (tx *Tx) event() *Event {
+	var e *Event
+	switch n := len(tx.changes); {
+	case n == 1: // most entries: one allocation for both
+		both := &struct {
+			Event
+			change [1]Change
+		}{change: [1]Change{tx.changes[0]}}
+		e = &both.Event
+		e.Changes = both.change[:]
+	case n <= keepChanges:
+		e = &Event{Changes: slices.Clone(tx.changes)}
+	default:
+		e = &Event{Changes: slices.Clip(tx.changes)}
+		tx.changes = nil
+	}
+	e.Index, e.Term = tx.index, tx.term
+	for _, c := range e.Changes {
+		e.size += c.size()
+	}
+	return e
+}
+
+// end makes the Tx unusable. It keeps the room for changes, but none of them.
+func (tx *Tx) end() {
+	tx.state = nil
+	clear(tx.changes)
+	if cap(tx.changes) > keepChanges {
+		tx.changes = nil
+	}
+}

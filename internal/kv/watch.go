@@ -1,0 +1,214 @@
+package kv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+var (
+	// ErrHistoryGone is returned when a watch needs events that the store no
+	// longer has, or never had: list what there is, then watch from there.
+	ErrHistoryGone = errors.New("the history is gone")
+
+	// ErrSlow is returned when a watcher did not keep up with the changes.
+	ErrSlow = errors.New("watcher is too slow")
+
+	// ErrClosed is returned when a watcher was closed.
+	ErrClosed = errors.New("watcher is closed")
+)
+
+// Watcher hands out the events of one prefix. Close it when done. Next may be
+// called by one goroutine at a time, Close by any.
+type Watcher struct {
+	s      *Store
+	prefix string
+	after  uint64 // events at or before it are not wanted
+	epoch  uint64 // Store.epoch at the beginning
+
+	// Used by Next alone.
+	through uint64
+	live    bool // caught up: events come by themselves; before, from the history
+
+	wake chan struct{} // has room for one
+
+	mu           sync.Mutex // guards all below; taken after Store.mu
+	pending      []*Event
+	pendingBytes int
+	err          error // why it ended
+}
+
+// Watch returns a watcher of the events after the index after that changed a key
+// that begins with prefix: those there were and those to come, in the order of the
+// log, none missing, none twice. An index that is not applied yet is waited for.
+// The error wraps ErrHistoryGone if an event after it may be forgotten: the store
+// keeps the last 65,536 events or 32 MiB of changes, and none of before a
+// ReadSnapshot, a Reset or a Restore.
+func (s *Store) Watch(prefix string, after uint64) (*Watcher, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if floor := s.history.floor; after < floor {
+		return nil, fmt.Errorf("watch after index %d: %w: it begins after %d", after, ErrHistoryGone, floor)
+	}
+	return s.newWatcher(prefix, after), nil
+}
+
+// WatchNow is Watch from now on, which it returns: the index of Applied.
+func (s *Store) WatchNow(prefix string) (w *Watcher, after uint64) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.newWatcher(prefix, s.index), s.index
+}
+
+func (s *Store) newWatcher(prefix string, after uint64) *Watcher {
+	return &Watcher{
+		s: s, prefix: prefix, after: after, through: after, epoch: s.epoch,
+		wake: make(chan struct{}, 1),
+	}
+}
+
+// Next waits until there is an event, and returns all that wait, the oldest first;
+// the slice is the caller's. With events, and with ctx's error when ctx ends
+// first, through is an index up to which it has returned all events that there
+// are: to Watch after it goes on where this one stopped, also if nothing came.
+// What an event tells can be seen in the store by then. Any other error is the end
+// of the watcher, and events that waited are lost with it: it wraps
+// ErrHistoryGone after a Restore, ReadSnapshot or Reset of the store; ErrSlow when
+// more than 8,192 events or 32 MiB of changes waited, or when it was still behind
+// and the history forgot what was next; ErrClosed after Close.
+func (w *Watcher) Next(ctx context.Context) (events []*Event, through uint64, err error) {
+	for {
+		if !w.live {
+			events, err = w.catchUp()
+		} else {
+			events, err = w.take()
+		}
+		switch {
+		case err != nil:
+			return nil, w.through, fmt.Errorf("watch %q: %w", w.prefix, err)
+		case len(events) > 0:
+			return events, w.through, nil
+		case ctx.Err() != nil:
+			return nil, w.through, ctx.Err()
+		case !w.live:
+			continue
+		}
+		select {
+		case <-w.wake:
+		case <-ctx.Done(): // and look once more, for the newest index
+		}
+	}
+}
+
+// catchUpStep is how many events of the history are copied at once while Update
+// is held off.
+const catchUpStep = 1024
+
+// catchUp returns the matching ones of the next events of the history, of which
+// there may be none. At the end of the history the watcher is live.
+func (w *Watcher) catchUp() ([]*Event, error) {
+	history, err := w.fromHistory()
+	if err != nil {
+		return nil, err
+	}
+	var events []*Event
+	for _, e := range history {
+		if part := e.matching(w.prefix); part != nil {
+			events = append(events, part)
+		}
+	}
+	return events, nil
+}
+
+func (w *Watcher) fromHistory() ([]*Event, error) {
+	s := w.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch err := w.ended(); {
+	case err != nil:
+		return nil, err
+	case w.epoch != s.epoch:
+		return nil, ErrHistoryGone
+	case w.through < s.history.floor:
+		return nil, ErrSlow
+	}
+	events, all := s.history.after(w.through, catchUpStep)
+	if all {
+		w.through, w.live = max(w.through, s.index), true
+		s.watched.add(w)
+	} else {
+		w.through = events[len(events)-1].Index
+	}
+	return events, nil
+}
+
+// take returns what waits.
+func (w *Watcher) take() ([]*Event, error) {
+	applied, _ := w.s.Applied() // all up to it waits already, and more may
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return nil, w.err
+	}
+	events := w.pending
+	w.pending, w.pendingBytes = nil, 0
+	w.through = max(w.through, applied)
+	if n := len(events); n > 0 {
+		w.through = max(w.through, events[n-1].Index)
+	}
+	return events, nil
+}
+
+// put makes e wait, or ends the watcher and returns false if it is too slow.
+func (w *Watcher) put(e *Event) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, size := len(w.pending), w.pendingBytes+e.size
+	if n >= maxPending || n > 0 && size > maxPendingBytes {
+		w.endLocked(ErrSlow)
+		return false
+	}
+	w.pending, w.pendingBytes = append(w.pending, e), size
+	if n == 0 {
+		w.wakeUp()
+	}
+	return true
+}
+
+// Close ends the watcher, and a Next under way. It may be called more than once.
+func (w *Watcher) Close() {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.s.watched.remove(w)
+	w.end(ErrClosed)
+}
+
+// end ends the watcher, unless it has ended. The caller holds Store.mu, and takes
+// it out of Store.watched.
+func (w *Watcher) end(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.endLocked(err)
+}
+
+func (w *Watcher) endLocked(err error) {
+	if w.err == nil {
+		w.err = err
+	}
+	w.pending, w.pendingBytes = nil, 0
+	w.wakeUp()
+}
+
+func (w *Watcher) ended() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
+}
+
+func (w *Watcher) wakeUp() {
+	select {
+	case w.wake <- struct{}{}:
+	default: // it will look already
+	}
+}

@@ -1,0 +1,151 @@
+package request
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+
+	"raftkv/internal/command"
+)
+
+// maxETags bounds the ETags of one condition.
+const maxETags = 100
+
+// ETag is the ETag of what the entry at index has set.
+func ETag(index uint64) string { return `"` + strconv.FormatUint(index, 10) + `"` }
+
+// Unconditional refuses headers that r's path does not heed: a safe write must not
+// become an unsafe one.
+func Unconditional(r *http.Request) error {
+	return refuseHeaders(r, "If-Match", "If-None-Match", "If-Unmodified-Since", "If-Modified-Since", "Idempotency-Key", "Content-Range")
+}
+
+func refuseHeaders(r *http.Request, names ...string) error {
+	for _, name := range names {
+		if len(r.Header.Values(name)) > 0 {
+			return bad("%s: not supported by %s; nothing was done; leave it out", name, r.URL.Path)
+		}
+	}
+	return nil
+}
+
+// options reads the conditions of RFC 9110, section 13, and the Idempotency-Key of
+// the IETF's draft; nil when there are none.
+func options(r *http.Request) (*command.Options, error) {
+	if err := refuseHeaders(r, "If-Unmodified-Since", "If-Modified-Since", "Content-Range"); err != nil {
+		return nil, err
+	}
+	match, err := condition(r, "If-Match")
+	if err != nil {
+		return nil, err
+	}
+	noneMatch, err := condition(r, "If-None-Match")
+	if err != nil {
+		return nil, err
+	}
+	key, err := idempotencyKey(r)
+	if err != nil {
+		return nil, err
+	}
+	if key == "" && match.IsNone() && noneMatch.IsNone() {
+		return nil, nil
+	}
+	return &command.Options{IdempotencyKey: key, Match: match, NoneMatch: noneMatch}, nil
+}
+
+// condition reads * or a list of ETags. A well-formed ETag that is none of ours is
+// index 0, which no key has.
+func condition(r *http.Request, name string) (c command.Condition, err error) {
+	lines := r.Header.Values(name)
+	if len(lines) == 0 {
+		return c, nil
+	}
+	text := strings.TrimSpace(strings.Join(lines, ","))
+	if text == "*" {
+		return command.Condition{Any: true}, nil
+	}
+	for {
+		text = strings.TrimLeft(text, " \t,") // a list may have empty elements
+		if text == "" {
+			break
+		}
+		if strings.HasPrefix(text, `W/"`) {
+			return c, bad(`%s: weak ETags compare equal to nothing here; send the ETag as /get gave it, such as "12"`, name)
+		}
+		tag, rest, ok := strings.Cut(strings.TrimPrefix(text, `"`), `"`)
+		rest = strings.TrimLeft(rest, " \t")
+		if !ok || text[0] != '"' || (rest != "" && rest[0] != ',') {
+			return c, bad(`%s: want * or ETags in double quotes, such as "12", with commas between`, name)
+		}
+		index, err := strconv.ParseUint(tag, 10, 64)
+		if err != nil || ETag(index) != `"`+tag+`"` {
+			index = 0
+		}
+		if c.Indexes = append(c.Indexes, index); len(c.Indexes) > maxETags {
+			return c, bad("%s: more than %d ETags; send fewer", name, maxETags)
+		}
+		text = rest
+	}
+	if c.IsNone() {
+		return c, bad(`%s: empty; want * or an ETag such as "12", or leave it out`, name)
+	}
+	return c, nil
+}
+
+// idempotencyKey reads the header, a string in double quotes as the draft has it, or
+// bare as many send it; empty when there is none.
+func idempotencyKey(r *http.Request) (string, error) {
+	const name = "Idempotency-Key"
+	lines := r.Header.Values(name)
+	if len(lines) == 0 {
+		return "", nil
+	}
+	if len(lines) > 1 {
+		return "", bad("%s: given %d times; give it once", name, len(lines))
+	}
+	key := strings.TrimSpace(lines[0])
+	if quoted, ok := strings.CutPrefix(key, `"`); ok {
+		if key, ok = unquote(quoted); !ok {
+			return "", bad(`%s: want a string in double quotes, in which only \" and \\ are escaped, and nothing after it`, name)
+		}
+	} else if strings.ContainsAny(key, " \",;\\") {
+		return "", bad(`%s: put it in double quotes`, name)
+	}
+	if len(key) == 0 || len(key) > command.MaxIdempotencyKey {
+		return "", bad("%s: %d bytes; want 1 to %d, a UUID for instance", name, len(key), command.MaxIdempotencyKey)
+	}
+	for _, b := range []byte(key) {
+		if b < ' ' || b > '~' {
+			return "", bad("%s: want printable ASCII, a UUID for instance", name)
+		}
+	}
+	return key, nil
+}
+
+// unquote reads an sf-string of RFC 8941 from behind its first double quote to its
+// end.
+func unquote(text string) (string, bool) {
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			return b.String(), i == len(text)-1
+		case '\\':
+			if i++; i == len(text) || (text[i] != '"' && text[i] != '\\') {
+				return "", false
+			}
+		}
+		b.WriteByte(text[i])
+	}
+	return "", false
+}
+
+// Unchanged reports whether the client of a read has what tag stands for already.
+func Unchanged(r *http.Request, tag string) bool {
+	for known := range strings.SplitSeq(strings.Join(r.Header.Values("If-None-Match"), ","), ",") {
+		if known = strings.TrimSpace(known); known == "*" || strings.TrimPrefix(known, "W/") == tag {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,209 @@
+package stream
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"raftkv/internal/kv"
+)
+
+// serve answers every request by answer, over real TCP.
+func serve(t testing.TB, answer http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	s := httptest.NewServer(answer)
+	t.Cleanup(s.Close)
+	return s
+}
+
+func get(t testing.TB, s *httptest.Server) *bufio.Reader {
+	t.Helper()
+	r, err := http.Get(s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Body.Close() })
+	return bufio.NewReader(r.Body)
+}
+
+func line(t testing.TB, r *bufio.Reader) string {
+	t.Helper()
+	text, err := r.ReadString('\n')
+	if err != nil {
+		t.Fatalf("got %q, %v, want a line", text, err)
+	}
+	return text
+}
+
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// TestSlowReaderOfAList: while a client takes its time over all keys, writes
+// go on, it sees nothing of them, and it costs the memory of the pages that they
+// change.
+func TestSlowReaderOfAList(t *testing.T) {
+	const keys, changed = 100_000, 100
+	store := kv.New()
+	empty := heap()
+	value := []byte(strings.Repeat("v", 100))
+	store.Update(1, 1, nil, func(tx *kv.Tx) {
+		for i := range keys {
+			tx.Set(fmt.Sprintf("key-%07d", i), value)
+		}
+	})
+	store.Reset() // and so without a history of them
+	store.Update(1, 1, nil, func(tx *kv.Tx) {
+		for i := range keys {
+			tx.Stage(fmt.Sprintf("key-%07d", i), value)
+		}
+		tx.Restore(keys, 0)
+	})
+	whole := heap() - empty
+
+	finished := make(chan error, 1)
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		finished <- List(w, store.Clone(), "", "", 0)
+	})
+	body := get(t, server)
+	if got, want := line(t, body), `{"key":"key-0000000","value":"`+string(value)+`","index":1}`+"\n"; got != want {
+		t.Errorf("got %s want %s", got, want)
+	}
+	before := heap()
+	for i := range changed {
+		store.Update(uint64(i+2), 1, nil, func(tx *kv.Tx) {
+			tx.Set(fmt.Sprintf("key-%07d", (i*7919)%keys), []byte("changed"))
+			tx.Remove(fmt.Sprintf("key-%07d", (i*7919+1)%keys))
+		})
+	}
+	if len(finished) > 0 {
+		t.Fatal("the list has ended before it was read: it proves nothing")
+	}
+	grown := heap() - before
+	t.Logf("%d keys: %d KiB, after %d changes %d KiB more", keys, whole>>10, 2*changed, grown>>10)
+	if grown > whole/5 {
+		t.Errorf("the reader holds %d bytes after %d changes to %d bytes of keys, want less than a fifth", grown, changed, whole)
+	}
+	n := 1
+	for ; ; n++ {
+		text, err := body.ReadString('\n')
+		if err == io.EOF {
+			break
+		}
+		if want := fmt.Sprintf(`{"key":"key-%07d","value":"%s","index":1}`+"\n", n, value); err != nil || text != want {
+			t.Fatalf("line %d: got %s, %v, want %s", n, text, err, want)
+		}
+	}
+	if n != keys {
+		t.Errorf("got %d keys, want %d", n, keys)
+	}
+	if err := <-finished; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestListEndsWithItsReader(t *testing.T) {
+	store := kv.New()
+	store.Update(1, 1, nil, func(tx *kv.Tx) {
+		for i := range 100 {
+			tx.Set(fmt.Sprint(i), make([]byte, 1<<20))
+		}
+	})
+	finished := make(chan error, 1)
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) { finished <- List(w, store, "", "", 0) })
+	r, err := http.Get(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Body.Close()
+	if err := <-finished; err == nil {
+		t.Error("the client has gone: got no error")
+	}
+}
+
+// TestQuietWatch: where nothing happens a comment comes, with an id that grows, so
+// that the watch can be resumed from there.
+func TestQuietWatch(t *testing.T) {
+	store := kv.New()
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		watcher, after := store.WatchNow("k")
+		defer watcher.Close()
+		_ = Watch(r.Context(), w, watcher, after, 5*time.Millisecond)
+	})
+	body := get(t, server)
+	for _, want := range []string{": watching after index 0\n", "id: 0\n", "\n", ": keep-alive\n", "id: 0\n", "\n"} {
+		if got := line(t, body); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	store.Update(7, 1, nil, func(tx *kv.Tx) { tx.Set("other", nil) })
+	for line(t, body) != "id: 7\n" {
+	}
+	store.Update(8, 2, nil, func(tx *kv.Tx) { tx.Set("k", []byte("<v>\n")) })
+	for {
+		got := line(t, body)
+		if !strings.HasPrefix(got, "data: ") {
+			continue
+		}
+		if want := `data: {"index":8,"term":2,"changes":[{"op":"set","key":"k","value":"<v>\n"}]}` + "\n"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		break
+	}
+}
+
+// TestWatchEnds: each end of a watch leaves no goroutine behind, and tells a client
+// that is still there why.
+func TestWatchEnds(t *testing.T) {
+	store := kv.New()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	finished := make(chan error, 3)
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		watcher, after := store.WatchNow("")
+		defer watcher.Close()
+		if r.URL.Path == "/gone" {
+			finished <- Watch(r.Context(), w, watcher, after, time.Hour)
+		} else {
+			finished <- Watch(ctx, w, watcher, after, time.Hour)
+		}
+	})
+	body := get(t, server)
+	line(t, body)
+	cancel()
+	if text, err := io.ReadAll(body); err != nil || string(text) != "id: 0\n\n" {
+		t.Errorf("the node stops: got %q, %v, want the end", text, err)
+	}
+
+	gone, err := http.Get(server.URL + "/gone")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader := bufio.NewReader(gone.Body)
+	line(t, reader)
+	store.Reset()
+	text, err := io.ReadAll(reader)
+	if err != nil || !strings.HasSuffix(string(text), ": watch \"\": the history is gone; watch again with the last id\n\n") {
+		t.Errorf("everything is replaced: got %q, %v, want to be told", text, err)
+	}
+	gone.Body.Close()
+
+	left, err := http.Get(server.URL + "/gone")
+	if err != nil {
+		t.Fatal(err)
+	}
+	left.Body.Close()
+	for range 3 {
+		<-finished
+	}
+}
