@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -24,6 +25,8 @@ type config struct {
 	snapshotThreshold uint64
 	electionTimeout   time.Duration
 	logLevel          string
+
+	dial func(ctx context.Context, address string) (net.Conn, error) // reaches raft ports, for tests; nil: TCP
 }
 
 // errUsage is wrapped by an error that the user's environment or arguments cause:

@@ -46,7 +46,7 @@ func TestConfig(t *testing.T) {
 		{"defaults", nil, defaults},
 		{"empty is unset", unset, defaults},
 		{"the four", environment{"HTTP_SERVER_PORT": "8001", "RAFT_SERVER_PORT": "9001", "RAFT_NODE_ID": "n2", "RAFT_VOLUME_DIR": "/tmp/node2"},
-			config{"n2", "/tmp/node2", "127.0.0.1:8001", nil, "127.0.0.1:9001", 8192, 500 * time.Millisecond, "debug"}},
+			config{"n2", "/tmp/node2", "127.0.0.1:8001", nil, "127.0.0.1:9001", 8192, 500 * time.Millisecond, "debug", nil}},
 		{"volume of another node", environment{"RAFT_NODE_ID": "Eu-1.a_b"}, with(func(c *config) {
 			c.nodeID, c.volume = "Eu-1.a_b", filepath.Join("data", "Eu-1.a_b")
 		})},

@@ -104,6 +104,7 @@ func start(c config, out io.Writer) (*service, error) {
 		ElectionTimeout:   c.electionTimeout,
 		RaftLog:           hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.LevelFromString(c.logLevel), Output: lines}),
 		Logf:              s.log.Infof,
+		Dial:              c.dial,
 	}, s.machine)
 	if err != nil {
 		s.console.close()

@@ -82,7 +82,8 @@ func (w *Watcher) Next(ctx context.Context) (events []*Event, through uint64, er
 		if !w.live {
 			events, err = w.catchUp()
 		} else {
-			events, err = w.take()
+			applied, _ := w.s.Applied() // before, so that all up to it waits already
+			events, err = w.take(applied)
 		}
 		switch {
 		case err != nil:
@@ -143,9 +144,8 @@ func (w *Watcher) fromHistory() ([]*Event, error) {
 	return events, nil
 }
 
-// take returns what waits.
-func (w *Watcher) take() ([]*Event, error) {
-	applied, _ := w.s.Applied() // all up to it waits already, and more may
+// take returns what waits: all matching events up to applied, and maybe more.
+func (w *Watcher) take(applied uint64) ([]*Event, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil {

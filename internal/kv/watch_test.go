@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -187,28 +188,78 @@ func TestEventsAreShared(t *testing.T) {
 	}
 }
 
-// TestNextWaits has Next called before there is an event, or before ctx ends.
+// TestNextWaits has Next waiting before there is what it waits for.
 func TestNextWaits(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		do      func(s *Store, w *Watcher, cancel func())
+		want    string
+		through uint64
+		err     error
+	}{
+		{"event", func(s *Store, _ *Watcher, _ func()) { put(s, 1, "k", "v") }, "1.1 k=v; ", 1, nil},
+		{"ctx ends", func(s *Store, _ *Watcher, cancel func()) {
+			put(s, 2, "other", "v")
+			cancel()
+		}, "", 2, context.Canceled},
+		{"close", func(_ *Store, w *Watcher, _ func()) { w.Close() }, "", 0, ErrClosed},
+		{"reset", func(s *Store, _ *Watcher, _ func()) { s.Reset() }, "", 0, ErrHistoryGone},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := New()
+				w := live(t, s, "k")
+				ctx, cancel := context.WithTimeout(context.Background(), waitFor)
+				defer cancel()
+				go func() {
+					synctest.Wait()
+					tt.do(s, w, cancel)
+				}()
+				began := time.Now()
+				events, through, err := w.Next(ctx)
+				if text(events) != tt.want || through != tt.through || !errors.Is(err, tt.err) {
+					t.Errorf("got %s, %d, %v, want %s, %d, %v", text(events), through, err, tt.want, tt.through, tt.err)
+				}
+				if waited := time.Since(began); waited > 0 {
+					t.Errorf("it was not woken up: got it after %v", waited)
+				}
+			})
+		})
+	}
+}
+
+// TestThroughIsNotBeforeTheEvents has an event come after Next looked up Applied.
+func TestThroughIsNotBeforeTheEvents(t *testing.T) {
 	s := New()
 	w := live(t, s, "k")
-	ctx, cancel := context.WithTimeout(context.Background(), waitFor)
-	defer cancel()
-	go put(s, 1, "k", "v")
-	events, through, err := w.Next(ctx)
-	if text(events) != "1.1 k=v; " || through != 1 || err != nil {
-		t.Fatalf("got %s, %d, %v, want the event", text(events), through, err)
+	put(s, 1, "k", "v")
+	put(s, 2, "k", "v")
+	if events, err := w.take(1); len(events) != 2 || err != nil || w.through != 2 {
+		t.Errorf("got %s, %v, through %d, want two events through 2", text(events), err, w.through)
 	}
-	if item, _ := s.Get("k"); item.Value != "v" {
-		t.Errorf("got %v, want the store to have what the event tells", item)
-	}
+}
 
-	ctx, cancel = context.WithCancel(context.Background())
-	go func() {
-		put(s, 2, "other", "v")
-		cancel()
-	}()
-	if events, through, err := w.Next(ctx); len(events) > 0 || through != 2 || err != context.Canceled {
-		t.Errorf("got %s, %d, %v, want none through 2, and the error of ctx", text(events), through, err)
+// TestUpdateKeepsNoChanges is why the memory of what was set once is freed.
+func TestUpdateKeepsNoChanges(t *testing.T) {
+	s := New()
+	for i, n := range []int{1, 5, keepChanges, 3 * keepChanges, 2, 4 * keepChanges} {
+		s.Update(uint64(i+1), 1, nil, func(tx *Tx) {
+			for range n {
+				tx.Set("k", nil)
+			}
+			if n == 4*keepChanges {
+				tx.Restore(0, 0)
+			}
+		})
+		kept := s.tx.changes[:cap(s.tx.changes)]
+		if len(kept) > 2*keepChanges {
+			t.Errorf("%d changes: got room for %d, want %d at most", n, len(kept), 2*keepChanges)
+		}
+		for _, c := range kept {
+			if c != (Change{}) {
+				t.Fatalf("%d changes: got %v, want nothing kept", n, c)
+			}
+		}
 	}
 }
 

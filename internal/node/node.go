@@ -38,7 +38,7 @@ type StateMachine interface {
 	Reset()
 }
 
-// Config is what a Node needs to know. All fields are required.
+// Config is what a Node needs to know. All fields but Dial are required.
 type Config struct {
 	ID                string
 	Dir               string        // the volume; made if it is not there
@@ -48,10 +48,12 @@ type Config struct {
 	ElectionTimeout   time.Duration // without a leader before an election; at least 50 ms
 	RaftLog           hclog.Logger  // raft's own lines
 	Logf              func(format string, args ...any)
+	Dial              peer.Dialer // reaches the raft ports of other nodes; nil: TCP
 
-	// For tests; zero values mean none, stallLimit and freeLimit.
+	// For tests; zero values mean none, stallLimit and freeLimit, and majorityAt.
 	disk        func(logAndStable) logAndStable // between store and raft-boltdb
 	stall, free time.Duration
+	confirmTerm func(ctx context.Context, r *raft.Raft, term uint64) error
 }
 
 // Node is one member of a cluster, or a cluster of one. Its methods may be called
@@ -113,8 +115,14 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("raft port: %w", err)
 	}
+	if config.Dial != nil {
+		port.Dial = config.Dial
+	}
 	config.stall, config.free = cmp.Or(config.stall, stallLimit), cmp.Or(config.free, freeLimit)
 	n := &Node{config: config, machine: machine, port: port, failed: make(chan error, 1), stopped: make(chan struct{})}
+	if n.config.confirmTerm == nil {
+		n.config.confirmTerm = n.majorityAt
+	}
 	n.ending, n.end = context.WithCancel(context.Background())
 	if err := n.open(); err != nil {
 		if errors.Is(err, errDamaged) {

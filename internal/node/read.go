@@ -175,7 +175,7 @@ func (n *Node) confirmLeadership(ctx context.Context, i *instance) (uint64, erro
 		}
 	}
 	commit := r.CommitIndex()
-	if err := n.majorityAt(ctx, r, term); err != nil {
+	if err := n.config.confirmTerm(ctx, r, term); err != nil {
 		return 0, err
 	}
 	if r.State() != raft.Leader || r.CurrentTerm() != term {
@@ -282,7 +282,7 @@ func (n *Node) tellCommitted(i *instance, id raft.ServerID, index uint64) {
 		if server.ID != id {
 			continue
 		}
-		_ = i.transport.AppendEntries(id, server.Address, &raft.AppendEntriesRequest{
+		_ = i.transport.NetworkTransport.AppendEntries(id, server.Address, &raft.AppendEntriesRequest{
 			RPCHeader:         raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(n.config.ID), Addr: own},
 			Term:              entry.Term,
 			PrevLogEntry:      index,

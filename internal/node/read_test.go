@@ -8,6 +8,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/raft"
+
+	"raftkv/internal/nodetest"
 )
 
 // TestReadIndexSeesEveryAcknowledgedWrite: on every node, while writes go on.
@@ -176,4 +180,111 @@ func TestFollowerReadsAfterAWrite(t *testing.T) {
 		}
 	}
 	t.Logf("reads took %v", took)
+}
+
+// TestReadNeedsMoreThanVerifyLeader: a leader that another has followed, and that
+// does not know it, gets an answer to what it sent before its read began. Raft's
+// VerifyLeader takes that for the proof that it still leads.
+func TestReadNeedsMoreThanVerifyLeader(t *testing.T) {
+	t.Run("the round", func(t *testing.T) {
+		value, err := readAfterALateAnswer(t, func(n *Node, r *raft.Raft, ctx context.Context, term uint64, asked func()) error {
+			asked()
+			return n.majorityAt(ctx, r, term)
+		})
+		if !errors.Is(err, ErrNoRead) {
+			t.Errorf("got %q and %v, want ErrNoRead", value, err)
+		}
+	})
+	t.Run("VerifyLeader", func(t *testing.T) {
+		// Should this fail after an upgrade, VerifyLeader may have become what a read
+		// needs: see whether the round can go.
+		value, err := readAfterALateAnswer(t, func(_ *Node, r *raft.Raft, ctx context.Context, _ uint64, asked func()) error {
+			verified := r.VerifyLeader()
+			// The leader's loop answers this at once. It takes at random what waits for
+			// it: after so many turns it has taken the VerifyLeader too.
+			for range 64 {
+				if err := r.BootstrapCluster(raft.Configuration{}).Error(); !errors.Is(err, raft.ErrCantBootstrap) {
+					return err
+				}
+			}
+			asked()
+			return wait(ctx, verified)
+		})
+		if value != "old" || err != nil {
+			t.Errorf("got %q and %v, want the old value: the read is not stale any more", value, err)
+		}
+	})
+}
+
+// readAfterALateAnswer returns what a read at a former leader found that begins after
+// its successor has acknowledged x=new. confirm is put in place of majorityAt there;
+// it must call asked when all that it asks for is under way. Then an answer reaches
+// the former leader that another voter gave before it knew of the successor.
+func readAfterALateAnswer(t *testing.T, confirm func(n *Node, r *raft.Raft, ctx context.Context, term uint64, asked func()) error) (value string, err error) {
+	network := nodetest.New(t)
+	asked := make(chan struct{})
+	var once sync.Once
+	open := func(id string) *testNode {
+		var n *testNode
+		n = openNode(t, id, t.TempDir(), func(c *Config) {
+			c.Dial = network.Dialer(id)
+			c.ElectionTimeout = 50 * time.Second // a lease of 30 s: the former leader does not notice by itself
+			c.confirmTerm = func(ctx context.Context, r *raft.Raft, term uint64) error {
+				return confirm(n.Node, r, ctx, term, func() { once.Do(func() { close(asked) }) })
+			}
+		})
+		network.Place(id, n.RaftAddress())
+		n.standsAtTheWordOf(t, n)
+		return n
+	}
+	nodes := []*testNode{open("n1"), open("n2"), open("n3")}
+	former, voter, successor := nodes[0], nodes[1], nodes[2]
+	former.join(t, voter)
+	former.join(t, successor)
+	former.set(t, "x", "old")
+	checkReplicas(t, nodes...)
+
+	network.Hold("n2", "n1")
+	waitFor(t, "answers to n1 are on their way", func() bool { return network.Held("n2", "n1") >= 2 })
+	network.Hold("n1", "n2")
+	late := network.Held("n2", "n1") // as many were sent before all that follows
+	network.Cut("n1", "n3")
+	network.Cut("n3", "n1")
+
+	successor.standsAtTheWordOf(t, voter)
+	successor.set(t, "x", "new") // acknowledged: all that follows must read it
+
+	read := make(chan error, 1)
+	go func() { read <- former.ReadIndex(context.Background()) }()
+	select {
+	case <-asked:
+		if !former.Leads() {
+			t.Fatal("n1 knows already that it does not lead")
+		}
+		network.Deliver("n2", "n1", late)
+		err = <-read
+	case err = <-read: // without asking
+	}
+	item, _ := former.machine.store.Get("x")
+
+	network.Heal()
+	waitFor(t, "n1 follows", func() bool { return !former.Leads() })
+	checkReplicas(t, nodes...)
+	if got, _ := former.machine.store.Get("x"); got.Value != "new" {
+		t.Errorf("after all is healed n1 holds x=%q, want new", got.Value)
+	}
+	return item.Value, err
+}
+
+// standsAtTheWordOf makes n the leader by what ends a transfer of the leadership, but
+// sent by any other member or by itself: the leader does not learn of it.
+func (n *testNode) standsAtTheWordOf(t *testing.T, other *testNode) {
+	t.Helper()
+	address := []byte(other.RaftAddress())
+	request := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(other.config.ID), Addr: address}}
+	err := other.current.Load().transport.TimeoutNow(raft.ServerID(n.config.ID), raft.ServerAddress(n.RaftAddress()), request, new(raft.TimeoutNowResponse))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.waitLeader(t)
 }

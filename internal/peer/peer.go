@@ -63,12 +63,18 @@ type conn struct {
 	cluster ClusterID // as the dialing side gave it
 }
 
+// Dialer connects to the raft port at address, within ctx.
+type Dialer func(ctx context.Context, address string) (net.Conn, error)
+
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "tcp", address)
+}
+
 // dial connects to address and exchanges the preface, within ctx.
-func dial(ctx context.Context, address string, magic byte, cluster ClusterID) (net.Conn, error) {
+func dial(ctx context.Context, connect Dialer, address string, magic byte, cluster ClusterID) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", address)
+	c, err := connect(ctx, address)
 	if err != nil {
 		return nil, err
 	}

@@ -182,7 +182,7 @@ func TestDialStrangers(t *testing.T) {
 					serve(c)
 				}
 			}()
-			c, err := dial(context.Background(), l.Addr().String(), magicRaft, ClusterID{1})
+			c, err := dial(context.Background(), dialTCP, l.Addr().String(), magicRaft, ClusterID{1})
 			if err == nil {
 				_ = c.Close()
 				t.Error("got a connection, want an error")

@@ -19,6 +19,10 @@ const maxPending = 256
 // Port is the raft port of one node. It outlives the raft instances that use it
 // one after the other: a node that is adopted gets a new one.
 type Port struct {
+	// Dial makes every connection to another node. It may be replaced before Serve
+	// and Stream.
+	Dial Dialer
+
 	listener net.Listener
 	address  string
 	logf     func(format string, args ...any)
@@ -44,6 +48,7 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 		return nil, err
 	}
 	p := &Port{
+		Dial:     dialTCP,
 		listener: listener,
 		address:  listener.Addr().String(),
 		logf:     logf,
@@ -58,7 +63,7 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 	p.calls = newQueue(listener.Addr())
 	p.client = &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			return dial(ctx, address, magicHTTP, p.ClusterID())
+			return dial(ctx, p.Dial, address, magicHTTP, p.ClusterID())
 		},
 		MaxIdleConnsPerHost: 4,
 		IdleConnTimeout:     30 * time.Second,
@@ -293,7 +298,7 @@ type stream struct {
 func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
-	c, err := dial(ctx, string(address), magicRaft, s.port.ClusterID())
+	c, err := dial(ctx, s.port.Dial, string(address), magicRaft, s.port.ClusterID())
 	if err != nil {
 		return nil, err
 	}
