@@ -81,6 +81,7 @@ type Node struct {
 	leader   leaderHTTP
 
 	reads     rounds
+	terms     sync.Map // raft.Server, a voter: *rounds, of asking it for its term
 	proposals proposals
 }
 

@@ -185,7 +185,7 @@ func (n *Node) confirmLeadership(ctx context.Context, i *instance) (uint64, erro
 }
 
 // majorityAt asks the voters for their term and returns nil when a majority of
-// them, this node included, says term.
+// them, this node included, says term. A voter that hangs is asked once at a time.
 func (n *Node) majorityAt(ctx context.Context, r *raft.Raft, term uint64) error {
 	servers, err := configuration(ctx, r)
 	if err != nil {
@@ -204,10 +204,10 @@ func (n *Node) majorityAt(ctx context.Context, r *raft.Raft, term uint64) error 
 			own = 1
 			continue
 		}
+		asked, _ := n.terms.LoadOrStore(server, new(rounds))
 		go func() {
-			var answer termAnswer
-			err := n.call(ctx, http.MethodGet, string(server.Address), "/term", &answer)
-			answers <- err == nil && answer.NodeID == string(server.ID) && answer.Term == term
+			got, err := asked.(*rounds).next(ctx, func(ctx context.Context) (uint64, error) { return n.askTerm(ctx, server) })
+			answers <- err == nil && got == term
 		}()
 	}
 	need, left := voters/2+1-own, voters-own
@@ -220,6 +220,19 @@ func (n *Node) majorityAt(ctx context.Context, r *raft.Raft, term uint64) error 
 		return fmt.Errorf("%s does not reach a majority of the %d voters", n.config.ID, voters)
 	}
 	return nil
+}
+
+// askTerm asks a voter for its term. What it has begun goes on when the round does
+// not need it any more: to break it off would cost the connection.
+func (n *Node) askTerm(ctx context.Context, voter raft.Server) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	var answer termAnswer
+	err := n.call(ctx, http.MethodGet, string(voter.Address), "/term", &answer)
+	if err == nil && answer.NodeID != string(voter.ID) {
+		err = fmt.Errorf("%s answers there", answer.NodeID)
+	}
+	return answer.Term, err
 }
 
 // termAnswer is what a voter says to the leader that asks for its term.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -143,6 +144,35 @@ func TestReadWithoutAQuorum(t *testing.T) {
 	if err := nodes[0].ReadIndex(context.Background()); !errors.Is(err, ErrNoRead) {
 		t.Errorf("got %v, want ErrNoRead", err)
 	}
+}
+
+// TestReadsKeepTheirConnections: a majority of answers ends a round, but does not break
+// off the other questions, whose connections would have to be made anew each time.
+func TestReadsKeepTheirConnections(t *testing.T) {
+	var dialed atomic.Int64
+	nodes := make([]*testNode, 3)
+	for i := range nodes {
+		nodes[i] = openNode(t, fmt.Sprintf("n%d", i+1), t.TempDir(), func(c *Config) {
+			c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+				dialed.Add(1)
+				return new(net.Dialer).DialContext(ctx, "tcp", address)
+			}
+		})
+		nodes[i].waitLeader(t)
+	}
+	nodes[0].join(t, nodes[1])
+	nodes[0].join(t, nodes[2])
+	const reads = 300
+	before := dialed.Load()
+	for range reads {
+		if err := nodes[0].ReadIndex(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := dialed.Load() - before; got > reads/10 {
+		t.Errorf("%d reads made %d connections, want the same few used again", reads, got)
+	}
+	checkReplicas(t, nodes...)
 }
 
 // TestMajorityMustSayTheTerm: a leader of a term that is over gets no majority for
