@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -45,8 +46,26 @@ func (b *logBuffer) String() string {
 	return string(b.text)
 }
 
-// consoleOf returns all that s, which startNode has started, has printed so far.
-func consoleOf(s *service) string { return s.log.Out.(*console).out.(*logBuffer).String() }
+// consoleOf returns all that s, which startNode has started, has said so far: what it
+// says is printed some milliseconds later, so it waits for a last word of its own.
+func consoleOf(s *service) string {
+	printed := s.console.out.(*logBuffer)
+	word := fmt.Sprintf("last word %d\n", lastWord.Add(1))
+	_, _ = s.console.Write([]byte(word))
+	for !strings.Contains(printed.String(), word) {
+		select {
+		case <-s.console.done: // it was stopped, and has printed all
+			word = ""
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return lastWords.ReplaceAllString(printed.String(), "")
+}
+
+var (
+	lastWord  atomic.Int64
+	lastWords = regexp.MustCompile(`(?m)^last word \d+\n`)
+)
 
 var ownLine = regexp.MustCompile(`(?m)^[A-Z]{4}\[[^]]*\] (.*)$`)
 
@@ -1005,4 +1024,33 @@ func oneLineNaming(a answer, names ...string) error {
 		}
 	}
 	return nil
+}
+
+// TestReplicasThatDiffer: a node whose state machine was given what is not in the log
+// is no longer ready, nor is the leader that found it out.
+func TestReplicasThatDiffer(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startCluster(t, 3)
+	set(t, nodes[0], "a", "1")
+	checkReplicas(t, nodes...)
+	leader, followers := nodes.leader(t)
+	wrong := followers[0].machine.store
+	index, term := wrong.Applied()
+	wrong.Update(index, term, []byte("not of the log"), func(tx *kv.Tx) { tx.Set("a", []byte("2")) })
+	for _, s := range []*service{leader, followers[0]} {
+		waitFor(t, s.node.Info().NodeID+" not ready", func() error {
+			a, err := send(direct, newRequest(t, http.MethodGet, s, "/readyz", ""))
+			if err == nil && (a.status != http.StatusServiceUnavailable || oneLineNaming(a, "the replicas differ", "/leave") != nil) {
+				err = fmt.Errorf("got %d %q, want 503, and that the replicas differ", a.status, a.body)
+			}
+			return err
+		})
+	}
+	var status node.Status
+	if err := json.Unmarshal([]byte(ask(t, leader, "/status").body), &status); err != nil || status.Replicas.Equal || status.Health.Replicas == "" {
+		t.Errorf("status: got %+v, %+v (%v), want that the replicas differ", status.Replicas, status.Health, err)
+	}
+	if !strings.Contains(consoleOf(leader), "the replicas differ") {
+		t.Error("the console of the leader has no word of it")
+	}
 }

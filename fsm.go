@@ -326,6 +326,12 @@ func (f *fsm) Restore(snapshot io.ReadCloser) error {
 // Applied implements node.StateMachine.
 func (f *fsm) Applied() (index, term uint64) { return f.store.Applied() }
 
+// Chain implements node.StateMachine.
+func (f *fsm) Chain() (index uint64, chain [32]byte) { return f.store.Chain() }
+
+// ChainAt implements node.StateMachine.
+func (f *fsm) ChainAt(index uint64) (chain [32]byte, ok bool) { return f.store.ChainAt(index) }
+
 // WaitApplied implements node.StateMachine.
 func (f *fsm) WaitApplied(ctx context.Context, index uint64) error {
 	return f.store.WaitApplied(ctx, index)

@@ -530,13 +530,21 @@ func (h *handler) healthz(w http.ResponseWriter, r *http.Request) error {
 	return answerLine(w, "OK")
 }
 
-// readyz says whether clients should use this node: it answers with the newest state.
+// readyz says whether clients should use this node: it answers with the newest state,
+// and no other node has another one. It tells of a disk that is nearly full, too.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
 	if _, err := request.Parse(r); err != nil {
 		return err
 	}
+	health := h.node.Health()
+	if health.Replicas != "" {
+		return request.Refuse(http.StatusServiceUnavailable, "%s", health.Replicas)
+	}
 	if err := h.node.ReadIndex(r.Context()); err != nil {
 		return err
+	}
+	if health.Space != "" {
+		return answerLine(w, "OK, but %s", health.Space)
 	}
 	return answerLine(w, "OK")
 }

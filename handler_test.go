@@ -596,3 +596,41 @@ func TestStoppedNode(t *testing.T) {
 		t.Errorf("the node holds %v, want what it held", got)
 	}
 }
+
+// BenchmarkHandler is of one request, without the network: a get by a cluster of one,
+// which needs nobody's word, a stale one, a list of 100 keys, and what is refused. A
+// set waits for its fsync.
+func BenchmarkHandler(b *testing.B) {
+	s := startNode(b, "n1", b.TempDir(), func(c *config) { c.logLevel = "warn" })
+	leads(b, s)
+	for i := range 100 {
+		set(b, s, fmt.Sprintf("key%02d", i), strings.Repeat("v", 110))
+	}
+	h := newHandler(s.node, s.machine.store, s.log, nil)
+	for _, bb := range []struct {
+		name, target string
+		status       int
+	}{
+		{"get", "/get?key=key50", 200},
+		{"stale", "/get?key=key50&consistency=stale", 200},
+		{"list", "/list?consistency=stale", 200},
+		{"refused", "/set?key=key50", 400},
+		{"set", "/set?key=key50&value=" + strings.Repeat("v", 110), 200},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				w := patientRecorder{httptest.NewRecorder()}
+				h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost"+bb.target, nil))
+				if w.Code != bb.status {
+					b.Fatalf("got %d %s, want %d", w.Code, w.Body, bb.status)
+				}
+			}
+		})
+	}
+}
+
+// patientRecorder takes a limit of time as a connection does.
+type patientRecorder struct{ *httptest.ResponseRecorder }
+
+func (patientRecorder) SetWriteDeadline(time.Time) error { return nil }

@@ -112,6 +112,7 @@ func start(c config, out io.Writer) (*service, error) {
 		ElectionTimeout:   c.electionTimeout,
 		RaftLog:           hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.LevelFromString(c.logLevel), Output: lines}),
 		Logf:              s.log.Infof,
+		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
 	}, s.machine)
 	if err != nil {

@@ -188,8 +188,9 @@ var varying = []struct {
 	{regexp.MustCompile(`\d{4}-\d\d-\d\dT[\d:.]+(Z|[+-]\d{4})`), "TIME"},
 	{regexp.MustCompile(`\w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT`), "TIME"},
 	{regexp.MustCompile(`\b[0-9a-f]{32}\b`), "ID"},
+	{regexp.MustCompile(`\b[0-9a-f]{64}\b`), "HASH"},
 	{regexp.MustCompile(`\b(index|term|tally|next|previous-index|last-index)=\d+`), "$1=#"},
-	{regexp.MustCompile(`((?i:etag:? )|^id: |^: watching after index |"index":|"term":)"?\d+"?`), "$1#"},
+	{regexp.MustCompile(`((?i:etag:? )|^id: |^: watching after index |"index": ?|"term":)"?\d+"?`), "$1#"},
 	{regexp.MustCompile(`\d+\.\d s$`), "# s"},
 }
 

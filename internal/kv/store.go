@@ -5,8 +5,6 @@ package kv
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
-	"hash"
 	"sync"
 )
 
@@ -25,6 +23,7 @@ type Store struct {
 	mu      sync.RWMutex // guards all below
 	state                // its chain is read by Update without mu: only Update's goroutine writes it
 	waiting map[*waiter]struct{}
+	chains  chains
 	history history
 	watched watched
 	epoch   uint64 // counts how often the history was lost
@@ -114,18 +113,6 @@ func (s *Store) AscendAnswers(yield func(key, answer string) bool) {
 	s.answers.scan(yield)
 }
 
-// Chain returns the index of Applied and the chain up to there: the SHA-256 of
-// the chain before, index and term, 8 bytes big-endian each, and the bytes of the
-// entry, for each Update since the empty store, whose chain is zero. Of stores
-// with the same index those with the same chain have applied the same entries.
-// A snapshot of version 1 has no chain: it goes on from zero after it, and can
-// then not be compared with one that began elsewhere.
-func (s *Store) Chain() (index uint64, chain [32]byte) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.index, s.chain
-}
-
 // Ascend calls yield for each key that is from or comes after it, in order,
 // until yield returns false. It sees one state of the store and holds off
 // Update until it returns, so yield must be quick, and must not call a method of
@@ -187,6 +174,7 @@ func (s *Store) WaitApplied(ctx context.Context, index uint64) error {
 // advance sets what is applied and wakes who waits for it. The caller holds mu.
 func (s *Store) advance(index, term uint64) {
 	s.index, s.term = index, term
+	s.chains.add(index, s.chain)
 	for w := range s.waiting {
 		if w.index <= index {
 			close(w.applied)
@@ -203,7 +191,10 @@ func (s *Store) advance(index, term uint64) {
 // decided by its content and the store's alone, and a node where it can't be done
 // must stop.
 func (s *Store) Update(index, term uint64, entry []byte, change func(tx *Tx)) {
-	chain := s.linker.link(s.chain, index, term, entry) // may take milliseconds: before mu
+	chain := s.chain
+	if s.index == 0 || chain != unknownChain {
+		chain = s.linker.link(chain, index, term, entry) // may take milliseconds: before mu
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stagedTerm != 0 && s.stagedTerm != term {
@@ -220,25 +211,4 @@ func (s *Store) Update(index, term uint64, entry []byte, change func(tx *Tx)) {
 	tx.end()
 	s.chain = chain
 	s.advance(index, term)
-}
-
-// linker computes links of the chain without allocating memory for each.
-type linker struct {
-	sha hash.Hash
-	buf [sha256.Size + 16]byte
-}
-
-func (l *linker) link(chain [sha256.Size]byte, index, term uint64, entry []byte) (next [sha256.Size]byte) {
-	if l.sha == nil {
-		l.sha = sha256.New()
-	}
-	l.sha.Reset()
-	head := append(l.buf[:0], chain[:]...)
-	head = binary.BigEndian.AppendUint64(head, index)
-	head = binary.BigEndian.AppendUint64(head, term)
-	l.sha.Write(head) // a hash never fails
-	l.sha.Write(entry)
-	l.sha.Sum(l.buf[:0])
-	copy(next[:], l.buf[:])
-	return next
 }

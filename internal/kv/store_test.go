@@ -192,6 +192,37 @@ func TestChain(t *testing.T) {
 	check("clone of before the reset", c, index, want)
 }
 
+// TestChainAt: the chains of some time are there to compare with, and none that is
+// unknown.
+func TestChainAt(t *testing.T) {
+	s := New()
+	if _, ok := s.ChainAt(0); ok {
+		t.Error("empty store: got a chain at 0, want none")
+	}
+	const updates = 3000
+	var want [updates + 1][32]byte
+	for i := uint64(2); i <= updates; i += 2 {
+		s.Update(i, 1, []byte{byte(i)}, func(*Tx) {})
+		_, want[i] = s.Chain()
+	}
+	for i := range uint64(updates + 1) {
+		got, ok := s.ChainAt(i)
+		if wantOK := i > updates-2048 && i%2 == 0; ok != wantOK || (ok && got != want[i]) {
+			t.Fatalf("at %d: got %x, %v, want %x, %v", i, got, ok, want[i], wantOK)
+		}
+	}
+	s.Reset()
+	s.Update(updates, 1, nil, func(*Tx) {})
+	if got, _ := s.ChainAt(updates); got == want[updates] {
+		t.Errorf("after a reset: got the chain of before")
+	}
+	old := readGolden(t, goldenSnapshotV1)
+	old.Update(301, 3, []byte("next"), func(*Tx) {})
+	if got, ok := old.ChainAt(301); ok {
+		t.Errorf("after a snapshot of version 1: got %x, want none", got)
+	}
+}
+
 func TestUpdateAllocatesLittle(t *testing.T) {
 	s, entry, value, index := New(), make([]byte, 4096), make([]byte, 16), uint64(0)
 	for _, tt := range []struct {

@@ -165,9 +165,10 @@ const (
 	freeLimit = 60 * time.Second
 )
 
-// watch looks after a node that hears of no leader, until the node ends: one that
-// was removed while it was away must learn it from the others, and one whose
-// adopting leader died before it was added must not wait for ever.
+// watch looks after the node until it ends: its disk, whether the replicas are equal,
+// and whether it hears of a leader. One that was removed while it was away must learn
+// it from the others, and one whose adopting leader died before it was added must not
+// wait for ever.
 func (n *Node) watch() {
 	tick := time.NewTicker(min(watchInterval, n.config.free))
 	defer tick.Stop()
@@ -178,6 +179,8 @@ func (n *Node) watch() {
 			return
 		case <-tick.C:
 		}
+		n.checkSpace()
+		n.checkReplicas(n.ending)
 		r := n.current.Load().raft
 		servers, err := boundedConfiguration(r)
 		if _, leader := r.LeaderWithID(); err != nil || leader != "" || n.removed.Load() {

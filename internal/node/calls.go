@@ -41,6 +41,10 @@ func (n *Node) calls() http.Handler {
 	mux.HandleFunc("GET /committed", member(func(_ http.ResponseWriter, r *http.Request) error {
 		return n.answerCommitted(r)
 	}))
+	mux.HandleFunc("POST /differs", member(func(_ http.ResponseWriter, r *http.Request) error {
+		n.ails(&n.health.Replicas, r.URL.Query().Get("text"))
+		return nil
+	}))
 	mux.HandleFunc("POST /release", member(func(http.ResponseWriter, *http.Request) error { return n.beReleased() }))
 	mux.HandleFunc("POST /removed", member(func(http.ResponseWriter, *http.Request) error { return n.beRemoved() }))
 	mux.HandleFunc("POST /leave", member(func(_ http.ResponseWriter, r *http.Request) error {

@@ -15,11 +15,11 @@ import (
 )
 
 // openCluster opens n nodes and joins them to the first.
-func openCluster(t testing.TB, n int) []*testNode {
+func openCluster(t testing.TB, n int, mutate ...func(*Config)) []*testNode {
 	t.Helper()
 	var nodes []*testNode
 	for i := range n {
-		nodes = append(nodes, openNode(t, fmt.Sprintf("n%d", i+1), t.TempDir()))
+		nodes = append(nodes, openNode(t, fmt.Sprintf("n%d", i+1), t.TempDir(), mutate...))
 	}
 	nodes[0].waitLeader(t)
 	for _, other := range nodes[1:] {
@@ -32,8 +32,7 @@ func openCluster(t testing.TB, n int) []*testNode {
 func (n *testNode) reopen(t testing.TB) *testNode {
 	t.Helper()
 	n.stop()
-	address := n.RaftAddress()
-	return openNode(t, n.config.ID, n.config.Dir, func(c *Config) { c.RaftAddress = address })
+	return openNode(t, n.config.ID, n.config.Dir, func(c *Config) { c.RaftAddress, c.commit = n.RaftAddress(), n.config.commit })
 }
 
 // leaderOf waits for one of nodes to lead.

@@ -32,6 +32,10 @@ type StateMachine interface {
 	Applied() (index, term uint64)
 	// WaitApplied waits, within ctx, until Applied is index or greater.
 	WaitApplied(ctx context.Context, index uint64) error
+	// Chain is the index of Applied and a hash over all entries up to there, zero if
+	// unknown; ChainAt is what it was at one of the last indexes applied.
+	Chain() (index uint64, chain [32]byte)
+	ChainAt(index uint64) (chain [32]byte, ok bool)
 	// Keys is how many keys it holds.
 	Keys() int
 	// Reset empties it. Called only while no raft instance uses it.
@@ -47,12 +51,15 @@ type Config struct {
 	SnapshotThreshold uint64        // entries in the log before a snapshot is taken
 	ElectionTimeout   time.Duration // without a leader before an election; at least 50 ms
 	RaftLog           hclog.Logger  // raft's own lines
-	Logf              func(format string, args ...any)
+	Logf, Warnf       func(format string, args ...any)
 	Dial              peer.Dialer // reaches the raft ports of other nodes; nil: TCP
 
-	// For tests; zero values mean none, stallLimit and freeLimit, and majorityAt.
+	// For tests; zero values mean none, stallLimit, freeLimit, commitTimeout, lowSpace and
+	// majorityAt.
 	disk        func(logAndStable) logAndStable // between store and raft-boltdb
 	stall, free time.Duration
+	commit      time.Duration
+	lowSpace    uint64
 	confirmTerm func(ctx context.Context, r *raft.Raft, term uint64) error
 }
 
@@ -77,12 +84,16 @@ type Node struct {
 	stopped   chan struct{} // closed when Close has stopped raft
 	closeErr  error
 
+	healthMu sync.Mutex // guards health
+	health   Health
+
 	leaderMu sync.Mutex // guards leader
 	leader   leaderHTTP
 
 	reads     rounds
 	terms     sync.Map // raft.Server, a voter: *rounds, of asking it for its term
 	proposals proposals
+	quiet     *time.Timer // fires when no entry has been stored for a while: see learn
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -109,6 +120,11 @@ const writeLimit = 20 * time.Second
 // between this and twice this).
 const snapshotCheck = 5 * time.Second
 
+// commitTimeout is after which time, and up to twice that, a leader with nothing to
+// replicate tells its followers what is committed, and tries one again that failed. A
+// follower does not wait for it: see learn.
+const commitTimeout = 250 * time.Millisecond
+
 // Open opens the raft port and the volume and starts raft. A node whose volume is
 // empty bootstraps itself as a cluster of one.
 func Open(config Config, machine StateMachine) (*Node, error) {
@@ -120,7 +136,8 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		port.Dial = config.Dial
 	}
 	config.stall, config.free = cmp.Or(config.stall, stallLimit), cmp.Or(config.free, freeLimit)
-	n := &Node{config: config, machine: machine, port: port, failed: make(chan error, 1), stopped: make(chan struct{})}
+	config.commit, config.lowSpace = cmp.Or(config.commit, commitTimeout), cmp.Or(config.lowSpace, lowSpace)
+	n := &Node{config: config, machine: machine, port: port, failed: make(chan error, 1), stopped: make(chan struct{}), quiet: time.NewTimer(learnDelay)}
 	if n.config.confirmTerm == nil {
 		n.config.confirmTerm = n.majorityAt
 	}
@@ -133,6 +150,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	}
 	port.Serve(n.calls())
 	n.watching.Go(func() { n.watch() })
+	n.watching.Go(func() { n.learn() })
 	return n, nil
 }
 
@@ -187,6 +205,7 @@ func (n *Node) start() error {
 		return err
 	}
 	v.store.fail, v.store.limit = n.fail, writeLimit
+	v.store.stored = n.entriesStored
 	if n.config.disk != nil {
 		v.store.bolt = n.config.disk(v.store.bolt)
 	}
@@ -199,12 +218,13 @@ func (n *Node) start() error {
 	}
 	n.port.SetClusterID(v.cluster)
 	n.machine.Reset()
-	t := newTransport(n.port.Stream(), n.config.RaftLog)
+	config := n.raftConfig()
+	t := newTransport(n.port.Stream(), n.config.RaftLog, config.HeartbeatTimeout/4)
 	cache, err := raft.NewLogCache(512, v.store)
 	if err != nil {
 		return errors.Join(err, t.Close(), v.close())
 	}
-	r, err := newRaft(n.raftConfig(), n.machine, v, cache, t, recovery)
+	r, err := newRaft(config, n.machine, v, cache, t, recovery)
 	if err == nil && recovery != nil {
 		n.config.Logf("Recovered from %s as cluster %s: the members are now %v", recoveryFile, v.cluster, recovery.Servers)
 		err = os.Rename(filepath.Join(n.config.Dir, recoveryFile), filepath.Join(n.config.Dir, recoveryFile+".used"))
@@ -237,7 +257,7 @@ func (n *Node) raftConfig() *raft.Config {
 	c.HeartbeatTimeout = n.config.ElectionTimeout * 3 / 5
 	c.ElectionTimeout = n.config.ElectionTimeout
 	c.LeaderLeaseTimeout = c.HeartbeatTimeout
-	c.CommitTimeout = 50 * time.Millisecond
+	c.CommitTimeout = n.config.commit
 	c.SnapshotInterval = snapshotCheck
 	c.SnapshotThreshold = n.config.SnapshotThreshold
 	c.TrailingLogs = n.config.SnapshotThreshold
@@ -299,14 +319,19 @@ func newRaft(c *raft.Config, machine StateMachine, v *volume, log raft.LogStore,
 	return r, err
 }
 
-// transport is raft's network transport, but for two things that raft 1.7.3 leaves to
-// its users.
+// transport is raft's network transport, but for three things that raft 1.7.3 leaves
+// to its users.
 //
 // Heartbeats are kept off the fast path. There, a heartbeat of a newer term raises the
 // term on the connection's own goroutine while the leader's loop stamps an entry with
 // it: an entry of a term that this node does not lead, and, when the true leader has
 // another of the same index and term, replicas that differ for ever (hashicorp/raft
 // issue 695).
+//
+// Heartbeats to all members go out together, step apart: raft's own, to each at random
+// every HeartbeatTimeout/10 to /5, are what an idle leader mostly wakes up for. Nobody
+// relies on more than one in HeartbeatTimeout, neither a follower nor the leader's
+// lease.
 //
 // Replication is patient with a member that is away. After each failure raft sleeps
 // twice as long, up to 10 s, deaf to the member's return; here the call itself waits
@@ -316,6 +341,9 @@ type transport struct {
 	// wanted reports whether this node still leads in term and has the member id at
 	// that address. Nil: never.
 	wanted atomic.Pointer[func(term uint64, id raft.ServerID, address raft.ServerAddress) bool]
+	step   time.Duration
+	closed context.Context
+	close  context.CancelFunc
 }
 
 const (
@@ -329,24 +357,43 @@ func (*transport) SetHeartbeatHandler(func(raft.RPC)) {}
 // AppendEntries implements raft.Transport.
 func (t *transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest, response *raft.AppendEntriesResponse) error {
 	heartbeat := args.PrevLogEntry == 0 && len(args.Entries) == 0 && args.LeaderCommitIndex == 0
+	wants := func() bool {
+		wanted := t.wanted.Load()
+		return wanted != nil && (*wanted)(args.Term, id, address)
+	}
+	if heartbeat {
+		now := time.Now()
+		select {
+		case <-t.closed.Done():
+		case <-time.After(now.Truncate(t.step).Add(t.step).Sub(now)):
+		}
+		if !wants() {
+			return nil // raft is about to end this heartbeat, and would log an error
+		}
+	}
 	for begin := time.Now(); ; time.Sleep(patienceRetry) {
 		err := t.NetworkTransport.AppendEntries(id, address, args, response)
-		if err == nil || heartbeat || t.IsShutdown() || time.Since(begin) > patience {
-			return err
-		}
-		if wanted := t.wanted.Load(); wanted == nil || !(*wanted)(args.Term, id, address) {
+		if err == nil || heartbeat || t.IsShutdown() || time.Since(begin) > patience || !wants() {
 			return err
 		}
 	}
 }
 
-func newTransport(stream raft.StreamLayer, log hclog.Logger) *transport {
-	return &transport{NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+// Close implements raft.WithClose. It may be called more than once.
+func (t *transport) Close() error {
+	t.close()
+	return t.NetworkTransport.Close()
+}
+
+func newTransport(stream raft.StreamLayer, log hclog.Logger, step time.Duration) *transport {
+	t := &transport{step: step, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  stream,
 		MaxPool: 3,
 		Timeout: 10 * time.Second,
 		Logger:  log,
 	})}
+	t.closed, t.close = context.WithCancel(context.Background())
+	return t
 }
 
 // fail ends the node: the first call's error comes out of Failed.

@@ -67,8 +67,10 @@ func (m machine) Applied() (index, term uint64)       { return m.store.Applied()
 func (m machine) WaitApplied(ctx context.Context, index uint64) error {
 	return m.store.WaitApplied(ctx, index)
 }
-func (m machine) Keys() int { return m.store.Len() }
-func (m machine) Reset()    { m.store.Reset() }
+func (m machine) Chain() (uint64, [32]byte)             { return m.store.Chain() }
+func (m machine) ChainAt(index uint64) ([32]byte, bool) { return m.store.ChainAt(index) }
+func (m machine) Keys() int                             { return m.store.Len() }
+func (m machine) Reset()                                { m.store.Reset() }
 
 type machineSnapshot struct{ store *kv.Store }
 
@@ -159,6 +161,7 @@ func tryOpen(t testing.TB, id, dir string, mutate ...func(*Config)) (*testNode, 
 		ElectionTimeout:   600 * time.Millisecond,
 		RaftLog:           hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Debug, Output: log}),
 		Logf:              log.printf,
+		Warnf:             log.printf,
 	}
 	for _, f := range mutate {
 		f(&config)

@@ -151,11 +151,56 @@ func (n *Node) confirmOnce(ctx context.Context) (uint64, error) {
 			time.Sleep(time.Millisecond / 2)
 			continue
 		}
-		path := fmt.Sprintf("/committed?nodeId=%s&index=%d", n.config.ID, answer.Index)
-		_ = n.call(ctx, http.MethodGet, string(address), path, nil)
+		n.askCommitted(ctx, address, answer.Index)
 		break
 	}
 	return answer.Index, nil
+}
+
+// How long a follower waits for a further entry, which would tell it that the last one
+// is committed: after a lone entry, and after one of several or when it has asked.
+const (
+	learnDelay = 5 * time.Millisecond
+	learnPause = 50 * time.Millisecond
+)
+
+// entriesStored puts quiet off. While it has not fired since the last entries, or learn
+// has just asked, more are likely to follow, and each would be asked for.
+func (n *Node) entriesStored() {
+	if running := n.quiet.Reset(learnDelay); running {
+		n.quiet.Reset(learnPause)
+	}
+}
+
+// learn asks the leader, until the node ends, whether the last entry is committed when
+// no further one comes to tell: a follower applies a lone write at once, although
+// commitTimeout is long. While entries keep coming, quiet does not fire.
+func (n *Node) learn() {
+	for {
+		select {
+		case <-n.ending.Done():
+			return
+		case <-n.quiet.C:
+		}
+		i := n.current.Load() // may be stopped meanwhile: it is only looked at
+		last := i.volume.store.last.Load()
+		if i.raft.State() != raft.Follower || i.raft.CommitIndex() >= last {
+			continue
+		}
+		n.quiet.Reset(learnPause)
+		if address, _ := i.raft.LeaderWithID(); address != "" {
+			n.askCommitted(n.ending, address, last)
+		}
+	}
+}
+
+// askCommitted has the leader tell this node, which has the entry at index, that it is
+// committed, if it is.
+func (n *Node) askCommitted(ctx context.Context, leader raft.ServerAddress, index uint64) {
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	path := fmt.Sprintf("/committed?nodeId=%s&index=%d", n.config.ID, index)
+	_ = n.call(ctx, http.MethodGet, string(leader), path, nil)
 }
 
 // confirmLeadership is one round, at the leader: the four steps of DESIGN section 4.

@@ -212,6 +212,35 @@ func TestFollowerReadsAfterAWrite(t *testing.T) {
 	t.Logf("reads took %v", took)
 }
 
+// TestLearn: followers learn what is committed without their leader's CommitTimeout,
+// which is an hour here, or two.
+func TestLearn(t *testing.T) {
+	nodes := openCluster(t, 3, func(c *Config) { c.commit = time.Hour })
+	known := func(what string) {
+		t.Helper()
+		waitFor(t, "all know that "+what+" is committed", func() bool {
+			leader := leaderOf(t, nodes...).Info()
+			for _, n := range nodes {
+				if i := n.Info(); i.CommitIndex != leader.LastIndex {
+					return false
+				}
+			}
+			return true
+		})
+		checkReplicas(t, nodes...)
+	}
+	known("the last change of the members")
+	nodes[0].set(t, "x", "a lone write")
+	known("a lone write")
+	if _, err := nodes[0].Transfer(context.Background(), "n2"); err != nil {
+		t.Fatal(err)
+	}
+	nodes[1].waitLeader(t)
+	known("the first entry of a term")
+	nodes[2] = nodes[2].reopen(t)
+	known("what it had before")
+}
+
 // TestReadNeedsMoreThanVerifyLeader: a leader that another has followed, and that
 // does not know it, gets an answer to what it sent before its read began. Raft's
 // VerifyLeader takes that for the proof that it still leads.

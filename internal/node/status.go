@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -25,10 +26,12 @@ type Info struct {
 	LastIndex    uint64 `json:"lastIndex"`
 	CommitIndex  uint64 `json:"commitIndex"`
 	AppliedIndex uint64 `json:"appliedIndex"` // by the state machine's own count
+	Chain        string `json:"chain"`        // hash over all entries up to there; empty: unknown
 	Keys         int    `json:"keys"`
 	RaftAddress  string `json:"raftAddress"`
 	HTTPAddress  string `json:"httpAddress"`
 	Removed      bool   `json:"removed,omitempty"` // the cluster has taken this node out
+	Health       Health `json:"health"`
 
 	MemberIDs     []string `json:"memberIds"`
 	SnapshotBytes uint64   `json:"snapshotBytes"` // received or written since its start: tells that an install goes on
@@ -48,6 +51,7 @@ type Member struct {
 type Status struct {
 	Info
 	LastContactMS *int64   `json:"lastContactMs"` // since the leader was last heard; null: never
+	Replicas      Replicas `json:"replicas"`
 	Members       []Member `json:"members"`
 }
 
@@ -93,7 +97,11 @@ func (n *Node) Info() Info {
 			members = append(members, string(server.ID))
 		}
 	}
-	applied, _ := n.machine.Applied()
+	applied, chain := n.machine.Chain()
+	hash := ""
+	if chain != [32]byte{} {
+		hash = hex.EncodeToString(chain[:])
+	}
 	return Info{
 		NodeID:       n.config.ID,
 		ClusterID:    n.port.ClusterID().String(),
@@ -103,6 +111,8 @@ func (n *Node) Info() Info {
 		LastIndex:    r.LastIndex(),
 		CommitIndex:  r.CommitIndex(),
 		AppliedIndex: applied,
+		Chain:        hash,
+		Health:       n.Health(),
 		Keys:         n.machine.Keys(),
 		RaftAddress:  n.port.Address(),
 		HTTPAddress:  n.config.HTTPAddress,
@@ -128,7 +138,9 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 	if r.State() == raft.Leader {
 		status.LastContactMS = new(int64)
 	}
-	for i, info := range n.askAll(ctx, servers) {
+	infos := n.askAll(ctx, servers)
+	status.Replicas = n.compare(ctx, status.Info, infos)
+	for i, info := range infos {
 		server := servers[i]
 		m := Member{NodeID: string(server.ID), RaftAddress: string(server.Address), Suffrage: server.Suffrage.String(), Info: info}
 		if m.NodeID == n.config.ID {

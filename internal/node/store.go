@@ -34,6 +34,8 @@ type store struct {
 	limit time.Duration         // for one write, before the disk counts as hung (hashicorp/raft issue 503)
 	floor func() (index uint64) // compaction keeps every entry above it
 	last  atomic.Uint64         // index of the last entry, as the end marker has it
+
+	stored func() // called when entries were stored; must not block
 }
 
 // logAndStable is what store needs of raft-boltdb; tests put failing disks here.
@@ -86,6 +88,7 @@ func (s *store) StoreLogs(logs []*raft.Log) error {
 	last := logs[len(logs)-1].Index
 	s.write("append to the log", func() error { return appendLogs(s.bolt, logs, last) })
 	s.last.Store(last)
+	s.stored()
 	return nil
 }
 

@@ -150,7 +150,7 @@ func TestHungDisk(t *testing.T) {
 	failed, release := make(chan error, 1), make(chan struct{})
 	disk := &faultyDisk{logAndStable: raft.NewInmemStore()}
 	disk.hang.Store(&release)
-	s := &store{bolt: disk, fail: func(err error) { failed <- err }, limit: 10 * time.Millisecond}
+	s := &store{bolt: disk, fail: func(err error) { failed <- err }, limit: 10 * time.Millisecond, stored: func() {}}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -168,7 +168,7 @@ func TestHungDisk(t *testing.T) {
 func TestStoreDetectsDamage(t *testing.T) {
 	newStore := func() (*store, *raft.InmemStore, chan error) {
 		below, failed := raft.NewInmemStore(), make(chan error, 1)
-		s := &store{bolt: below, fail: func(err error) { failed <- err }, limit: time.Minute}
+		s := &store{bolt: below, fail: func(err error) { failed <- err }, limit: time.Minute, stored: func() {}}
 		if err := s.StoreLogs([]*raft.Log{{Index: 1, Term: 7, Data: []byte("data")}}); err != nil {
 			t.Fatal(err)
 		}

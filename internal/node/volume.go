@@ -180,7 +180,7 @@ func openVolume(dir, nodeID string, log hclog.Logger) (*volume, error) {
 	if err := v.bolt.DeleteRange(end+1, endMarker-1); err != nil {
 		return nil, errors.Join(err, v.bolt.Close())
 	}
-	v.store = &store{bolt: v.bolt, floor: snaps.oldest}
+	v.store = &store{bolt: v.bolt, floor: snaps.oldest, stored: func() {}}
 	v.store.last.Store(end)
 	return v, nil
 }
