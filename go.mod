@@ -11,7 +11,6 @@ require (
 	github.com/sirupsen/logrus v1.10.2
 	github.com/tidwall/btree v1.8.2
 	go.etcd.io/bbolt v1.5.0
-	golang.org/x/net v0.62.0
 )
 
 require (

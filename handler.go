@@ -20,6 +20,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"raftkv/internal/command"
+	"raftkv/internal/door"
 	"raftkv/internal/kv"
 	"raftkv/internal/node"
 	"raftkv/internal/request"
@@ -29,7 +30,8 @@ import (
 // Bounds of the door (DESIGN section 8). A stream lasts as long as its client reads.
 const (
 	maxConnections = 8192
-	maxInFlight    = 2048 // requests other than streams
+	maxHeld        = 256 << 20 // bytes of headers that are not yet whole, of all connections
+	maxInFlight    = 2048      // requests other than streams
 	maxStreams     = 4096
 	keepAlive      = 15 * time.Second // of a watch
 )
@@ -98,10 +100,16 @@ func newServer(h *handler, log *logrus.Logger) *http.Server {
 		WriteTimeout:      60 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    2 * request.Max, // a value may come in the query; larger ones get our own 413
+		ConnState:         door.StateChanged,
 		ErrorLog:          stdlog.New(warnings{log}, "", 0),
 	}
 	server.RegisterOnShutdown(h.end)
 	return server
+}
+
+// serveBounded serves l with at most maxConnections at once, until the server is closed.
+func serveBounded(server *http.Server, l net.Listener) error {
+	return server.Serve(door.Listen(l, maxConnections, maxHeld))
 }
 
 // warnings is where net/http's own lines go.

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -10,11 +11,20 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"raftkv/internal/door"
 )
 
-// maxPending bounds the connections whose preface is still awaited; a further
-// one is closed at once.
-const maxPending = 256
+// Bounds of what anybody may send who reaches the raft port.
+const (
+	// maxPending bounds the connections whose preface is still awaited. A further one
+	// takes the place of the oldest: a flood of silent ones keeps no member out.
+	maxPending = 256
+	// maxCalls bounds the connections of node-to-node HTTP calls, and maxCallBytes
+	// what those of them have sent that wait (package door).
+	maxCalls     = 1024
+	maxCallBytes = 16 << 20
+)
 
 // Port is the raft port of one node. It outlives the raft instances that use it
 // one after the other: a node that is adopted gets a new one.
@@ -23,6 +33,7 @@ type Port struct {
 	// and Stream.
 	Dial Dialer
 
+	header   time.Duration // how long a call may take to send its header
 	listener net.Listener
 	address  string
 	logf     func(format string, args ...any)
@@ -32,9 +43,9 @@ type Port struct {
 
 	mu      sync.Mutex // guards what follows
 	cluster ClusterID
-	stream  *stream               // of the present raft instance; nil between two
-	open    map[net.Conn]struct{} // accepted, and not yet handed on
-	logged  map[string]time.Time  // remote host: when a refusal was last logged
+	stream  *stream              // of the present raft instance; nil between two
+	open    *list.List           // of net.Conn: accepted, and not yet handed on; the oldest first
+	logged  map[string]time.Time // remote host: when a refusal was last logged
 	closed  bool
 
 	done sync.WaitGroup // the accept loop, the server, one for each awaited preface
@@ -52,7 +63,8 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 		listener: listener,
 		address:  listener.Addr().String(),
 		logf:     logf,
-		open:     make(map[net.Conn]struct{}),
+		header:   10 * time.Second,
+		open:     list.New(),
 		logged:   make(map[string]time.Time),
 	}
 	// A name given by the operator stays a name: other nodes resolve it anew.
@@ -95,17 +107,20 @@ func (p *Port) SetClusterID(id ClusterID) {
 func (p *Port) Serve(handler http.Handler) {
 	p.server = &http.Server{
 		Handler:           handler,
-		ReadHeaderTimeout: 10 * time.Second,
+		ReadHeaderTimeout: p.header,
+		ReadTimeout:       p.header,        // a call has no body: who announces one and does not send it is let go
+		WriteTimeout:      2 * time.Minute, // longer than any call takes
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
+		ConnState:         door.StateChanged,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, callerKey{}, c.(*conn).cluster)
+			return context.WithValue(ctx, callerKey{}, c.(*door.Conn).NetConn().(*conn).cluster)
 		},
 	}
 	p.done.Add(2)
 	go func() {
 		defer p.done.Done()
-		_ = p.server.Serve(p.calls) // ends with Close, which is the only reason
+		_ = p.server.Serve(door.Listen(p.calls, maxCalls, maxCallBytes)) // ends with Close, which is the only reason
 	}()
 	go func() {
 		defer p.done.Done()
@@ -161,8 +176,8 @@ func (p *Port) Close() error {
 	p.mu.Lock()
 	p.closed = true
 	s := p.stream
-	for c := range p.open {
-		_ = c.Close()
+	for e := p.open.Front(); e != nil; e = e.Next() {
+		_ = e.Value.(net.Conn).Close()
 	}
 	p.mu.Unlock()
 
@@ -194,21 +209,22 @@ func (p *Port) accept() {
 			continue
 		}
 		p.mu.Lock()
-		full := p.closed || len(p.open) >= maxPending
-		if !full {
-			p.open[c] = struct{}{}
-			p.done.Add(1)
-		}
-		p.mu.Unlock()
-		if full {
+		if p.closed {
+			p.mu.Unlock()
 			_ = c.Close()
 			continue
 		}
+		if p.open.Len() >= maxPending {
+			_ = p.open.Remove(p.open.Front()).(net.Conn).Close()
+		}
+		place := p.open.PushBack(c)
+		p.done.Add(1)
+		p.mu.Unlock()
 		go func() {
 			defer p.done.Done()
 			err := p.admit(c)
 			p.mu.Lock()
-			delete(p.open, c)
+			p.open.Remove(place) // nothing, if a newcomer took it
 			p.mu.Unlock()
 			if err != nil {
 				_ = c.Close()
