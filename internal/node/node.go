@@ -91,7 +91,7 @@ type Node struct {
 	leader   leaderHTTP
 
 	reads     rounds
-	terms     sync.Map // raft.Server, a voter: *rounds, of asking it for its term
+	voters    sync.Map // raft.Server: *voter
 	proposals proposals
 	quiet     *time.Timer // fires when no entry has been stored for a while: see learn
 }

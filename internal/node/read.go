@@ -1,12 +1,15 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -230,36 +233,59 @@ func (n *Node) confirmLeadership(ctx context.Context, i *instance) (uint64, erro
 }
 
 // majorityAt asks the voters for their term and returns nil when a majority of
-// them, this node included, says term. A voter that hangs is asked once at a time.
+// them, this node included, says term. It asks as many as it needs, and the others
+// when those let it wait; one that hangs is asked once at a time.
 func (n *Node) majorityAt(ctx context.Context, r *raft.Raft, term uint64) error {
 	servers, err := configuration(ctx, r)
 	if err != nil {
 		return err
 	}
 	voters, own := 0, 0
-	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
-	defer cancel()
-	answers := make(chan bool, len(servers))
+	var others []raft.Server
 	for _, server := range servers {
-		if server.Suffrage != raft.Voter {
+		switch {
+		case server.Suffrage != raft.Voter:
 			continue
+		case string(server.ID) == n.config.ID:
+			own = 1
+		default:
+			others = append(others, server)
 		}
 		voters++
-		if string(server.ID) == n.config.ID {
-			own = 1
+	}
+	need := voters/2 + 1 - own
+	slices.SortStableFunc(others, func(a, b raft.Server) int { // who owes an answer comes last
+		return cmp.Compare(n.voter(a).owes.Load(), n.voter(b).owes.Load())
+	})
+
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	answers := make(chan bool, len(others))
+	ask := func(servers []raft.Server) {
+		for _, server := range servers {
+			go func() {
+				got, err := n.askTerm(ctx, server)
+				answers <- err == nil && got == term
+			}()
+		}
+	}
+	first := min(need, len(others))
+	ask(others[:first])
+	rest, late := others[first:], time.NewTimer(askLate)
+	defer late.Stop()
+	for left := len(others); need > 0 && left >= need; {
+		said := false
+		select {
+		case said = <-answers:
+			left--
+		case <-late.C:
+		}
+		if said {
+			need--
 			continue
 		}
-		asked, _ := n.terms.LoadOrStore(server, new(rounds))
-		go func() {
-			got, err := asked.(*rounds).next(ctx, func(ctx context.Context) (uint64, error) { return n.askTerm(ctx, server) })
-			answers <- err == nil && got == term
-		}()
-	}
-	need, left := voters/2+1-own, voters-own
-	for ; need > 0 && left >= need; left-- {
-		if <-answers {
-			need--
-		}
+		ask(rest)
+		rest = nil
 	}
 	if need > 0 {
 		return fmt.Errorf("%s does not reach a majority of the %d voters", n.config.ID, voters)
@@ -267,17 +293,42 @@ func (n *Node) majorityAt(ctx context.Context, r *raft.Raft, term uint64) error 
 	return nil
 }
 
-// askTerm asks a voter for its term. What it has begun goes on when the round does
-// not need it any more: to break it off would cost the connection.
-func (n *Node) askTerm(ctx context.Context, voter raft.Server) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
-	defer cancel()
-	var answer termAnswer
-	err := n.call(ctx, http.MethodGet, string(voter.Address), "/term", &answer)
-	if err == nil && answer.NodeID != string(voter.ID) {
-		err = fmt.Errorf("%s answers there", answer.NodeID)
+// askLate is how long a round waits for the voters that it needs before it asks the
+// others too.
+const askLate = 5 * time.Millisecond
+
+// voter is what this node knows of one that it asks for its term.
+type voter struct {
+	rounds              // of asking it, one at a time
+	owes   atomic.Int32 // 1: it has not answered yet, or wrongly
+}
+
+func (n *Node) voter(server raft.Server) *voter {
+	v, ok := n.voters.Load(server)
+	if !ok {
+		v, _ = n.voters.LoadOrStore(server, new(voter))
 	}
-	return answer.Term, err
+	return v.(*voter)
+}
+
+// askTerm asks a voter for its term. A question that nobody waits for any more goes on:
+// to break it off would cost the connection.
+func (n *Node) askTerm(ctx context.Context, server raft.Server) (uint64, error) {
+	v := n.voter(server)
+	return v.next(ctx, func(ctx context.Context) (uint64, error) {
+		v.owes.Store(1)
+		ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+		defer cancel()
+		var answer termAnswer
+		if err := n.call(ctx, http.MethodGet, string(server.Address), "/term", &answer); err != nil {
+			return 0, err
+		}
+		if answer.NodeID != string(server.ID) {
+			return 0, fmt.Errorf("%s answers there", answer.NodeID)
+		}
+		v.owes.Store(0)
+		return answer.Term, nil
+	})
 }
 
 // termAnswer is what a voter says to the leader that asks for its term.
