@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -86,17 +87,52 @@ func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, con
 	if _, err := sink.Write(append(binary.AppendUvarint(nil, uint64(len(header))), header...)); err != nil {
 		return nil, errors.Join(err, sink.Cancel())
 	}
-	return &countingSink{sink, &s.written}, nil
+	file, err := os.Open(filepath.Join(s.dir, sink.ID()+".tmp", "state.bin"))
+	if err != nil {
+		return nil, errors.Join(err, sink.Cancel())
+	}
+	return &pacedSink{SnapshotSink: sink, written: &s.written, file: file, began: time.Now()}, nil
 }
 
-type countingSink struct {
+// pacedSink writes a snapshot in steps, each of which is synced and followed by a pause
+// as long as it took, within snapshotPause: the disk and the processor are the log's too, and one sync of it
+// all at the end would hold up every write meanwhile.
+type pacedSink struct {
 	raft.SnapshotSink
 	written *atomic.Uint64
+	file    *os.File // what the sink writes
+	step    int      // bytes since the last sync
+	began   time.Time
 }
 
-func (c *countingSink) Write(p []byte) (int, error) {
-	c.written.Add(uint64(len(p)))
-	return c.SnapshotSink.Write(p)
+// snapshotStep is how many bytes of a snapshot are synced at once, and snapshotPause
+// bounds the pause after it.
+const (
+	snapshotStep  = 4 << 20
+	snapshotPause = 20 * time.Millisecond
+)
+
+func (p *pacedSink) Write(b []byte) (int, error) {
+	p.written.Add(uint64(len(b)))
+	n, err := p.SnapshotSink.Write(b)
+	if p.step += n; err == nil && p.step >= snapshotStep {
+		err = p.file.Sync()
+		time.Sleep(min(time.Since(p.began), snapshotPause))
+		p.step, p.began = 0, time.Now()
+	}
+	return n, err
+}
+
+// Close implements raft.SnapshotSink. Raft calls it after the state machine has.
+func (p *pacedSink) Close() error {
+	_ = p.file.Close() // was only synced through
+	return p.SnapshotSink.Close()
+}
+
+// Cancel implements raft.SnapshotSink.
+func (p *pacedSink) Cancel() error {
+	_ = p.file.Close()
+	return p.SnapshotSink.Cancel()
 }
 
 // List implements raft.SnapshotStore. It leaves out a snapshot whose metadata
