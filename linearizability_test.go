@@ -1,18 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net/http"
-	"net/url"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -23,7 +18,6 @@ import (
 	"raftkv/internal/lincheck"
 	"raftkv/internal/nodetest"
 	"raftkv/internal/peer"
-	"raftkv/internal/request"
 )
 
 // TestLinearizability: whatever clients are told while the leadership moves and links
@@ -41,10 +35,8 @@ func TestLinearizability(t *testing.T) {
 	})
 	defer stopClients()
 	for i := range 9 {
-		c := &linClient{t: t, id: i, node: nodes[i%3], history: history, tags: make(map[string]linTag)}
-		if i < 3 { // one a node that no write without an answer keeps from reading
-			c.onlyReads = true
-		}
+		c := linClient(t, i, nodes[i%3], history)
+		c.OnlyReads = i < 3 // one a node that no write without an answer keeps from reading
 		clients.Go(func() {
 			for {
 				select {
@@ -52,7 +44,10 @@ func TestLinearizability(t *testing.T) {
 					return
 				default:
 					// What is open for ever in one round is no burden to check in the next.
-					c.act(fmt.Sprintf("r%d.g%d.", round.Load(), rand.IntN(3)))
+					out := c.Act(fmt.Sprintf("r%d.g%d.", round.Load(), rand.IntN(3)))
+					if out.Result == lincheck.NotApplied {
+						time.Sleep(5 * time.Millisecond) // an election is under way: leave it the processor
+					}
 				}
 			}
 		})
@@ -135,32 +130,29 @@ func TestStaleReadsAreNotLinearizable(t *testing.T) {
 	nodes, network := startLinked(t)
 	history := lincheck.NewRecorder()
 	leader, followers := nodes.leader(t)
-	clientOf := func(id int, s *service) *linClient {
-		return &linClient{t: t, id: id, node: s, history: history, tags: make(map[string]linTag)}
-	}
-	setDone := func(c *linClient) {
+	setDone := func(c *lincheck.Client) {
 		t.Helper()
 		waitFor(t, "a set", func() error {
-			if out := c.set("g.", []string{"g.a"}, "", false); out.Result != lincheck.Done {
+			if out := c.Set("g.", []string{"g.a"}, "", false); out.Result != lincheck.Done {
 				return errors.New(string(out.Result))
 			}
 			return nil
 		})
 	}
-	setDone(clientOf(0, leader))
+	setDone(linClient(t, 0, leader, history))
 	checkReplicas(t, nodes...)
 	network.Isolate(followers[0].node.Info().NodeID)
-	setDone(clientOf(1, followers[1]))
+	setDone(linClient(t, 1, followers[1], history))
 
-	apart := clientOf(2, followers[0])
-	if out := apart.get("g.", "g.a"); out.Result != lincheck.NotApplied {
+	apart := linClient(t, 2, followers[0], history)
+	if out := apart.Get("g.", "g.a"); out.Result != lincheck.NotApplied {
 		t.Errorf("a read at the node that was cut off: got %v, want none", out)
 	}
 	if err := history.Check(time.Minute, os.TempDir()); err != nil {
 		t.Errorf("before the stale read: %v", err)
 	}
-	apart.stale = true
-	if out := apart.get("g.", "g.a"); out.Result != lincheck.Done || len(out.Found) != 1 {
+	apart.Stale = true
+	if out := apart.Get("g.", "g.a"); out.Result != lincheck.Done || len(out.Found) != 1 {
 		t.Errorf("a stale read at the node that was cut off: got %v, want what it has", out)
 	}
 	if err := history.Check(time.Minute, ""); !errors.Is(err, lincheck.ErrNotLinearizable) {
@@ -189,10 +181,15 @@ func startLinked(t testing.TB) (nodes cluster, network *nodetest.Network) {
 	return nodes, network
 }
 
+// linClient returns a client of a node.
+func linClient(t testing.TB, id int, s *service, history *lincheck.Recorder) *lincheck.Client {
+	return lincheck.NewClient(id, "http://"+s.listener.Addr().String(), history, rand.New(rand.NewPCG(rand.Uint64(), 0)), t.Errorf)
+}
+
 // linTransfer asks the leader to hand over. It may fail.
 func linTransfer(leader, next *service) {
 	target := "http://" + leader.listener.Addr().String() + "/transfer?nodeId=" + next.node.Info().NodeID
-	if response, err := linHTTP.Get(target); err == nil {
+	if response, err := lincheck.HTTP.Get(target); err == nil {
 		_ = response.Body.Close()
 	}
 }
@@ -237,196 +234,4 @@ func linProgress(t testing.TB, history *lincheck.Recorder, what string) {
 		}
 		return nil
 	})
-}
-
-// linClient is a client of one node, which follows it to the leader. It is used by
-// one goroutine.
-type linClient struct {
-	t       testing.TB
-	id      int
-	node    *service
-	history *lincheck.Recorder
-	values  int // how many it has made up
-	tags    map[string]linTag
-
-	onlyReads bool
-	stale     bool // its reads ask for what the node has
-}
-
-// linTag is what the client knows of a key.
-type linTag struct{ value, etag string }
-
-// act does one thing, or two, with keys of a group.
-func (c *linClient) act(group string) {
-	all := []string{group + "a", group + "b", group + "c"}
-	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	key := all[0]
-	var out lincheck.Output
-	switch dice := rand.IntN(100); {
-	case c.onlyReads && dice < 20:
-		out = c.list(group)
-	case c.onlyReads || dice < 35:
-		out = c.get(group, key)
-	case dice < 50:
-		out = c.set(group, all[:1], "", false)
-	case dice < 62:
-		out = c.set(group, all[:2+rand.IntN(2)], "", false)
-	case dice < 66:
-		out = c.remove(group, all[:1], "")
-	case dice < 70:
-		out = c.remove(group, all[:2], "")
-	case dice < 80:
-		out = c.list(group)
-	case dice < 82:
-		out = c.removeAll(group)
-	case dice < 86:
-		out = c.set(group, all[:1], "", true)
-	default:
-		if _, known := c.tags[key]; !known || rand.IntN(2) == 0 {
-			out = c.get(group, key)
-		}
-		if known := c.tags[key]; known.value == "" {
-			break
-		} else if rand.IntN(4) == 0 {
-			out = c.remove(group, all[:1], known.value)
-		} else {
-			out = c.set(group, all[:1], known.value, false)
-		}
-	}
-	if out.Result == lincheck.NotApplied {
-		time.Sleep(5 * time.Millisecond) // an election is under way: leave it the processor
-	}
-}
-
-func (c *linClient) get(group, key string) lincheck.Output {
-	return c.history.Do(c.id, lincheck.Input{Kind: lincheck.Get, Group: group, Keys: []string{key}}, func() (out lincheck.Output) {
-		a, result := c.ask("/get", url.Values{"key": {key}}, nil)
-		out = lincheck.Output{Result: result, Found: make(map[string]string)}
-		if delete(c.tags, key); a.status == http.StatusOK {
-			out.Found[key] = a.body
-			c.tags[key] = linTag{a.body, a.header.Get("ETag")}
-		}
-		return out
-	})
-}
-
-func (c *linClient) list(group string) lincheck.Output {
-	return c.history.Do(c.id, lincheck.Input{Kind: lincheck.List, Group: group}, func() lincheck.Output {
-		a, result := c.ask("/list", url.Values{"prefix": {group}}, nil)
-		out := lincheck.Output{Result: result, Found: make(map[string]string)}
-		if result != lincheck.Done {
-			return out
-		}
-		for lines := bufio.NewScanner(strings.NewReader(a.body)); lines.Scan(); {
-			var item struct {
-				Key, Value string
-				Index      uint64
-			}
-			if err := json.Unmarshal(lines.Bytes(), &item); err != nil {
-				c.t.Errorf("list: %v in %q", err, a.body)
-			}
-			out.Found[item.Key] = item.Value
-			c.tags[item.Key] = linTag{item.Value, request.ETag(item.Index)}
-		}
-		return out
-	})
-}
-
-// set sets the keys to new values; the conditions are as those of lincheck.Input.
-func (c *linClient) set(group string, keys []string, ifMatch string, ifAbsent bool) lincheck.Output {
-	in := lincheck.Input{Kind: lincheck.Set, Group: group, Keys: keys, IfMatch: ifMatch, IfAbsent: ifAbsent}
-	for range keys {
-		c.values++
-		in.Values = append(in.Values, fmt.Sprintf("%d-%d", c.id, c.values))
-	}
-	return c.history.Do(c.id, in, func() lincheck.Output {
-		a, result := c.ask("/set", url.Values{"key": keys, "value": in.Values}, c.conditions(in))
-		for i, key := range keys {
-			if delete(c.tags, key); result == lincheck.Done {
-				c.tags[key] = linTag{in.Values[i], a.header.Get("ETag")}
-			}
-		}
-		return lincheck.Output{Result: result}
-	})
-}
-
-func (c *linClient) remove(group string, keys []string, ifMatch string) lincheck.Output {
-	in := lincheck.Input{Kind: lincheck.Remove, Group: group, Keys: keys, IfMatch: ifMatch}
-	return c.history.Do(c.id, in, func() lincheck.Output {
-		return c.removed(c.ask("/remove", url.Values{"key": keys}, c.conditions(in)))
-	})
-}
-
-func (c *linClient) removeAll(group string) lincheck.Output {
-	return c.history.Do(c.id, lincheck.Input{Kind: lincheck.RemoveAll, Group: group}, func() lincheck.Output {
-		return c.removed(c.ask("/remove", url.Values{"prefix": {group}}, nil))
-	})
-}
-
-func (c *linClient) removed(a answer, result lincheck.Result) lincheck.Output {
-	out := lincheck.Output{Result: result}
-	if result == lincheck.Done {
-		if _, err := fmt.Sscanf(a.body[strings.LastIndex(a.body, " ")+1:], "removed=%d\n", &out.Removed); err != nil {
-			c.t.Errorf("remove: %v in %q", err, a.body)
-		}
-	}
-	return out
-}
-
-func (c *linClient) conditions(in lincheck.Input) http.Header {
-	header := make(http.Header)
-	if in.IfMatch != "" {
-		header.Set("If-Match", c.tags[in.Keys[0]].etag)
-	}
-	if in.IfAbsent {
-		header.Set("If-None-Match", "*")
-	}
-	return header
-}
-
-// linHTTP sends nothing twice: net/http does so with a GET whose connection breaks,
-// but not with a POST.
-var linHTTP = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}, Timeout: 3 * time.Second, CheckRedirect: direct.CheckRedirect}
-
-// ask sends a POST to the client's node and where it leads, and sorts the answer.
-func (c *linClient) ask(path string, form url.Values, header http.Header) (answer, lincheck.Result) {
-	if c.stale {
-		form.Set("consistency", "stale")
-	}
-	target := "http://" + c.node.listener.Addr().String() + path
-	for range 4 {
-		r, err := http.NewRequest(http.MethodPost, target, strings.NewReader(form.Encode()))
-		if err != nil {
-			c.t.Errorf("%s: %v", target, err)
-			return answer{}, lincheck.NotApplied
-		}
-		for name, values := range header {
-			r.Header[name] = values
-		}
-		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		a, err := send(linHTTP, r)
-		if err != nil {
-			return answer{}, lincheck.Unknown
-		}
-		switch a.status {
-		case http.StatusOK:
-			return a, lincheck.Done
-		case http.StatusPreconditionFailed:
-			return a, lincheck.Failed
-		case http.StatusServiceUnavailable:
-			return a, lincheck.NotApplied
-		case http.StatusGatewayTimeout:
-			return a, lincheck.Unknown
-		case http.StatusTemporaryRedirect:
-			target = a.header.Get("Location")
-			continue
-		case http.StatusNotFound:
-			if path == "/get" {
-				return a, lincheck.Done
-			}
-		}
-		c.t.Errorf("%s %v %v: got %d %q", path, form, header, a.status, a.body)
-		return a, lincheck.Unknown
-	}
-	return answer{}, lincheck.NotApplied // led around, while the leadership moved
 }

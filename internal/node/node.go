@@ -389,8 +389,12 @@ func newTransport(stream raft.StreamLayer, log hclog.Logger, step time.Duration)
 	t := &transport{step: step, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  stream,
 		MaxPool: 3,
-		Timeout: 10 * time.Second,
-		Logger:  log,
+		// No pipeline: after an answer that is no success, raft may wait for ever to send
+		// the next entry, while the follower hears heartbeats (hashicorp/raft issue 612).
+		// One flight of proposals at a time has no use for it: no difference was measured.
+		MaxRPCsInFlight: 1,
+		Timeout:         10 * time.Second,
+		Logger:          log,
 	})}
 	t.closed, t.close = context.WithCancel(context.Background())
 	return t

@@ -1,0 +1,274 @@
+package faults
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// node is a process of the binary, with its volume.
+type node struct {
+	t      testing.TB
+	id     string
+	number int // of its host
+	space  *space
+	host   string
+	http   string // port
+	raft   string // port
+	volume string
+	log    string // path of its console
+	env    []string
+	binary string // empty: as all
+
+	// Clients read it while they use the node; whoever makes the node one of another
+	// cluster writes it first.
+	open sync.RWMutex
+	shut atomic.Bool // it is no member: clients leave it alone
+
+	mu    sync.Mutex // guards what follows
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when the process has ended
+	still bool          // stopped by SIGSTOP
+}
+
+// newNode returns a node that was never started; its volume does not exist.
+func newNode(t testing.TB, number int, dir string, env ...string) *node {
+	t.Helper()
+	id := "n" + strconv.Itoa(number)
+	n := &node{t: t, id: id, number: number, host: "127.0.0.1", http: "8000", raft: "9000", env: env,
+		volume: filepath.Join(t.TempDir(), id), log: filepath.Join(dir, id+".log"), ended: make(chan struct{})}
+	close(n.ended)
+	if wires != nil {
+		var err error
+		if n.space, err = wires.host(number); err != nil {
+			t.Fatal(err)
+		}
+		n.host = address(number).String()
+	} else {
+		n.http, n.raft = freePort(t), freePort(t)
+	}
+	t.Cleanup(n.kill)
+	return n
+}
+
+// address is that of a host of the nodes' own network.
+func address(host int) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, 0, byte(host)}) }
+
+// freePort returns a port of loopback on which nobody listens, below those of
+// outgoing connections.
+func freePort(t testing.TB) string {
+	for range 1000 {
+		port := strconv.Itoa(12000 + rand.IntN(20000))
+		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+			_ = l.Close()
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return ""
+}
+
+// start starts the process, unless it runs.
+func (n *node) start(more ...string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.ended:
+	default:
+		return
+	}
+	console, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		n.t.Error(err)
+		return
+	}
+	defer func() { _ = console.Close() }()
+	cmd := exec.Command(cmp.Or(n.binary, binary))
+	cmd.Stdout, cmd.Stderr = console, console
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(entry string) bool {
+		return strings.HasPrefix(entry, "RAFT_") || strings.HasPrefix(entry, "HTTP_SERVER_") || strings.HasPrefix(entry, "LOG_LEVEL")
+	})
+	cmd.Env = append(cmd.Env, "RAFT_NODE_ID="+n.id, "RAFT_VOLUME_DIR="+n.volume, "HTTP_SERVER_PORT="+n.http, "RAFT_SERVER_PORT="+n.raft,
+		"HTTP_SERVER_HOST="+n.host, "RAFT_SERVER_HOST="+n.host, "GOTRACEBACK=all")
+	cmd.Env = append(append(cmd.Env, n.env...), more...)
+	if n.space != nil {
+		err = n.space.start(cmd)
+	} else {
+		err = cmd.Start()
+	}
+	if err != nil {
+		n.t.Error(err)
+		return
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait()
+	}()
+	n.cmd, n.ended, n.still = cmd, ended, false
+}
+
+func (n *node) process() (cmd *exec.Cmd, ended chan struct{}, still bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.cmd, n.ended, n.still
+}
+
+func (n *node) running() bool {
+	_, ended, _ := n.process()
+	select {
+	case <-ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// active reports whether the process runs and is not stopped.
+func (n *node) active() bool {
+	_, _, still := n.process()
+	return n.running() && !still
+}
+
+// state is how the process has ended.
+func (n *node) state() *os.ProcessState {
+	cmd, _, _ := n.process()
+	return cmd.ProcessState
+}
+
+// signal sends a signal, if the process runs.
+func (n *node) signal(s syscall.Signal) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.ended:
+		return
+	default:
+	}
+	n.still = s == syscall.SIGSTOP || n.still && s != syscall.SIGCONT
+	_ = n.cmd.Process.Signal(s)
+}
+
+// kill ends the process by SIGKILL.
+func (n *node) kill() {
+	n.signal(syscall.SIGKILL)
+	_, ended, _ := n.process()
+	<-ended
+}
+
+// ends waits for the end of the process and returns its exit code.
+func (n *node) ends(limit time.Duration) (code int, err error) {
+	cmd, ended, _ := n.process()
+	select {
+	case <-ended:
+		return cmd.ProcessState.ExitCode(), nil
+	case <-time.After(limit):
+		return 0, fmt.Errorf("%s still runs after %v", n.id, limit)
+	}
+}
+
+// lastLine is the last line of the console.
+func (n *node) lastLine() string {
+	lines := strings.Split(strings.TrimSpace(n.console()), "\n")
+	return lines[len(lines)-1]
+}
+
+func (n *node) console() string {
+	b, _ := os.ReadFile(n.log)
+	return string(b)
+}
+
+func (n *node) base() string { return "http://" + net.JoinHostPort(n.host, n.http) }
+
+// asking is for what tests ask for themselves.
+var asking = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4, DialContext: (&net.Dialer{Timeout: time.Second}).DialContext}}
+
+// ask sends a GET and follows it to the leader. Its error has any answer but 200.
+func (n *node) ask(limit time.Duration, path string, query url.Values) (string, error) {
+	c := *asking
+	c.Timeout = limit
+	response, err := c.Get(n.base() + path + "?" + query.Encode())
+	if err != nil {
+		return "", err
+	}
+	body, err := io.ReadAll(response.Body)
+	if err := errors.Join(err, response.Body.Close()); err != nil {
+		return "", err
+	}
+	if response.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %d %s", n.id, response.StatusCode, strings.TrimSpace(string(body)))
+	}
+	return string(body), nil
+}
+
+// status is of /status what these tests use.
+type status struct {
+	NodeID, State, Chain                               string
+	Term, LastIndex, CommitIndex, AppliedIndex, Number uint64
+	Keys                                               int
+	Members                                            []struct{ NodeID, Suffrage string }
+}
+
+func (n *node) status() (s status, err error) {
+	body, err := n.ask(1500*time.Millisecond, "/status", nil)
+	if err == nil {
+		err = json.Unmarshal([]byte(body), &s)
+	}
+	return s, err
+}
+
+// leads reports whether the node takes itself for the leader. It answers at once, as
+// status does not while a member is away.
+func (n *node) leads() bool {
+	c := *asking
+	c.Timeout = time.Second
+	response, err := c.Get(n.base() + "/get?key=probe&consistency=stale")
+	if err != nil {
+		return false
+	}
+	_ = response.Body.Close()
+	return response.Header.Get("Raftkv-Leader") == n.id
+}
+
+// dump is all keys as the node itself has them, and of which index.
+func (n *node) dump() (string, error) {
+	return n.ask(20*time.Second, "/list", url.Values{"consistency": {"stale"}})
+}
+
+// descriptors is how many the process has open; 0 where that can't be told.
+func (n *node) descriptors() int {
+	cmd, _, _ := n.process()
+	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", cmd.Process.Pid))
+	return len(entries)
+}
+
+// await polls until condition returns nil, and returns its last error.
+func await(limit time.Duration, condition func() error) error {
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		err := condition()
+		if err == nil {
+			return nil
+		}
+		if time.Since(start) > limit {
+			return fmt.Errorf("not within %v: %w", limit, err)
+		}
+	}
+}
