@@ -149,6 +149,9 @@ func (s *Store) replace(st state) {
 // WaitApplied returns nil once the index of Applied is index or greater, or the
 // error of ctx.
 func (s *Store) WaitApplied(ctx context.Context, index uint64) error {
+	if applied, _ := s.Applied(); applied >= index { // readers, mostly: they need not exclude each other
+		return nil
+	}
 	s.mu.Lock()
 	if s.index >= index {
 		s.mu.Unlock()
