@@ -1,0 +1,223 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestPercentile(t *testing.T) {
+	hundred := make([]time.Duration, 100)
+	for i := range hundred {
+		hundred[i] = time.Duration(100 - i) // not sorted
+	}
+	for _, tt := range []struct {
+		of   []time.Duration
+		p    float64
+		want time.Duration
+	}{
+		{nil, 50, 0},
+		{[]time.Duration{7}, 50, 7},
+		{[]time.Duration{7}, 99, 7},
+		{[]time.Duration{3, 1}, 50, 1},
+		{[]time.Duration{3, 1, 2}, 50, 2},
+		{hundred, 50, 50},
+		{hundred, 99, 99},
+		{hundred, 100, 100},
+		{hundred, 0, 1},
+	} {
+		if got := percentile(tt.of, tt.p); got != tt.want {
+			t.Errorf("percentile %v of %d: got %v, want %v", tt.p, len(tt.of), got, tt.want)
+		}
+	}
+}
+
+func TestMedian(t *testing.T) {
+	for _, tt := range []struct {
+		of   []float64
+		want float64
+	}{
+		{nil, 0}, {[]float64{4}, 4}, {[]float64{9, 1, 5}, 5}, {[]float64{4, 1, 3, 2}, 2.5},
+	} {
+		if got := median(tt.of); got != tt.want {
+			t.Errorf("median of %v: got %v, want %v", tt.of, got, tt.want)
+		}
+	}
+}
+
+func TestReadAnswer(t *testing.T) {
+	const ok = "HTTP/1.1 200 OK\r\nDate: Mon\r\ncontent-LENGTH:  3\r\n\r\nabc"
+	for _, tt := range []struct {
+		name, in, rest string
+		want           answer
+		text           string
+		err            error
+	}{
+		{"a value, and the next answer behind it", ok + "HTTP/1.1", "HTTP/1.1", answer{status: 200, length: 3}, "", nil},
+		{"empty", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "", answer{status: 200}, "", nil},
+		{"the last one", "HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 0\r\n\r\n", "", answer{status: 200, last: true}, "", nil},
+		{"an error", "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nno!\n", "", answer{status: 503, length: 4}, "no!\n", nil},
+		{"chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "", answer{}, "", errAnswer},
+		{"not HTTP", "220 mail.example.org ESMTP\r\n", "", answer{}, "", errAnswer},
+		{"no status", "HTTP/1.1 2x0 OK\r\n\r\n", "", answer{}, "", errAnswer},
+		{"a length that is none", "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "", answer{}, "", errAnswer},
+		{"nothing", "", "", answer{}, "", io.EOF},
+		{"cut in the head", "HTTP/1.1 200 OK\r\nContent-Le", "", answer{}, "", io.EOF},
+		{"cut in the body", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", "", answer{}, "", io.EOF},
+		{"cut in an error", "HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\nabc", "", answer{}, "", io.ErrUnexpectedEOF},
+		{"a line longer than the buffer", "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 5000) + "\r\n\r\n", "", answer{}, "", bufio.ErrBufferFull},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := bufio.NewReader(strings.NewReader(tt.in))
+			got, err := readAnswer(r)
+			if !errors.Is(err, tt.err) {
+				t.Fatalf("error: got %v, want %v", err, tt.err)
+			}
+			if err != nil {
+				return
+			}
+			if got.status != tt.want.status || got.length != tt.want.length || got.last != tt.want.last || string(got.text) != tt.text {
+				t.Errorf("got %+v, want %+v with %q", got, tt.want, tt.text)
+			}
+			if rest, _ := io.ReadAll(r); string(rest) != tt.rest {
+				t.Errorf("left in the reader: got %q, want %q", rest, tt.rest)
+			}
+		})
+	}
+}
+
+func TestReadAnswerDoesNotAllocate(t *testing.T) {
+	in := strings.NewReader("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nDate: Mon, 23 Nov 2026 14:17:46 GMT\r\n\r\nabc")
+	r := bufio.NewReader(in)
+	allocations := testing.AllocsPerRun(100, func() {
+		_, _ = in.Seek(0, io.SeekStart)
+		r.Reset(in)
+		if _, err := readAnswer(r); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if allocations != 0 {
+		t.Errorf("got %v allocations, want 0", allocations)
+	}
+}
+
+// fakeNode is a system with one node that speaks raftkv's HTTP, by net/http.
+type fakeNode struct {
+	group
+	address string
+
+	mu   sync.Mutex // guards data
+	data map[string]string
+}
+
+func (f *fakeNode) connect(_ context.Context, l load, n int) ([]client, func(), error) {
+	return dialAll(n, func(int) *httpClient { return newHTTPClient(f.address, l.stale) })
+}
+
+func (f *fakeNode) fill(context.Context, int, int) error { return nil }
+
+func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	k := r.URL.Query().Get("key")
+	if r.Method == http.MethodPut {
+		body, _ := io.ReadAll(r.Body)
+		f.data[k] = string(body)
+		fmt.Fprintln(w, "OK index=1")
+		return
+	}
+	if _, ok := f.data[k]; !ok {
+		http.Error(w, "not found", http.StatusNotFound)
+		return
+	}
+	fmt.Fprint(w, f.data[k])
+}
+
+func newFakeNode(t *testing.T) *fakeNode {
+	f := &fakeNode{group: group{label: "fake"}, data: make(map[string]string)}
+	server := httptest.NewServer(f)
+	t.Cleanup(server.Close)
+	f.address = server.Listener.Addr().String()
+	return f
+}
+
+// The cheap client says what net/http understands.
+func TestHTTPClient(t *testing.T) {
+	f := newFakeNode(t)
+	c := newHTTPClient(f.address, true)
+	defer c.close()
+	if err := c.read(1234567); err == nil || !strings.Contains(err.Error(), "404: not found") {
+		t.Errorf("a key that is not there: got %v, want a 404", err)
+	}
+	if err := c.write(1234567); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.read(1234567); err != nil {
+		t.Error(err)
+	}
+	if got, want := f.data[key(1234567)], string(value); got != want || len(got) != valueBytes {
+		t.Errorf("stored: got %q, want %q", got, want)
+	}
+	f.data[key(5)] = "short"
+	if err := c.read(5); err == nil {
+		t.Error("an answer of another length: got no error")
+	}
+	c.close()
+	if err := c.read(1234567); err == nil {
+		t.Error("a closed client: got no error")
+	}
+}
+
+// A connection that the server has closed costs one operation, not the client.
+func TestHTTPClientDialsAgain(t *testing.T) {
+	f := newFakeNode(t)
+	c := newHTTPClient(f.address, false)
+	defer c.close()
+	if err := c.write(1); err != nil {
+		t.Fatal(err)
+	}
+	c.conn.Close()
+	if err := c.read(1); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("got %v, want %v", err, net.ErrClosed)
+	}
+	if err := c.read(1); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMeasure(t *testing.T) {
+	f := newFakeNode(t)
+	for k := range 10 {
+		f.data[key(k)] = string(value)
+	}
+	s, err := measure(t.Context(), f, mix, 3, 10, 10*time.Millisecond, 100*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.took) == 0 || len(s.ended) != len(s.took) || s.errors != 0 || s.length < 100*time.Millisecond || s.own <= 0 {
+		t.Errorf("got %d operations, %d ends, %d errors in %v with %v of CPU", len(s.took), len(s.ended), s.errors, s.length, s.own)
+	}
+	for i := range s.ended {
+		if s.ended[i] < 0 || s.took[i] <= 0 {
+			t.Fatalf("operation %d: ended at %v, took %v", i, s.ended[i], s.took[i])
+		}
+	}
+	if _, err = measure(t.Context(), f, linearizable, 1, 100_000, 0, 30*time.Millisecond); err == nil {
+		// Of 100,000 keys it has 10: a hit is most unlikely.
+		t.Error("nothing but errors: got no error")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err = measure(ctx, f, mix, 1, 10, time.Hour, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("stopped: got %v, want %v", err, context.Canceled)
+	}
+}
