@@ -301,7 +301,7 @@ func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
 		watcher, after = h.store.WatchNow(prefix)
 	} else {
 		applied, _ := h.store.Applied()
-		if after > applied && !values.Has("consistency") {
+		if after > applied && values.Get("consistency") != "stale" {
 			return request.Refuse(http.StatusGone, "%s: %d is not reached yet, so it is another cluster's; list, then watch from the Raftkv-Applied-Index of that", name, after)
 		}
 		if watcher, err = h.store.Watch(prefix, after); err != nil {

@@ -185,6 +185,7 @@ func TestRefusedRequests(t *testing.T) {
 		{"watch: event ID in words", "GET", "/watch", "", http.Header{"Last-Event-Id": {"x"}}, 400, "Last-Event-ID: want an index", nil},
 		{"watch: long prefix", "GET", "/watch?prefix=" + longKey, "", nil, 400, "prefix: 1025 bytes", nil},
 		{"watch: from the future", "GET", "/watch?from=1000000", "", nil, 410, "from: 1000000 is not reached yet", nil},
+		{"watch: from the future, in words", "GET", "/watch?from=1000000&consistency=linearizable", "", nil, 410, "from: 1000000 is not reached yet", nil},
 		{"snapshot: parameter", "GET", "/snapshot?key=a", "", nil, 400, `"key": unknown parameter; /snapshot takes consistency`, nil},
 		{"restore: GET", "GET", "/restore", "", nil, 405, "method GET: /restore takes PUT", only("PUT")},
 		{"restore: nothing", "PUT", "/restore", "", nil, 400, "body: read snapshot: snapshot is damaged: it ends in header: nothing was changed", nil},

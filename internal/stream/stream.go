@@ -17,8 +17,9 @@ import (
 	"raftkv/internal/kv"
 )
 
-// idle is how long one write or read of a stream may wait for the client.
-const idle = 30 * time.Second
+// idle is how long one write or read of a stream may wait for the client. Tests have
+// another.
+var idle = 30 * time.Second
 
 // Writer returns a writer to w whose limit of time is for each write, not for the
 // whole: whoever reads on may take as long as it likes.
@@ -38,7 +39,8 @@ func (p patient) Write(b []byte) (int, error) {
 	return p.w.Write(b)
 }
 
-// Reader returns the body of r with a limit of time for each read, as Writer.
+// Reader returns the body of r with a limit of time for each read, as Writer. At the
+// end of the body it lifts the limit, which would end the request's context.
 func Reader(w http.ResponseWriter, r *http.Request) io.Reader {
 	return patientBody{r.Body, http.NewResponseController(w)}
 }
@@ -52,7 +54,11 @@ func (p patientBody) Read(b []byte) (int, error) {
 	if err := p.controller.SetReadDeadline(time.Now().Add(idle)); err != nil {
 		return 0, err
 	}
-	return p.body.Read(b)
+	n, err := p.body.Read(b)
+	if err != nil {
+		_ = p.controller.SetReadDeadline(time.Time{})
+	}
+	return n, err
 }
 
 // item is a key in JSON: the member key, or key64 with its base64 when it is not

@@ -162,6 +162,34 @@ func TestQuietWatch(t *testing.T) {
 	}
 }
 
+// TestReadBodyIsNoLimit: what is done with a body, once it was read, may take longer
+// than a read of it.
+func TestReadBodyIsNoLimit(t *testing.T) {
+	was := idle
+	t.Cleanup(func() { idle = was }) // after the server is closed
+	idle = 50 * time.Millisecond
+	finished := make(chan error, 1)
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		body := Reader(w, r)
+		_, err := io.ReadAll(body)
+		_, _ = body.Read(make([]byte, 1)) // as a bufio.Reader may
+		select {
+		case <-r.Context().Done():
+			err = r.Context().Err()
+		case <-time.After(4 * idle):
+		}
+		finished <- err
+	})
+	response, err := http.Post(server.URL, "", strings.NewReader("body"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if err := <-finished; err != nil {
+		t.Errorf("got %v, want the request to go on", err)
+	}
+}
+
 // TestWatchEnds: each end of a watch leaves no goroutine behind, and tells a client
 // that is still there why.
 func TestWatchEnds(t *testing.T) {
