@@ -386,13 +386,12 @@ func (n *Node) tellCommitted(i *instance, id raft.ServerID, index uint64) {
 	if future.Error() != nil || i.log.GetLog(index, &entry) != nil {
 		return
 	}
-	own := i.transport.EncodePeer(raft.ServerID(n.config.ID), i.transport.LocalAddr())
 	for _, server := range future.Configuration().Servers {
 		if server.ID != id {
 			continue
 		}
 		_ = i.transport.NetworkTransport.AppendEntries(id, server.Address, &raft.AppendEntriesRequest{
-			RPCHeader:         raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(n.config.ID), Addr: own},
+			RPCHeader:         n.header(i),
 			Term:              entry.Term,
 			PrevLogEntry:      index,
 			PrevLogTerm:       entry.Term,

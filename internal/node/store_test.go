@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ type faultyDisk struct {
 	logAndStable
 	failing atomic.Bool
 	hang    atomic.Pointer[chan struct{}] // appends wait until it is closed
+	hangs   atomic.Bool                   // one does
 	armed   func()                        // called when it is put below a new instance
 }
 
@@ -30,6 +32,7 @@ func (d *faultyDisk) fault() error {
 
 func (d *faultyDisk) StoreLogs(logs []*raft.Log) error {
 	if hang := d.hang.Load(); hang != nil {
+		d.hangs.Store(true)
 		<-*hang
 	}
 	if err := d.fault(); err != nil {
@@ -142,6 +145,38 @@ func TestFailStopOfAFollower(t *testing.T) {
 	n3.stop()
 	n1.set(t, "c", "3")
 	checkReplicas(t, n1, n2)
+}
+
+// TestFailedLeaderGivesUp: while its disk hangs, a leader heartbeats, and no other would
+// ever stand for election. Told to give up, it has one do so at once: of those that have
+// all, one whose disk is not nearly full.
+func TestFailedLeaderGivesUp(t *testing.T) {
+	disk := new(faultyDisk)
+	nodes := []*testNode{openNode(t, "n1", t.TempDir(), withDisk(disk)), openNode(t, "n2", t.TempDir()), openNode(t, "n3", t.TempDir())}
+	nodes[0].waitLeader(t)
+	nodes[0].join(t, nodes[1])
+	nodes[0].join(t, nodes[2])
+	last := nodes[0].set(t, "a", "1")
+	waitFor(t, "all have all", func() bool { return nodes[1].applied() >= last && nodes[2].applied() >= last })
+	nodes[1].ails(&nodes[1].health.Space, "nearly full")
+	mend := make(chan struct{})
+	disk.hang.Store(&mend)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var proposed sync.WaitGroup
+	proposed.Go(func() { _, _, _ = nodes[0].Propose(ctx, setting("b", "2")) })
+	waitFor(t, "its disk hangs", disk.hangs.Load)
+	if err := nodes[0].GiveUp(ctx); err != nil {
+		t.Errorf("GiveUp: %v", err)
+	}
+	if leader := leaderOf(t, nodes[1:]...); leader != nodes[2] {
+		t.Errorf("%s leads, want n3, which has room", leader.config.ID)
+	}
+	nodes[2].set(t, "c", "3")
+	disk.hang.Store(nil)
+	close(mend)
+	proposed.Wait()
+	checkReplicas(t, nodes...)
 }
 
 // TestHungDisk: a write that never returns ends the node (hashicorp/raft issue
