@@ -32,9 +32,6 @@ func (n *Node) calls() http.Handler {
 			answerCall(w, do(w, r))
 		}
 	}
-	mux.HandleFunc("GET /term", member(func(w http.ResponseWriter, _ *http.Request) error {
-		return answerJSON(w, n.term())
-	}))
 	mux.HandleFunc("GET /readindex", member(func(w http.ResponseWriter, r *http.Request) error {
 		return n.answerReadIndex(w, r)
 	}))

@@ -148,7 +148,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		}
 		return nil, errors.Join(fmt.Errorf("volume %s: %w", config.Dir, err), port.Close())
 	}
-	port.Serve(n.calls())
+	port.Serve(n.calls(), n.term)
 	n.watching.Go(func() { n.watch() })
 	n.watching.Go(func() { n.learn() })
 	return n, nil

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -15,13 +17,15 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/command"
+	"raftkv/internal/peer"
 )
 
 // ErrNoRead is returned when a read could not be confirmed to be the newest: there
 // is no leader, or it does not reach a majority.
 var ErrNoRead = errors.New("the newest state can't be confirmed")
 
-// readLimit bounds a read, an election within it included.
+// readLimit bounds a round of reads, an election within it included. A read may wait
+// for the end of another round before its own begins.
 const readLimit = 1800 * time.Millisecond
 
 var noop = command.Append(nil, command.Command{Kind: command.Noop})
@@ -48,12 +52,15 @@ var noop = command.Append(nil, command.Command{Kind: command.Noop})
 //
 // A follower asks the leader for c and waits until it has applied c itself.
 func (n *Node) ReadIndex(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readLimit)
-	defer cancel()
-	index, err := n.reads.next(ctx, n.confirm)
+	index, err := n.reads.next(n.confirm)
 	if err != nil {
 		return err
 	}
+	if applied, _ := n.machine.Applied(); applied >= index {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
 	if err := n.machine.WaitApplied(ctx, index); err != nil {
 		return fmt.Errorf("%w: this node has not applied entry %d in time", ErrNoRead, index)
 	}
@@ -74,8 +81,9 @@ type round struct {
 }
 
 // next returns what a round returned that began after next was called: a read must
-// not use a confirmation from before it arrived.
-func (rs *rounds) next(ctx context.Context, run func(context.Context) (uint64, error)) (uint64, error) {
+// not use a confirmation from before it arrived. It takes no longer than two rounds: a
+// deadline for each read would cost more than its share of a round.
+func (rs *rounds) next(run func(context.Context) (uint64, error)) (uint64, error) {
 	rs.mu.Lock()
 	if rs.waiting == nil {
 		rs.waiting = &round{done: make(chan struct{})}
@@ -86,18 +94,15 @@ func (rs *rounds) next(ctx context.Context, run func(context.Context) (uint64, e
 		go rs.run(run)
 	}
 	rs.mu.Unlock()
-	select {
-	case <-mine.done:
-		return mine.index, mine.err
-	case <-ctx.Done():
-		return 0, fmt.Errorf("%w: no leader has confirmed it in time", ErrNoRead)
-	}
+	<-mine.done
+	return mine.index, mine.err
 }
 
 // run runs rounds until no read waits. Each ends within readLimit, and so does the
 // goroutine soon after the last read.
 func (rs *rounds) run(run func(context.Context) (uint64, error)) {
 	for {
+		runtime.Gosched() // who is about to read joins: a busy leader has fewer rounds
 		rs.mu.Lock()
 		r := rs.waiting
 		rs.waiting = nil
@@ -124,6 +129,8 @@ func (n *Node) confirm(ctx context.Context) (uint64, error) {
 		select {
 		case <-ctx.Done():
 			return 0, fmt.Errorf("%w: %w", ErrNoRead, err)
+		case <-n.ending.Done():
+			return 0, fmt.Errorf("%w: this node is shutting down", ErrNoRead)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -264,7 +271,7 @@ func (n *Node) majorityAt(ctx context.Context, r *raft.Raft, term uint64) error 
 	ask := func(servers []raft.Server) {
 		for _, server := range servers {
 			go func() {
-				got, err := n.askTerm(ctx, server)
+				got, err := n.askTerm(server)
 				answers <- err == nil && got == term
 			}()
 		}
@@ -279,6 +286,8 @@ func (n *Node) majorityAt(ctx context.Context, r *raft.Raft, term uint64) error 
 		case said = <-answers:
 			left--
 		case <-late.C:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 		if said {
 			need--
@@ -300,6 +309,7 @@ const askLate = 5 * time.Millisecond
 // voter is what this node knows of one that it asks for its term.
 type voter struct {
 	rounds              // of asking it, one at a time
+	conn   net.Conn     // for the rounds; nil: none
 	owes   atomic.Int32 // 1: it has not answered yet, or wrongly
 }
 
@@ -313,32 +323,35 @@ func (n *Node) voter(server raft.Server) *voter {
 
 // askTerm asks a voter for its term. A question that nobody waits for any more goes on:
 // to break it off would cost the connection.
-func (n *Node) askTerm(ctx context.Context, server raft.Server) (uint64, error) {
+func (n *Node) askTerm(server raft.Server) (uint64, error) {
 	v := n.voter(server)
-	return v.next(ctx, func(ctx context.Context) (uint64, error) {
+	return v.next(func(ctx context.Context) (term uint64, err error) {
 		v.owes.Store(1)
 		ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 		defer cancel()
-		var answer termAnswer
-		if err := n.call(ctx, http.MethodGet, string(server.Address), "/term", &answer); err != nil {
-			return 0, err
+		for again := v.conn != nil; ; again = false { // the voter may have been started anew
+			if v.conn == nil {
+				if v.conn, err = n.port.DialTerm(ctx, string(server.Address)); err != nil {
+					return 0, err
+				}
+			}
+			if term, err = peer.AskTerm(ctx, v.conn, string(server.ID)); err == nil {
+				v.owes.Store(0)
+				return term, nil
+			}
+			if v.conn = nil; !again {
+				return 0, err
+			}
 		}
-		if answer.NodeID != string(server.ID) {
-			return 0, fmt.Errorf("%s answers there", answer.NodeID)
-		}
-		v.owes.Store(0)
-		return answer.Term, nil
 	})
 }
 
-// termAnswer is what a voter says to the leader that asks for its term.
-type termAnswer struct {
-	NodeID string
-	Term   uint64
-}
-
-func (n *Node) term() termAnswer {
-	return termAnswer{NodeID: n.config.ID, Term: n.current.Load().raft.CurrentTerm()}
+// term is the answer to a member that asks for the term of a node.
+func (n *Node) term(nodeID string) uint64 {
+	if nodeID != n.config.ID {
+		return 0
+	}
+	return n.current.Load().raft.CurrentTerm()
 }
 
 // readIndexAnswer is what the leader says to a follower that has a read.
@@ -351,7 +364,7 @@ func (n *Node) answerReadIndex(w http.ResponseWriter, request *http.Request) err
 	if i.raft.State() != raft.Leader {
 		return ErrNotLeader
 	}
-	index, err := n.reads.next(request.Context(), n.confirm)
+	index, err := n.reads.next(n.confirm)
 	if err != nil {
 		return err
 	}

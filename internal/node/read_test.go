@@ -111,7 +111,7 @@ func TestReadNeverJoinsARoundThatBegan(t *testing.T) {
 	read := func() chan uint64 {
 		result := make(chan uint64, 1)
 		go func() {
-			index, _ := rs.next(context.Background(), run)
+			index, _ := rs.next(run)
 			result <- index
 		}()
 		return result

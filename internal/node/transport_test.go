@@ -33,7 +33,7 @@ func listenPeer(t testing.TB) *peer.Port {
 		t.Fatal(err)
 	}
 	p.SetClusterID(peer.ClusterID{1})
-	p.Serve(nil)
+	p.Serve(nil, nil)
 	t.Cleanup(func() { _ = p.Close() })
 	return p
 }

@@ -28,7 +28,7 @@ func openSlowPort(t testing.TB, header time.Duration) *Port {
 			_ = http.NewResponseController(w).Flush()
 			<-r.Context().Done()
 		}
-	}))
+	}), nil)
 	t.Cleanup(func() { _ = p.Close() })
 	return p
 }

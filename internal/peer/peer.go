@@ -1,13 +1,13 @@
 // Package peer is what crosses the raft port. Every connection to it starts
 // with a preface that names its purpose and the caller's cluster: raft's own
-// stream, or a node-to-node HTTP call. Two clusters never mix on it, whatever is
-// restarted, wiped or mistyped (DESIGN section 5).
+// stream, questions for a term, or a node-to-node HTTP call. Two clusters never mix on
+// it, whatever is restarted, wiped or mistyped (DESIGN section 5).
 //
-// The preface is a magic byte (magicRaft or magicHTTP) and the 16 bytes of the
-// caller's cluster ID; the answer is one byte, accepted or foreign. A raft stream
-// of a foreign cluster is refused. An HTTP call of a foreign cluster is let
-// through and its handler decides, for a node that is to be joined must be able
-// to say who it is.
+// The preface is a magic byte (magicRaft, magicTerm or magicHTTP) and the 16 bytes of
+// the caller's cluster ID; the answer is one byte, accepted or foreign. A raft stream
+// of a foreign cluster is refused, and so are its questions. An HTTP call of a foreign
+// cluster is let through and its handler decides, for a node that is to be joined must
+// be able to say who it is.
 package peer
 
 import (
@@ -38,6 +38,7 @@ func (id ClusterID) String() string { return hex.EncodeToString(id[:]) }
 const (
 	magicRaft byte = 0xB1
 	magicHTTP byte = 0xB2
+	magicTerm byte = 0xB3
 
 	accepted byte = 0x01
 	foreign  byte = 0x02
@@ -122,7 +123,7 @@ func readPreface(c net.Conn) (magic byte, cluster ClusterID, err error) {
 	if _, err := io.ReadFull(c, b[:1]); err != nil {
 		return 0, cluster, err
 	}
-	if b[0] != magicRaft && b[0] != magicHTTP {
+	if b[0] != magicRaft && b[0] != magicHTTP && b[0] != magicTerm {
 		return 0, cluster, fmt.Errorf("unknown magic byte 0x%02x", b[0])
 	}
 	if _, err := io.ReadFull(c, b[1:]); err != nil {

@@ -40,7 +40,7 @@ func openPort(t testing.TB, cluster ClusterID) *testPort {
 	p.SetClusterID(cluster)
 	p.Serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, Caller(r).String())
-	}))
+	}), nil)
 	t.Cleanup(func() { _ = p.Close() })
 	return p
 }

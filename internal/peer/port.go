@@ -40,6 +40,7 @@ type Port struct {
 	client   *http.Client
 	server   *http.Server
 	calls    *queue // connections of node-to-node HTTP calls, to server
+	term     func(nodeID string) uint64
 
 	mu      sync.Mutex // guards what follows
 	cluster ClusterID
@@ -48,7 +49,7 @@ type Port struct {
 	logged  map[string]time.Time // remote host: when a refusal was last logged
 	closed  bool
 
-	done sync.WaitGroup // the accept loop, the server, one for each awaited preface
+	done sync.WaitGroup // the accept loop, the server, one for each awaited preface and each connection for terms
 }
 
 // Listen opens the raft port. logf prints a refused connection, at most one line
@@ -102,9 +103,11 @@ func (p *Port) SetClusterID(id ClusterID) {
 	p.client.CloseIdleConnections() // their preface carries the former ID
 }
 
-// Serve starts to accept connections; handler answers node-to-node HTTP calls.
-// It returns at once. Close ends it.
-func (p *Port) Serve(handler http.Handler) {
+// Serve starts to accept connections; handler answers node-to-node HTTP calls, and
+// term says in which term the node with that ID is, 0 if it is not this one. It returns
+// at once. Close ends it.
+func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
+	p.term = term
 	p.server = &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: p.header,
@@ -151,8 +154,8 @@ func (p *Port) Stream() raft.StreamLayer {
 	return s
 }
 
-// CloseStreams closes every raft stream that was dialed to address. Raft credits an
-// acknowledgement to the ID of a member: one that comes late must not count for a
+// CloseStreams closes every connection of the raft instance that was dialed to
+// address. Raft credits an acknowledgement to the ID of a member: one that comes late must not count for a
 // member that was removed and came back.
 func (p *Port) CloseStreams(address string) {
 	p.mu.Lock()
@@ -248,7 +251,7 @@ func (p *Port) admit(c net.Conn) error {
 	p.mu.Unlock()
 
 	to := p.calls
-	if magic == magicRaft {
+	if magic != magicHTTP {
 		if cluster != own {
 			_, _ = c.Write([]byte{foreign})
 			return fmt.Errorf("cluster %s is not this node's %s", cluster, own)
@@ -265,10 +268,14 @@ func (p *Port) admit(c net.Conn) error {
 		return err
 	}
 	var handed net.Conn = &conn{Conn: c, cluster: cluster}
-	if magic == magicRaft {
+	if magic != magicHTTP {
 		if handed = s.track(handed, ""); handed == nil {
 			return errDetached
 		}
+	}
+	if magic == magicTerm {
+		p.done.Go(func() { p.answerTerms(handed) })
+		return nil
 	}
 	if !to.put(handed) {
 		return errDetached
@@ -314,11 +321,15 @@ type stream struct {
 func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
-	c, err := dial(ctx, s.port.Dial, string(address), magicRaft, s.port.ClusterID())
+	return s.dial(ctx, string(address), magicRaft)
+}
+
+func (s *stream) dial(ctx context.Context, address string, magic byte) (net.Conn, error) {
+	c, err := dial(ctx, s.port.Dial, address, magic, s.port.ClusterID())
 	if err != nil {
 		return nil, err
 	}
-	if t := s.track(c, string(address)); t != nil {
+	if t := s.track(c, address); t != nil {
 		return t, nil
 	}
 	_ = c.Close()
