@@ -50,7 +50,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	if f.lines = f.lines[:0]; cap(f.lines) > 1<<20 {
 		f.lines = nil // one entry with very many keys
 	}
-	show, now := f.log.IsLevelEnabled(logrus.InfoLevel), time.Now()
+	show, prefix := f.log.IsLevelEnabled(logrus.InfoLevel), appendPrefix(nil, time.Now(), logrus.InfoLevel)
 	for i, l := range logs {
 		if l.Type != raft.LogCommand {
 			// A change of the members: nothing to do but to know that it came by.
@@ -66,13 +66,14 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		results := make([]any, len(commands))
 		f.store.Update(l.Index, l.Term, l.Data, func(tx *kv.Tx) {
 			for j, c := range commands {
-				r := apply(tx, c, l.Index)
-				results[j] = r
-				if show {
-					f.lines = appendCommand(f.lines, now, c, r, l)
-				}
+				results[j] = apply(tx, c, l.Index)
 			}
 		})
+		if show {
+			for j, c := range commands {
+				f.lines = appendCommand(f.lines, prefix, c, results[j].(result), l)
+			}
+		}
 		responses[i] = results
 	}
 	if len(f.lines) > 0 {
@@ -192,9 +193,9 @@ func parseAnswer(answer string, identity [sha256.Size]byte) (r result, ok bool) 
 
 // appendCommand appends the console lines of what c did: one for each key, for
 // instance set key="1" value="1" index=12 term=2.
-func appendCommand(line []byte, now time.Time, c command.Command, r result, l *raft.Log) []byte {
+func appendCommand(line, prefix []byte, c command.Command, r result, l *raft.Log) []byte {
 	begin := func() {
-		line = appendPrefix(line, now, logrus.InfoLevel)
+		line = append(line, prefix...)
 		switch {
 		case r.reused:
 			line = append(line, "refused, Idempotency-Key of another request: "...)
