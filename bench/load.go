@@ -222,16 +222,19 @@ func percentile(d []time.Duration, p float64) time.Duration {
 
 // median returns the middle of f, of an even number the mean of the middle two; 0 for
 // none. It leaves f as it is.
-func median(f []float64) float64 {
+func median(f []float64) float64 { return quantile(f, 0.5) }
+
+// quantile returns what the part q of f, 0 to 1, does not exceed, between two elements
+// in proportion; 0 for none. It leaves f as it is.
+func quantile(f []float64, q float64) float64 {
 	if len(f) == 0 {
 		return 0
 	}
 	f = slices.Sorted(slices.Values(f))
-	middle := len(f) / 2
-	if len(f)%2 == 1 {
-		return f[middle]
-	}
-	return (f[middle-1] + f[middle]) / 2
+	at := q * float64(len(f)-1)
+	below := int(at)
+	above := min(below+1, len(f)-1)
+	return f[below] + (at-float64(below))*(f[above]-f[below])
 }
 
 // httpClient is a cheap HTTP client with one keep-alive connection: the bytes of its

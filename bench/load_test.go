@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -50,6 +52,21 @@ func TestMedian(t *testing.T) {
 	} {
 		if got := median(tt.of); got != tt.want {
 			t.Errorf("median of %v: got %v, want %v", tt.of, got, tt.want)
+		}
+	}
+}
+
+func TestQuantile(t *testing.T) {
+	five := []float64{50, 10, 30, 20, 40} // not sorted
+	for _, tt := range []struct {
+		of   []float64
+		q    float64
+		want float64
+	}{
+		{nil, 0.25, 0}, {[]float64{4}, 0.75, 4}, {five, 0, 10}, {five, 0.25, 20}, {five, 0.75, 40}, {five, 1, 50}, {[]float64{1, 3}, 0.25, 1.5},
+	} {
+		if got := quantile(tt.of, tt.q); got != tt.want {
+			t.Errorf("quantile %v of %v: got %v, want %v", tt.q, tt.of, got, tt.want)
 		}
 	}
 }
@@ -191,6 +208,67 @@ func TestHTTPClientDialsAgain(t *testing.T) {
 	}
 	if err := c.read(1); err != nil {
 		t.Error(err)
+	}
+}
+
+// newFakeHraftd is an hraftd of three nodes that share a map, of which the second leads.
+func newFakeHraftd(t *testing.T) (*hraftd, map[string]string) {
+	var mu sync.Mutex // guards data
+	data := make(map[string]string)
+	h := &hraftd{group: group{label: hraftdLabel}}
+	for i := range 3 {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			if k, ok := strings.CutPrefix(r.URL.Path, "/key/"); ok && r.Method == http.MethodGet {
+				fmt.Fprintf(w, `{"%s":"%s"}`, k, data[k])
+				return
+			}
+			set := make(map[string]string)
+			if err := json.NewDecoder(r.Body).Decode(&set); err != nil || r.URL.Path != "/key" || r.Method != http.MethodPost {
+				w.WriteHeader(http.StatusBadRequest)
+				return
+			}
+			if i != 1 {
+				w.WriteHeader(http.StatusInternalServerError)
+				return
+			}
+			maps.Copy(data, set)
+		}))
+		t.Cleanup(server.Close)
+		h.addresses = append(h.addresses, server.Listener.Addr().String())
+	}
+	return h, data
+}
+
+// Keys are written by the leader, whichever node that is.
+func TestHraftd(t *testing.T) {
+	h, data := newFakeHraftd(t)
+	if err := h.fill(t.Context(), 0, 200); err != nil {
+		t.Fatal(err)
+	}
+	for k := range 200 {
+		if data[key(k)] != string(value) {
+			t.Fatalf("%s: got %q, want %q", key(k), data[key(k)], value)
+		}
+	}
+	clients, closeAll, err := h.connect(t.Context(), writes, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll()
+	if err := clients[1].write(1234567); err != nil || data[key(1234567)] != string(value) {
+		t.Errorf("got %q, %v, want %q", data[key(1234567)], err, value)
+	}
+	follower := newHraftdClient(h.addresses[0])
+	defer follower.close()
+	if err := follower.write(1); err == nil {
+		t.Error("a node that does not lead: got no error")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := h.fill(ctx, 0, 200); !errors.Is(err, context.Canceled) {
+		t.Errorf("stopped: got %v, want %v", err, context.Canceled)
 	}
 }
 

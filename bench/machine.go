@@ -73,28 +73,35 @@ func mountOf(mounts, dir string) string {
 	return found
 }
 
-// versions describes what was measured, as a line of Markdown; baseline and etcd are
-// paths, empty for none.
-func versions(binary, baseline, etcd string) string {
+// versions describes what was measured, as a line of Markdown; baseline is a path, empty
+// for none, found are those of the references, by name.
+func versions(binary, baseline string, found map[string]string) string {
 	parts := []string{"raftkv " + built(binary)}
 	if baseline != "" {
 		parts = append(parts, "baseline "+baseline+" "+built(baseline))
 	}
-	if etcd != "" {
+	if etcd := found["etcd"]; etcd != "" {
 		out, _ := exec.Command(etcd, "--version").Output()
 		first, _, _ := strings.Cut(string(out), "\n")
 		parts = append(parts, strings.Replace(first, "etcd Version:", "etcd", 1)+" with its client "+dependency("go.etcd.io/etcd/client/v3"))
 	}
+	if hraftd := found[hraftdLabel]; hraftd != "" {
+		parts = append(parts, "hraftd "+built(hraftd))
+	}
 	return "- versions: " + strings.Join(parts, "; ") + "; client: " + runtime.Version() + "\n"
 }
 
-// built is what a Go binary says of its making.
+// built is what a Go binary says of its making; of one that is not raftkv also which
+// module it is.
 func built(path string) string {
 	info, err := buildinfo.ReadFile(path)
 	if err != nil {
 		return "(" + err.Error() + ")"
 	}
 	revision, modified := "without revision", ""
+	if v := info.Main.Version; v != "" && v != "(devel)" { // as go install makes it
+		revision = v
+	}
 	for _, s := range info.Settings {
 		switch {
 		case s.Key == "vcs.revision":
@@ -104,6 +111,9 @@ func built(path string) string {
 		}
 	}
 	text := revision + modified + ", " + info.GoVersion
+	if info.Main.Path != "raftkv" {
+		text = info.Main.Path + " " + text
+	}
 	for _, d := range info.Deps {
 		if slices.Contains([]string{"github.com/hashicorp/raft", "go.etcd.io/bbolt"}, d.Path) {
 			text += ", " + filepath.Base(d.Path) + " " + d.Version

@@ -1,5 +1,5 @@
-// Command bench measures raftkv beside etcd on one machine. README.md tells how to run
-// and to read it.
+// Command bench measures raftkv beside etcd and hraftd on one machine. README.md tells
+// how to run and to read it.
 package main
 
 import (
@@ -51,13 +51,19 @@ func main() {
 // errUsage is wrapped by an error that the arguments cause: exit code 2.
 var errUsage = errors.New("usage")
 
+// pace is how long is measured.
+type pace struct {
+	rounds int
+	length time.Duration // of one measurement
+	warm   time.Duration // before it
+}
+
 // settings are the flags, checked. parseFlags makes them.
 type settings struct {
 	args     []string
 	quick    bool
-	rounds   int
-	length   time.Duration // of one measurement
-	warm     time.Duration // before it
+	pace          // of all loads
+	console  pace // of the console lines; a round is a pair
 	clients  []int
 	keys     int
 	only     *regexp.Regexp
@@ -106,6 +112,11 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 			s.keys /= 50
 		}
 	}
+	// Many short pairs: what drifts from one second to the next drifts within few of them.
+	s.console = pace{rounds: 8, length: s.length / 3, warm: s.warm / 2}
+	if s.quick {
+		s.console.rounds = 2
+	}
 	for _, text := range strings.Split(*clients, ",") {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 || n > 2000 {
@@ -140,11 +151,29 @@ type bench struct {
 	settings
 	stdout   io.Writer
 	progress *progress
-	root     string    // of the repository
-	tmp      string    // removed at the end
-	binary   string    // raftkv, built
-	others   []float64 // of all samples so far
-	etcd     string    // path; empty: there is none
+	root     string            // of the repository
+	tmp      string            // removed at the end
+	binary   string            // raftkv, built
+	others   []float64         // of all samples so far
+	found    map[string]string // paths of the references that there are, by name
+}
+
+// references are what raftkv is measured beside, each when its binary is on the PATH,
+// and how to get it there.
+var references = []struct{ name, get string }{
+	{"etcd", "on Debian: apt install etcd-server"},
+	{hraftdLabel, "go install github.com/otoolep/hraftd@latest, with $(go env GOPATH)/bin on the PATH"},
+}
+
+// missing is how to get each reference that there is not, by name.
+func (b *bench) missing() map[string]string {
+	missing := make(map[string]string)
+	for _, r := range references {
+		if b.found[r.name] == "" {
+			missing[r.name] = r.get
+		}
+	}
+	return missing
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -177,14 +206,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build raftkv: %w: %s", err, out)
 	}
-	if b.etcd, err = exec.LookPath("etcd"); err != nil && !b.million && b.soak == 0 {
-		b.progress.say("no etcd on the PATH: its rows and ratios will be missing; on Debian: apt install etcd-server")
-	}
 	switch {
 	case b.million:
 		return b.runMillion(ctx)
 	case b.soak > 0:
 		return b.runSoak(ctx)
+	}
+	b.found = make(map[string]string)
+	for _, r := range references {
+		if b.found[r.name], err = exec.LookPath(r.name); err != nil {
+			b.progress.say("no " + r.name + " on the PATH: its rows and ratios will be missing; " + r.get)
+		}
 	}
 	return b.runMain(ctx)
 }
@@ -223,17 +255,19 @@ func (b *bench) runMain(ctx context.Context) error {
 			consoleClients = append(consoleClients, n)
 		}
 	}
-	steps := 2 * len(consoleClients)
+	steps := 0
 	for _, l := range plan {
 		for _, s := range systems {
-			if applies(l, s) {
-				steps += len(b.clients)
+			for _, n := range b.clients {
+				if applies(l, s.name(), n) {
+					steps++
+				}
 			}
 		}
 	}
-	b.progress.begin(b.rounds * steps)
+	b.progress.begin(b.rounds*steps + b.console.rounds*2*len(consoleClients))
 
-	main := &results{}
+	main := &results{missing: b.missing()}
 	for _, s := range systems {
 		main.systems = append(main.systems, s.name())
 	}
@@ -253,10 +287,10 @@ func (b *bench) runMain(ctx context.Context) error {
 		for _, n := range b.clients {
 			for _, l := range plan {
 				for _, s := range rotated(systems, round) {
-					if !applies(l, s) {
+					if !applies(l, s.name(), n) {
 						continue
 					}
-					if err := b.step(ctx, main, faults, round, s, l, n); err != nil {
+					if err := b.step(ctx, main, faults, b.pace, round, s, l, n); err != nil {
 						return err
 					}
 				}
@@ -273,7 +307,7 @@ func (b *bench) runMain(ctx context.Context) error {
 	}
 
 	var text strings.Builder
-	text.WriteString("# raftkv beside etcd, on one machine\n\n![operations a second](results.svg)\n\n")
+	text.WriteString("# raftkv beside etcd and hraftd, on one machine\n\n![operations a second](results.svg)\n\n")
 	text.WriteString(b.about())
 	fmt.Fprintf(&text, "- CPU that others took meanwhile, the idle nodes among them: a median of %s of the machine%s\n", percent(median(b.others)), quiet(median(b.others)))
 	text.WriteString("\nHow to read it: [README.md](README.md). The ratios are raftkv's figure to that of the row's system, round by round: the median, and the least and the greatest.\n\n")
@@ -282,11 +316,12 @@ func (b *bench) runMain(ctx context.Context) error {
 		text.WriteString("\nOperations that failed, not in the figures:\n\n" + strings.Join(faults.lines, ""))
 	}
 	commit, sync := median(commits), median(syncs)
-	text.WriteString("\n## What was wanted\n\n" + main.wanted(commit))
+	text.WriteString("\n## What was wanted\n\n" + main.wanted(commit, sync))
 	fmt.Fprintf(&text, "\n## The floor\n\nIn the directory of the volumes, each the median of %d: one bbolt commit %s ms, one fdatasync of 4 KiB %s ms. "+
 		"A write by a single client waits for two bbolt commits, one after the other: the leader's, then a follower's.\n", b.rounds*floorTimes, short(commit), short(sync))
 	if len(console.cells) > 0 {
-		text.WriteString("\n## A console line for each command\n\nWrites, consoles going to files.\n\n" + console.consoleTable())
+		fmt.Fprintf(&text, "\n## A console line for each command\n\nWrites, consoles going to files: %d pairs of measurements of %v, one with the lines and one without, "+
+			"now this first and now that. The cost is the median of the pairs', with the quartiles.\n\n%s", b.console.rounds, b.console.length.Round(time.Millisecond), console.consoleTable())
 	}
 	text.WriteString("\n## The client\n\nIt shares the machine with the nodes. An empty net/http handler, in a process of its own, shows the most it can drive.\n\n" + main.clientTable())
 	return b.publish("main", text.String(), main)
@@ -337,9 +372,15 @@ func (b *bench) startAll(ctx context.Context) (systems []system, stop func(), er
 			return systems, stop, err
 		}
 	}
-	if b.etcd != "" {
-		member, err := startEtcd(ctx, b.etcd, filepath.Join(b.tmp, "etcd"))
+	if path := b.found["etcd"]; path != "" {
+		member, err := startEtcd(ctx, path, filepath.Join(b.tmp, "etcd"))
 		if err = start(member, err); err != nil {
+			return systems, stop, err
+		}
+	}
+	if path := b.found[hraftdLabel]; path != "" {
+		node, err := startHraftd(ctx, path, filepath.Join(b.tmp, hraftdLabel))
+		if err = start(node, err); err != nil {
 			return systems, stop, err
 		}
 	}
@@ -348,8 +389,16 @@ func (b *bench) startAll(ctx context.Context) (systems []system, stop func(), er
 	return systems, stop, err
 }
 
-// applies reports whether the load is one for the system.
-func applies(l load, s system) bool { return l.bare == (s.name() == emptyLabel) }
+// applies reports whether the load, with n clients, is one for the system.
+func applies(l load, system string, n int) bool {
+	switch system {
+	case emptyLabel:
+		return l.bare
+	case hraftdLabel: // it has no linearizable reads; more would make a run longer
+		return l == writes && n <= 256
+	}
+	return !l.bare
+}
 
 // rotated is systems with another one first in each round.
 func rotated(systems []system, round int) []system {
@@ -368,9 +417,9 @@ func (f *faults) add(system string, l load, n, round int, s sample) {
 }
 
 // step does one measurement and adds it to r.
-func (b *bench) step(ctx context.Context, r *results, f *faults, round int, s system, l load, n int) error {
-	b.progress.step(fmt.Sprintf("round %d of %d, %s, %d clients, %s", round+1, b.rounds, l.name, n, s.name()))
-	got, err := measure(ctx, s, l, n, b.keys, b.warm, b.length)
+func (b *bench) step(ctx context.Context, r *results, f *faults, p pace, round int, s system, l load, n int) error {
+	b.progress.step(fmt.Sprintf("round %d of %d, %s, %d clients, %s", round+1, p.rounds, l.name, n, s.name()))
+	got, err := measure(ctx, s, l, n, b.keys, p.warm, p.length)
 	if err != nil {
 		return err
 	}
@@ -395,10 +444,10 @@ func (b *bench) runConsole(ctx context.Context, f *faults, clients []int) (*resu
 		}
 		systems = append(systems, s)
 	}
-	for round := range b.rounds {
-		for _, n := range clients {
-			for _, s := range rotated(systems, round) {
-				if err := b.step(ctx, r, f, round, s, writes, n); err != nil {
+	for _, n := range clients {
+		for pair := range b.console.rounds {
+			for _, s := range rotated(systems, pair) {
+				if err := b.step(ctx, r, f, b.console, pair, s, writes, n); err != nil {
 					return nil, err
 				}
 			}
@@ -416,11 +465,7 @@ func (b *bench) about() string {
 		}
 		line += " " + arg
 	}
-	etcd := b.etcd
-	if b.million || b.soak > 0 {
-		etcd = ""
-	}
-	return machine(b.tmp) + versions(b.binary, b.baseline, etcd) +
+	return machine(b.tmp) + versions(b.binary, b.baseline, b.found) +
 		fmt.Sprintf("- three nodes of each system on 127.0.0.1, values of %d bytes, %s keys at random, fsync on\n", valueBytes, group3(float64(b.keys))) +
 		fmt.Sprintf("- command: `%s`\n", line)
 }

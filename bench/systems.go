@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -648,6 +649,143 @@ func (c *etcdClient) read(k int) error {
 		err = fmt.Errorf("etcd has not the value of %s", key(k))
 	}
 	return err
+}
+
+// hraftdLabel is the name of that system, and of its binary.
+const hraftdLabel = "hraftd"
+
+// hraftd is a cluster of three nodes of hraftd, the reference example of hashicorp/raft,
+// with its defaults: the log is a bbolt file, synced at each commit.
+type hraftd struct {
+	group
+	addresses []string // of the nodes started so far, for HTTP
+	marks     int      // how often mark has been called
+}
+
+// startHraftd starts and joins three nodes with their volumes in dir.
+func startHraftd(ctx context.Context, binary, dir string) (*hraftd, error) {
+	h := &hraftd{group: group{label: hraftdLabel}}
+	if err := h.start(ctx, binary, dir); err != nil {
+		h.stop()
+		return nil, fmt.Errorf("hraftd: %w", err)
+	}
+	return h, nil
+}
+
+func (h *hraftd) start(ctx context.Context, binary, dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	ports, err := freePorts(6)
+	if err != nil {
+		return err
+	}
+	for i := range 3 {
+		id, address := fmt.Sprintf("h%d", i+1), "127.0.0.1:"+ports[2*i]
+		args := []string{"-id", id, "-haddr", address, "-raddr", "127.0.0.1:" + ports[2*i+1]}
+		if i > 0 {
+			args = append(args, "-join", h.addresses[0])
+		}
+		volume := filepath.Join(dir, id)
+		p, err := launch(volume+".log", environment(), binary, append(args, volume)...)
+		if err != nil {
+			return err
+		}
+		h.processes, h.addresses = append(h.processes, p), append(h.addresses, address)
+		if err := h.level(ctx); err != nil { // it says nothing when nobody lets it join
+			return err
+		}
+	}
+	return nil
+}
+
+// mark writes a key beside those of the load, with another value each time, and returns
+// that JSON and the address of the node that took it. That is the leader: the others
+// refuse, and hraftd does not say in another way which leads.
+func (h *hraftd) mark(ctx context.Context) (pair, leader string, err error) {
+	h.marks++
+	pair = fmt.Sprintf(`{"mark":"%d"}`, h.marks)
+	err = poll(ctx, 30*time.Second, func() (refused error) {
+		if err := h.check(); err != nil {
+			return fatal{err}
+		}
+		for _, leader = range h.addresses {
+			if _, refused = do(ctx, http.MethodPost, "http://"+leader+"/key", strings.NewReader(pair)); refused == nil {
+				return nil
+			}
+		}
+		return refused
+	})
+	return pair, leader, err
+}
+
+// level returns once all nodes have applied what the leader has.
+func (h *hraftd) level(ctx context.Context) error {
+	want, _, err := h.mark(ctx)
+	if err != nil {
+		return err
+	}
+	return poll(ctx, time.Minute, func() error {
+		if err := h.check(); err != nil {
+			return fatal{err}
+		}
+		for _, address := range h.addresses {
+			got, err := get(ctx, "http://"+address+"/key/mark")
+			if err == nil && string(got) != want {
+				err = fmt.Errorf("%s has %s, the leader %s", address, got, want)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// connect is for writes alone: all reads of hraftd's are stale, and not measured.
+func (h *hraftd) connect(ctx context.Context, _ load, n int) ([]client, func(), error) {
+	h.forget()
+	_, leader, err := h.mark(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return dialAll(n, func(int) *httpClient { return newHraftdClient(leader) })
+}
+
+// newHraftdClient is a client of an hraftd node that only writes.
+func newHraftdClient(address string) *httpClient {
+	body := fmt.Sprintf(`{"%s":"%s"}`, key(0), value)
+	return &httpClient{
+		address: address,
+		set:     fmt.Appendf(nil, "POST /key HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n%s", address, len(body), body),
+	}
+}
+
+// fillClients is how many clients fill hraftd: it makes an entry of each key, even of
+// those of one request.
+const fillClients = 64
+
+func (h *hraftd) fill(ctx context.Context, from, to int) error {
+	clients, disconnect, err := h.connect(ctx, writes, fillClients)
+	if err != nil {
+		return err
+	}
+	defer disconnect()
+	defer context.AfterFunc(ctx, disconnect)()
+	errs := make([]error, len(clients))
+	var filling sync.WaitGroup
+	for i, c := range clients {
+		filling.Go(func() {
+			for k := from + i; k < to && errs[i] == nil; k += len(clients) {
+				errs[i] = c.write(k)
+			}
+		})
+	}
+	filling.Wait()
+	if err := cmp.Or(append([]error{ctx.Err()}, errs...)...); err != nil {
+		return err
+	}
+	return h.level(ctx)
 }
 
 // empty is one process with an empty net/http handler: what the HTTP client, net/http
