@@ -77,7 +77,7 @@ func TestWantedOfHraftd(t *testing.T) {
 func TestWantedOfEtcdWithBbolt(t *testing.T) {
 	r := filled()
 	r.add(writes.name, 1, "etcd", figures{rate: 1000, p50: 1})
-	if got, want := r.wanted(1, 0.5), "one fdatasync | near 1×       | 1.00× "; !strings.Contains(got, want) {
+	if got, want := r.wanted(1, 0.5), "one fdatasync | near 1× | 1.00× "; !strings.Contains(got, want) {
 		t.Errorf("it lacks %q:\n%s", want, got)
 	}
 }
