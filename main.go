@@ -149,14 +149,14 @@ func (s *service) stop() error {
 	return s.node.Close(ctx)
 }
 
-// abort gives leadership up and closes everything without a word, as far as that can be
+// abort closes everything without a word and gives leadership up, as far as that can be
 // done: for a node that has failed.
 func (s *service) abort() {
 	defer s.console.close()
+	_ = s.server.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()
 	_ = s.node.GiveUp(ctx)
-	_ = s.server.Close()
 	ctx, cancel = context.WithTimeout(context.Background(), closeLimit)
 	defer cancel()
 	_ = s.node.Close(ctx)

@@ -98,8 +98,8 @@ func (rs *rounds) next(run func(context.Context) (uint64, error)) (uint64, error
 	return mine.index, mine.err
 }
 
-// run runs rounds until no read waits. Each ends within readLimit, and so does the
-// goroutine soon after the last read.
+// run runs rounds until no read waits. Each ends within readLimit, as run must with its
+// context, and so does the goroutine soon after the last read.
 func (rs *rounds) run(run func(context.Context) (uint64, error)) {
 	for {
 		runtime.Gosched() // who is about to read joins: a busy leader has fewer rounds
@@ -222,7 +222,8 @@ func (n *Node) confirmLeadership(ctx context.Context, i *instance) (uint64, erro
 	}
 	if _, applied := n.machine.Applied(); applied != term {
 		// Raft's own first entry of a term does not reach the state machine.
-		if err := wait(ctx, r.Apply(noop, enqueueLimit)); err != nil {
+		deadline, _ := ctx.Deadline()
+		if err := wait(ctx, r.Apply(noop, max(time.Until(deadline), time.Millisecond))); err != nil {
 			return 0, err
 		}
 		if _, applied := n.machine.Applied(); applied != term {
