@@ -6,6 +6,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -71,6 +75,91 @@ func cut(dir string) error {
 		return err
 	}
 	return mountImage(image, dir)
+}
+
+// disk is the file system at a directory. While it is frozen who writes to it waits, and
+// no signal ends that wait.
+type disk struct {
+	dir   *os.File
+	guard *exec.Cmd // thaws the disk when this process has ended, however
+	alive io.Closer // by which guard knows that it has not
+}
+
+// The requests of ioctl, which x/sys/unix does not have.
+const (
+	fiFreeze = 0xC0045877
+	fiThaw   = 0xC0045878
+)
+
+// openDisk returns the disk of mountDisk at dir, which stays busy until its close: no
+// other that may be at dir later is ever frozen.
+func openDisk(dir string) (*disk, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	var own, parent unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(f.Fd()), &own), unix.Stat(filepath.Dir(dir), &parent)); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if own.Dev == parent.Dev {
+		return nil, errors.Join(fmt.Errorf("%s is not a file system of its own", dir), f.Close())
+	}
+	guard := exec.Command("sh", "-c", `read -r line; exec fsfreeze --unfreeze "$0" 2>/dev/null`, dir)
+	guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is not for it
+	alive, err := guard.StdinPipe()
+	if err == nil {
+		err = guard.Start()
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &disk{f, guard, alive}, nil
+}
+
+// freeze returns when the disk has all that was written to it, and stands still.
+func (d *disk) freeze() error {
+	if err := unix.IoctlSetInt(int(d.dir.Fd()), fiFreeze, 0); err != nil {
+		return fmt.Errorf("freeze: %w", err)
+	}
+	return nil
+}
+
+func (d *disk) thaw() error {
+	if err := unix.IoctlSetInt(int(d.dir.Fd()), fiThaw, 0); err != nil {
+		return fmt.Errorf("thaw: %w", err)
+	}
+	return nil
+}
+
+// close thaws the disk if it is frozen. It may be called more than once.
+func (d *disk) close() {
+	_ = d.thaw()
+	_ = d.dir.Close()
+	_ = d.alive.Close()
+	_ = d.guard.Wait()
+}
+
+// waits reports whether a thread of the node waits for the disk of its volume, where no
+// signal reaches it.
+func (n *node) waits() bool {
+	cmd, _, _ := n.process()
+	process := filepath.Join("/proc", strconv.Itoa(cmd.Process.Pid))
+	threads, _ := filepath.Glob(filepath.Join(process, "task", "*"))
+	for _, thread := range threads {
+		stat, _ := os.ReadFile(filepath.Join(thread, "stat"))
+		call, _ := os.ReadFile(filepath.Join(thread, "syscall")) // its number and arguments
+		fields := strings.Fields(string(call))
+		if !strings.Contains(string(stat), ") D ") || len(fields) < 2 {
+			continue
+		}
+		descriptor, _ := strconv.ParseUint(fields[1], 0, 31)
+		path, _ := os.Readlink(filepath.Join(process, "fd", fmt.Sprint(descriptor)))
+		if strings.HasPrefix(path, n.volume+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // copyFile copies a file, with its holes.

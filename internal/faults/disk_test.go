@@ -1,20 +1,22 @@
 package faults
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
 
 // TestFullDisk lets the disk of the leader, and of a follower, run full under load. The
-// node must end with exit code 1 and one line that says why, the others go on without
-// it; as long as there is no room it must not come up with less than it had; with room
-// it comes back.
+// node must warn while there is still room, and end with exit code 1 and one line that
+// says why, the others go on without it; as long as there is no room it must not come up
+// with less than it had; with room it comes back.
 func TestFullDisk(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes long: not with -short")
@@ -46,6 +48,7 @@ func TestFullDisk(t *testing.T) {
 			n, name = h.pick(w.others(leader)), "full disk of a follower"
 		}
 		before, failures := len(n.console()), w.findings()
+		h.warned(n, name, room)
 		spare := h.random.Int64N(300) << 10
 		if err := resize(n.volume, 0, spare); err != nil {
 			t.Fatal(err)
@@ -62,15 +65,7 @@ func TestFullDisk(t *testing.T) {
 			w.fail("%s: got exit code %d, %v, want 1", name, code, err)
 		}
 		ended := time.Since(began)
-		var said []string
-		for line := range strings.Lines(n.console()[before:]) {
-			if strings.HasPrefix(line, "raftkv: ") {
-				said = append(said, strings.TrimSpace(line))
-			}
-		}
-		if len(said) != 1 || !strings.Contains(said[0], "no space left on device") || said[0] != n.lastLine() || strings.Contains(n.console()[before:], "panic") {
-			w.fail("%s: got the lines %q and last %q, want one that says why, at the end", name, said, n.lastLine())
-		}
+		h.saidWhy(n, name, before, "no space left on device")
 		if err := h.otherLeader(n); err != nil {
 			w.fail("%s: %v", name, err)
 		}
@@ -108,6 +103,193 @@ func TestFullDisk(t *testing.T) {
 		})
 	}
 	w.finish()
+}
+
+// warned leaves a node, which has so much room that it has not warned, less than the 256
+// MiB under which it warns: on its console, in /readyz and in /status.
+func (w *hand) warned(n *node, name string, room int64) {
+	const warning = "MiB left: make room"
+	text := func() (ready string, space string) {
+		var answer struct{ Health struct{ Space string } }
+		if err := await(bound, func() (err error) {
+			if ready, err = n.ask(3*time.Second, "/readyz", nil); err != nil {
+				return err
+			}
+			body, err := n.ask(3*time.Second, "/status", nil)
+			if err != nil {
+				return err
+			}
+			return json.Unmarshal([]byte(body), &answer)
+		}); err != nil {
+			w.fail("%s: %v", name, err)
+		}
+		return strings.TrimSpace(ready), answer.Health.Space
+	}
+	before := len(n.console())
+	if ready, space := text(); ready != "OK" || space != "" {
+		w.fail("%s: with room: got %q and health %q, want OK and none", name, ready, space)
+	}
+	if err := resize(n.volume, room/4, 0); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := await(bound, func() error {
+		if !strings.Contains(n.console()[before:], warning) {
+			return errors.New("no warning on the console")
+		}
+		return nil
+	}); err != nil {
+		w.fail("%s: %v", name, err)
+	}
+	if ready, space := text(); !strings.HasPrefix(ready, "OK, but ") || !strings.Contains(ready, warning) || !strings.Contains(space, warning) {
+		w.fail("%s: got %q and health %q, want both to warn", name, ready, space)
+	}
+}
+
+// saidWhy checks that a node that has ended by itself said why in one line, the last, and
+// nothing like it since its console had so many bytes.
+func (w *hand) saidWhy(n *node, name string, before int, why string) {
+	text := n.console()[before:]
+	said := failures(text)
+	if len(said) != 1 || !strings.Contains(said[0], why) || said[0] != n.lastLine() || strings.Contains(text, "panic") {
+		w.fail("%s: got the lines %q and last %q, want one that says %s, at the end", name, said, n.lastLine(), why)
+	}
+}
+
+// failures are the lines of a console by which a node says why it ends.
+func failures(console string) (lines []string) {
+	for line := range strings.Lines(console) {
+		if strings.HasPrefix(line, "raftkv: ") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
+// hungLimit is after how long a node ends whose disk does not answer.
+const hungLimit = 20 * time.Second
+
+// TestHungDisk lets the disk of the leader, and of a follower, stand still for good under
+// load. Writes must be taken within hungLimit, and what an election takes; the node must
+// say why it ends, answer no more, and end with exit code 1 as soon as the kernel lets
+// it; with a disk that answers it comes back. A process that is stopped for as long in
+// the middle of a write has no hung disk, and goes on.
+func TestHungDisk(t *testing.T) {
+	if !*long {
+		t.Skip("takes hungLimit for each row: only with -faults")
+	}
+	w := newWorld(t, "hung", 3, onDisk)
+	if !disks {
+		t.Skip("the volumes are not on disks of their own")
+	}
+	w.settle("the start")
+	for i, name := range []string{"hung disk of the leader", "hung disk of a follower"} {
+		h := &hand{world: w, random: rand.New(rand.NewPCG(*seed, uint64(i))), patience: writesBound}
+		w.enter("fault")
+		n, err := h.leader()
+		if i == 1 && err == nil {
+			n, err = h.follower()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		failures := w.findings()
+		h.hung(n, name)
+		n.start()
+		again := w.settle(name)
+		tried.note(name+", three", func(r *row) {
+			r.times++
+			r.found += w.findings() - failures
+			r.writes = max(r.writes, again)
+		})
+	}
+	h := &hand{world: w, random: rand.New(rand.NewPCG(*seed, 2)), patience: writesBound}
+	w.enter("fault")
+	n, err := h.follower()
+	if err != nil {
+		t.Fatal(err)
+	}
+	failures := w.findings()
+	h.stoppedWriting(n)
+	w.settle("SIGSTOP in the middle of a write")
+	tried.note("SIGSTOP in the middle of a write, three", func(r *row) { r.times++; r.found += w.findings() - failures })
+	w.finish()
+}
+
+// stoppedWriting stops a node that waits for its disk for longer than a disk may hang.
+func (w *hand) stoppedWriting(n *node) {
+	d, err := openDisk(n.volume)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer d.close()
+	if err := d.freeze(); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := await(bound, func() error {
+		if !n.waits() {
+			return errors.New("it does not write")
+		}
+		return nil
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+	n.signal(syscall.SIGSTOP)
+	if err := d.thaw(); err != nil {
+		w.t.Fatal(err)
+	}
+	time.Sleep(hungLimit + hungLimit/10)
+	n.signal(syscall.SIGCONT)
+	if err := await(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+		w.fail("after SIGSTOP for longer than a disk may hang: %v; its last line: %s", err, n.lastLine())
+	}
+}
+
+// hung lets the disk of a node stand still until the node has ended because of that.
+func (w *hand) hung(n *node, name string) {
+	d, err := openDisk(n.volume)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer d.close()
+	before := len(n.console())
+	if err := d.freeze(); err != nil {
+		w.t.Fatal(err)
+	}
+	began := time.Now()
+	written := w.writable(w.others(n))
+	w.enter("after") // what was open while it hung is a burden to check
+	if written > hungLimit+writesBound {
+		w.fail("%s: the others wrote again after %v, want %v", name, written, hungLimit)
+	}
+	if err := w.otherLeader(n); err != nil {
+		w.fail("%s: %v", name, err)
+	}
+	if err := await(bound, func() error {
+		if len(failures(n.console()[before:])) == 0 {
+			return errors.New("it does not say why it ends")
+		}
+		return nil
+	}); err != nil {
+		w.fail("%s: %v", name, err)
+	}
+	said := time.Since(began)
+	if said > hungLimit+writesBound {
+		w.fail("%s: it ended after %v, want %v", name, said, hungLimit)
+	}
+	if answer, err := n.ask(3*time.Second, "/get", url.Values{"key": {"probe"}, "consistency": {"stale"}}); err == nil {
+		w.fail("%s: after it said why it ends, got %q, want no answer", name, answer)
+	}
+	kept := n.running() // a thread that waits for the disk
+	if err := d.thaw(); err != nil {
+		w.t.Fatal(err)
+	}
+	code, err := n.ends(bound)
+	if err != nil || code != 1 {
+		w.fail("%s: got exit code %d, %v, want 1", name, code, err)
+	}
+	w.saidWhy(n, name, before, "the disk has not answered for "+hungLimit.String())
+	w.t.Logf("%s: the others wrote again after %v; after %v it said %s; the kernel kept it until the thaw: %t",
+		name, written, said.Round(time.Millisecond), n.lastLine(), kept)
 }
 
 // writable waits until one of nodes takes a write, and returns how long that took.

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,7 +19,7 @@ import (
 // fault is something that happens to a cluster.
 type fault struct {
 	name  string
-	wires bool // it needs a network of its own
+	needs needs
 	size  int  // it needs so many nodes
 	mixes bool // it may happen together with others
 	// do lets it happen, and returns before it heals: nil when it has surely happened,
@@ -26,26 +27,42 @@ type fault struct {
 	do func(w *hand) error
 }
 
+// needs is what a fault needs of the machine.
+type needs int
+
+const (
+	nothing  needs = iota
+	links          // a network of their own for the nodes
+	ownDisks       // a disk of its own for each node
+)
+
+// possible reports whether a fault can happen to a cluster of so many nodes here, which
+// have their disks by now.
+func (f fault) possible(size int) bool {
+	return size >= f.size && (f.needs != links || wires != nil) && (f.needs != ownDisks || disks) &&
+		(f.name != "clocks that jump" || clockBinary != "")
+}
+
 var errNothing = errors.New("nothing to do it to")
 
 var all = []fault{
-	{"kill -9 of one", false, 0, true, func(w *hand) error { return w.killed(w.pick(w.nodes)) }},
-	{"kill -9 of the leader", false, 0, true, func(w *hand) error {
+	{"kill -9 of one", nothing, 0, true, func(w *hand) error { return w.killed(w.pick(w.nodes)) }},
+	{"kill -9 of the leader", nothing, 0, true, func(w *hand) error {
 		leader, err := w.leader()
 		if err != nil {
 			return err
 		}
 		return errors.Join(w.killed(leader), w.otherLeader(leader))
 	}},
-	{"kill -9 of all", false, 0, false, func(w *hand) error { return w.killed(w.nodes...) }},
-	{"kill -9 of a majority", false, 0, false, func(w *hand) error {
+	{"kill -9 of all", nothing, 0, false, func(w *hand) error { return w.killed(w.nodes...) }},
+	{"kill -9 of a majority", nothing, 0, false, func(w *hand) error {
 		if err := w.killed(w.shuffled()[:len(w.nodes)/2+1]...); err != nil {
 			return err
 		}
 		time.Sleep(w.between(500*time.Millisecond, 2*time.Second))
 		return nil
 	}},
-	{"kill -9, again and again", false, 0, true, func(w *hand) error {
+	{"kill -9, again and again", nothing, 0, true, func(w *hand) error {
 		for range 4 {
 			n := w.pick(w.nodes)
 			if err := w.killed(n); err != nil {
@@ -57,7 +74,7 @@ var all = []fault{
 		}
 		return nil
 	}},
-	{"SIGSTOP of the leader", false, 0, true, func(w *hand) error {
+	{"SIGSTOP of the leader", nothing, 0, true, func(w *hand) error {
 		leader, err := w.leader()
 		if err != nil {
 			return err
@@ -65,26 +82,26 @@ var all = []fault{
 		leader.signal(syscall.SIGSTOP)
 		return w.otherLeader(leader)
 	}},
-	{"SIGSTOP of one", false, 0, true, func(w *hand) error {
+	{"SIGSTOP of one", nothing, 0, true, func(w *hand) error {
 		w.pick(w.nodes).signal(syscall.SIGSTOP)
 		time.Sleep(w.between(2*electionTimeout, 6*electionTimeout))
 		return nil
 	}},
-	{"SIGSTOP of all but one", false, 0, false, func(w *hand) error {
+	{"SIGSTOP of all but one", nothing, 0, false, func(w *hand) error {
 		for _, n := range w.shuffled()[1:] {
 			n.signal(syscall.SIGSTOP)
 		}
 		time.Sleep(w.between(2*electionTimeout, 6*electionTimeout))
 		return nil
 	}},
-	{"SIGTERM of the leader", false, 0, true, func(w *hand) error {
+	{"SIGTERM of the leader", nothing, 0, true, func(w *hand) error {
 		leader, err := w.leader()
 		if err != nil {
 			return err
 		}
 		return errors.Join(w.stopped(leader), w.otherLeader(leader))
 	}},
-	{"SIGTERM of each in turn", false, 0, false, func(w *hand) error {
+	{"SIGTERM of each in turn", nothing, 0, false, func(w *hand) error {
 		for _, n := range w.shuffled() {
 			if err := w.stopped(n); err != nil {
 				return err
@@ -96,30 +113,41 @@ var all = []fault{
 		}
 		return nil
 	}},
-	{"transfers of leadership", false, 0, true, transfers},
-	{"leave and join of one", false, 0, false, func(w *hand) error {
+	{"transfers of leadership", nothing, 0, true, transfers},
+	{"leave and join of one", nothing, 0, false, func(w *hand) error {
 		n, err := w.follower()
 		if err != nil {
 			return err
 		}
 		return w.leftAndJoined(n)
 	}},
-	{"leave and join of the leader", false, 0, false, func(w *hand) error {
+	{"leave and join of the leader", nothing, 0, false, func(w *hand) error {
 		leader, err := w.leader()
 		if err != nil {
 			return err
 		}
 		return w.leftAndJoined(leader)
 	}},
-	{"joins that are refused", false, 0, true, refusedJoins},
-	{"power cut of all", true, 0, false, func(w *hand) error { return w.powerCut(w.nodes...) }},
-	{"power cut of a majority", true, 0, false, func(w *hand) error { return w.powerCut(w.shuffled()[:len(w.nodes)/2+1]...) }},
-	{"clocks that jump", false, 0, false, clockJumps},
-	{"damage to raft.db", false, 0, false, func(w *hand) error { return w.damaged("raft.db") }},
-	{"damage to snapshots", false, 0, false, func(w *hand) error { return w.damaged(filepath.Join("snapshots", "*-*-*[0-9]", "state.bin")) }},
-	{"kill -9 during a snapshot install", false, 0, false, killInstalling},
+	{"joins that are refused", nothing, 0, true, refusedJoins},
+	{"power cut of all", ownDisks, 0, false, func(w *hand) error { return w.powerCut(w.nodes...) }},
+	{"power cut of a majority", ownDisks, 0, false, func(w *hand) error { return w.powerCut(w.shuffled()[:len(w.nodes)/2+1]...) }},
+	{"slow disk of one", ownDisks, 0, true, func(w *hand) error {
+		n, err := w.leader()
+		if err == nil && w.random.IntN(2) == 0 {
+			n, err = w.follower()
+		}
+		if err != nil {
+			return err
+		}
+		return w.slowDisks(n)
+	}},
+	{"slow disk of all", ownDisks, 0, false, func(w *hand) error { return w.slowDisks(w.nodes...) }},
+	{"clocks that jump", nothing, 0, false, clockJumps},
+	{"damage to raft.db", nothing, 0, false, func(w *hand) error { return w.damaged("raft.db") }},
+	{"damage to snapshots", nothing, 0, false, func(w *hand) error { return w.damaged(filepath.Join("snapshots", "*-*-*[0-9]", "state.bin")) }},
+	{"kill -9 during a snapshot install", nothing, 0, false, killInstalling},
 
-	{"isolated leader", true, 0, true, func(w *hand) error {
+	{"isolated leader", links, 0, true, func(w *hand) error {
 		leader, err := w.leader()
 		if err != nil {
 			return err
@@ -127,7 +155,7 @@ var all = []fault{
 		w.split([]*node{leader}, w.others(leader))
 		return w.otherLeader(leader)
 	}},
-	{"isolated follower", true, 0, true, func(w *hand) error {
+	{"isolated follower", links, 0, true, func(w *hand) error {
 		n, err := w.follower()
 		if err != nil {
 			return err
@@ -136,7 +164,7 @@ var all = []fault{
 		time.Sleep(w.between(2*electionTimeout, 8*electionTimeout))
 		return nil
 	}},
-	{"leader with a minority", true, 5, true, func(w *hand) error {
+	{"leader with a minority", links, 5, true, func(w *hand) error {
 		leader, err := w.leader()
 		if err != nil {
 			return err
@@ -145,14 +173,14 @@ var all = []fault{
 		w.split(minority, w.others(minority...))
 		return w.otherLeader(minority...)
 	}},
-	{"nobody reaches anybody", true, 0, false, func(w *hand) error {
+	{"nobody reaches anybody", links, 0, false, func(w *hand) error {
 		for _, n := range w.nodes {
 			w.split([]*node{n}, w.others(n))
 		}
 		time.Sleep(w.between(4*electionTimeout, 10*electionTimeout))
 		return nil
 	}},
-	{"leader that is not heard", true, 0, true, func(w *hand) error {
+	{"leader that is not heard", links, 0, true, func(w *hand) error {
 		leader, err := w.leader()
 		if err != nil {
 			return err
@@ -160,7 +188,7 @@ var all = []fault{
 		w.oneWay([]*node{leader}, w.others(leader), link{cut: true})
 		return w.otherLeader(leader)
 	}},
-	{"leader that hears nobody", true, 0, true, func(w *hand) error {
+	{"leader that hears nobody", links, 0, true, func(w *hand) error {
 		leader, err := w.leader()
 		if err != nil {
 			return err
@@ -168,7 +196,7 @@ var all = []fault{
 		w.oneWay(w.others(leader), []*node{leader}, link{cut: true})
 		return w.otherLeader(leader)
 	}},
-	{"follower that is not heard", true, 0, true, func(w *hand) error {
+	{"follower that is not heard", links, 0, true, func(w *hand) error {
 		n, err := w.follower()
 		if err != nil {
 			return err
@@ -177,14 +205,14 @@ var all = []fault{
 		time.Sleep(w.between(4*electionTimeout, 8*electionTimeout))
 		return nil
 	}},
-	{"a bridge: two halves that share one node", true, 0, true, func(w *hand) error {
+	{"a bridge: two halves that share one node", links, 0, true, func(w *hand) error {
 		s := w.shuffled()
 		half := (len(s) - 1) / 2
 		w.split(s[:half], s[half+1:])
 		time.Sleep(w.between(4*electionTimeout, 10*electionTimeout))
 		return nil
 	}},
-	{"flapping links", true, 0, true, func(w *hand) error {
+	{"flapping links", links, 0, true, func(w *hand) error {
 		for range 12 {
 			n := w.pick(w.nodes)
 			w.split([]*node{n}, w.others(n))
@@ -194,7 +222,7 @@ var all = []fault{
 		}
 		return nil
 	}},
-	{"leader cut off again and again", true, 0, true, func(w *hand) error {
+	{"leader cut off again and again", links, 0, true, func(w *hand) error {
 		for range 3 {
 			leader, err := w.leader()
 			if err != nil {
@@ -208,15 +236,15 @@ var all = []fault{
 		}
 		return nil
 	}},
-	{"transfer of leadership by a leader that is cut off", true, 0, false, cutTransfer},
-	{"delay", true, 0, true, func(w *hand) error {
+	{"transfer of leadership by a leader that is cut off", links, 0, false, cutTransfer},
+	{"delay", links, 0, true, func(w *hand) error {
 		return w.bad(link{delay: w.between(5*time.Millisecond, 60*time.Millisecond), jitter: time.Millisecond})
 	}},
-	{"reordering", true, 0, true, func(w *hand) error {
+	{"reordering", links, 0, true, func(w *hand) error {
 		return w.bad(link{jitter: w.between(5*time.Millisecond, 60*time.Millisecond)})
 	}},
-	{"loss", true, 0, true, func(w *hand) error { return w.bad(link{loss: 0.02 + 0.2*w.random.Float64()}) }},
-	{"loss, doubling, delay and reordering", true, 0, true, func(w *hand) error {
+	{"loss", links, 0, true, func(w *hand) error { return w.bad(link{loss: 0.02 + 0.2*w.random.Float64()}) }},
+	{"loss, doubling, delay and reordering", links, 0, true, func(w *hand) error {
 		return w.bad(link{loss: 0.05, double: 0.2, delay: 5 * time.Millisecond, jitter: 30 * time.Millisecond})
 	}},
 }
@@ -244,9 +272,12 @@ func schedule(t *testing.T, name string, size int, part float64, short time.Dura
 	w.settle("the start")
 	var order []fault
 	for _, f := range all {
-		if size >= f.size && (wires != nil || !f.wires) && wanted.MatchString(f.name) && (clockBinary != "" || f.name != "clocks that jump") {
+		if f.possible(size) && wanted.MatchString(f.name) {
 			order = append(order, f)
 		}
+	}
+	if len(order) == 0 {
+		t.Skipf("no fault that can happen here matches %q", *only)
 	}
 	mixes := slices.DeleteFunc(slices.Clone(order), func(f fault) bool { return !f.mixes })
 	next := 0
@@ -271,10 +302,31 @@ func schedule(t *testing.T, name string, size int, part float64, short time.Dura
 		}
 		w.round(mix...)
 	}
+	if *long && *only == "" && *duration >= wholeDeck {
+		for range 3 { // what there was nothing to do it to may have it now
+			for _, f := range w.missing(order) {
+				w.round(f)
+			}
+		}
+		for _, f := range w.missing(order) {
+			t.Errorf("%s: %s never happened", name, f.name)
+		}
+	}
 	w.finish()
 	if w.rounds < 4 {
 		t.Errorf("%s: got %d rounds, want at least 4", name, w.rounds)
 	}
+}
+
+// wholeDeck is from which duration on every fault must happen at least once.
+const wholeDeck = 8 * time.Minute
+
+// missing is which of these faults have not happened yet.
+func (w *world) missing(faults []fault) []fault {
+	return slices.DeleteFunc(slices.Clone(faults), func(f fault) (happened bool) {
+		tried.note(f.name+", "+w.name, func(r *row) { happened = r.times > 0 })
+		return happened
+	})
 }
 
 // disks is whether onDisk works here.
@@ -289,7 +341,7 @@ func onDisk(n *node) {
 	}
 	if err := mountDisk(n.volume); err != nil {
 		disks = false
-		n.t.Logf("NO POWER CUTS: %v", err)
+		n.t.Logf("NO POWER CUTS AND NO SLOW DISKS: %v", err)
 		return
 	}
 	n.t.Cleanup(func() { _ = unmount(n.volume) })
@@ -325,6 +377,13 @@ func (w *hand) stopped(n *node) error {
 	}
 	n.signal(syscall.SIGTERM)
 	code, err := n.ends(10 * time.Second)
+	if err != nil && !n.active() { // another fault has sent SIGSTOP
+		n.signal(syscall.SIGCONT)
+		code, err = n.ends(10 * time.Second)
+	}
+	if status, ok := n.state().Sys().(syscall.WaitStatus); err == nil && ok && status.Signal() == syscall.SIGKILL {
+		return fmt.Errorf("%w: another fault has killed %s", errNothing, n.id)
+	}
 	if err != nil || code != 0 {
 		w.fail("%s after SIGTERM: got exit code %d, %v, want 0; its last line: %s", n.id, code, err, n.lastLine())
 	}
@@ -431,6 +490,71 @@ func (w *hand) powerCut(nodes ...*node) error {
 		if err := cut(n.volume); err != nil {
 			w.t.Errorf("power cut of %s: %v", n.id, err)
 		}
+	}
+	return nil
+}
+
+// slowDisks makes the disks of nodes stand still, all at once, again and again for a
+// while. Each node must have waited for its own, and while all stand still no write may
+// be acknowledged.
+func (w *hand) slowDisks(nodes ...*node) error {
+	var still []*disk
+	for _, n := range nodes {
+		d, err := openDisk(n.volume)
+		if err != nil {
+			return err
+		}
+		defer d.close()
+		still = append(still, d)
+	}
+	var probes sync.WaitGroup
+	times := 0
+	waited, held := make(map[*node]int), len(nodes) < len(w.nodes)
+	for end := time.Now().Add(w.between(time.Second, 3*time.Second)); ; time.Sleep(w.between(2*time.Millisecond, 8*time.Millisecond)) {
+		happened := len(waited) == len(nodes) && held
+		if now := time.Now(); happened && now.After(end) {
+			break
+		} else if now.After(end.Add(w.patience)) {
+			return fmt.Errorf("%d of %d nodes waited for their disks, a write waited: %t", len(waited), len(nodes), held)
+		}
+		times++
+		for _, i := range w.random.Perm(len(still)) {
+			if err := still[i].freeze(); err != nil {
+				return err
+			}
+			time.Sleep(w.between(0, 6*time.Millisecond)) // followers that stand still get entries of a leader that does not yet
+		}
+		answered := make(chan error, 1)
+		to := w.pick(w.nodes)
+		probes.Go(func() {
+			_, err := to.ask(5*time.Second, "/set", url.Values{"key": {"probe"}, "value": {"slow"}})
+			answered <- err
+		})
+		time.Sleep(w.between(20*time.Millisecond, 150*time.Millisecond))
+		for _, n := range nodes {
+			if n.waits() {
+				waited[n]++
+			}
+		}
+		if len(nodes) == len(w.nodes) {
+			select {
+			case err := <-answered:
+				if err == nil {
+					w.fail("%s: a write was acknowledged while all disks stood still", to.id)
+				}
+			default:
+				held = true
+			}
+		}
+		for _, d := range still {
+			if err := d.thaw(); err != nil {
+				return err
+			}
+		}
+	}
+	probes.Wait()
+	for _, n := range nodes {
+		w.t.Logf("%s waited for its disk, %d of %d times", n.id, waited[n], times)
 	}
 	return nil
 }

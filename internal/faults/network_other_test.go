@@ -12,6 +12,7 @@ import (
 type (
 	network struct{}
 	space   struct{}
+	disk    struct{}
 )
 
 var errLinux = errors.New("not on Linux")
@@ -23,6 +24,11 @@ func resize(string, int64, int64) error   { return errLinux }
 func mountDisk(string) error              { return errLinux }
 func cut(string) error                    { return errLinux }
 func unmount(string) error                { return errLinux }
+func openDisk(string) (*disk, error)      { return nil, errLinux }
+func (*disk) freeze() error               { return errLinux }
+func (*disk) thaw() error                 { return errLinux }
+func (*disk) close()                      {}
+func (*node) waits() bool                 { return false }
 func (*network) host(int) (*space, error) { return nil, errLinux }
 func (*network) set(int, int, link)       {}
 func (*network) heal()                    {}

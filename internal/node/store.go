@@ -151,12 +151,24 @@ func (s *store) GetUint64(key []byte) (uint64, error) {
 	return binary.BigEndian.Uint64(value), err
 }
 
+// watchTicks is in how many parts the limit of a write passes. A process that was paused
+// (SIGSTOP, a virtual machine that moves) finds one of them over, however long that took:
+// its disk has had no time to answer.
+const watchTicks = 20
+
 // write runs one write of the disk under the watchdog.
 func (s *store) write(what string, run func() error) {
-	watchdog := time.AfterFunc(s.limit, func() {
-		s.fail(fmt.Errorf("%s: the disk has not answered for %v", what, s.limit))
-	})
-	defer watchdog.Stop()
+	var answered atomic.Bool
+	left, tick := watchTicks, func() {}
+	tick = func() {
+		if left--; left > 0 && !answered.Load() {
+			time.AfterFunc(s.limit/watchTicks, tick)
+		} else if !answered.Load() {
+			s.fail(fmt.Errorf("%s: the disk has not answered for %v", what, s.limit))
+		}
+	}
+	watchdog := time.AfterFunc(s.limit/watchTicks, tick)
+	defer func() { answered.Store(true); watchdog.Stop() }()
 	if err := run(); err != nil {
 		s.stop(what, err)
 	}
