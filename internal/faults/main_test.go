@@ -42,6 +42,10 @@ func TestMain(m *testing.M) {
 	if flag.Lookup("test.list").Value.String() != "" || testing.Short() {
 		os.Exit(m.Run())
 	}
+	if *mutate { // which runs the suite, and that has namespaces of its own
+		_ = flag.Set("test.run", cmp.Or(flag.Lookup("test.run").Value.String(), "^TestMutants$"))
+		os.Exit(m.Run())
+	}
 	os.Exit(testMain(m))
 }
 

@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -134,7 +136,9 @@ type network struct {
 	ports  map[netip.Addr]*os.File
 	spaces map[int]*space
 	links  map[way]link
-	counts struct{ passed, cut, lost, late, doubled int }
+	rules  map[way]func(segment) bool
+	kept   map[way][][]byte // packets that a rule holds, in their order
+	counts struct{ passed, cut, lost, late, doubled, held int }
 }
 
 // way is one direction of a link.
@@ -142,12 +146,50 @@ type way struct{ from, to netip.Addr }
 
 const self = 250 // the host that this process is
 
+// segment is what a packet of TCP carries, and between which ports.
+type segment struct {
+	from, to uint16
+	data     []byte // not empty
+}
+
+// segmentOf returns false when an IPv4 packet is no such packet.
+func segmentOf(packet []byte) (s segment, ok bool) {
+	const tcp = 6
+	head := int(packet[0]&15) * 4
+	if packet[9] != tcp || len(packet) < head+20 {
+		return s, false
+	}
+	body := packet[head:]
+	s.from, s.to = uint16(body[0])<<8|uint16(body[1]), uint16(body[2])<<8|uint16(body[3])
+	s.data = body[min(len(body), int(body[12]>>4)*4):]
+	return s, len(s.data) > 0
+}
+
+// raftPort is that of every host.
+const raftPort = 9000
+
+// Raft writes each of its requests at once, and each of its answers: a segment has all of
+// one, if it is no longer than a packet. A request begins with its kind, from
+// AppendEntries, 0, to RequestPreVote, 4; an answer with the text of its error, in msgpack:
+// none, mostly. Of what else is on the raft port only a question for a term begins so, with
+// the length of an ID as short as n1: it is held with the requests.
+
+func (s segment) request() bool    { return s.to == raftPort && s.data[0] <= 4 }
+func (s segment) timeoutNow() bool { return s.to == raftPort && s.data[0] == 3 }
+func (s segment) answer() bool     { return s.from == raftPort && s.data[0] == 0xa0 }
+
+// heartbeat reports whether it is an AppendEntries without a place in the log.
+func (s segment) heartbeat() bool {
+	return s.to == raftPort && s.data[0] == 0 && bytes.Contains(s.data, []byte("PrevLogEntry\x00")) && bytes.Contains(s.data, []byte("LeaderCommitIndex\x00"))
+}
+
 // newNetwork returns the network of this process. There is one.
 func newNetwork() (*network, error) {
 	if err := enter(); err != nil {
 		return nil, err
 	}
-	n := &network{random: rand.New(rand.NewPCG(1, 1)), ports: make(map[netip.Addr]*os.File), spaces: make(map[int]*space), links: make(map[way]link)}
+	n := &network{random: rand.New(rand.NewPCG(1, 1)), ports: make(map[netip.Addr]*os.File), spaces: make(map[int]*space), links: make(map[way]link),
+		rules: make(map[way]func(segment) bool), kept: make(map[way][][]byte)}
 	file, err := tun(address(self))
 	if err != nil {
 		return nil, err
@@ -229,7 +271,8 @@ func (n *network) forward(packet []byte) {
 	w := way{netip.AddrFrom4([4]byte(packet[12:16])), netip.AddrFrom4([4]byte(packet[16:20]))}
 	n.mu.Lock()
 	to := n.ports[w.to]
-	l := n.links[w]
+	l, rule := n.links[w], n.rules[w]
+	sent, carries := segmentOf(packet)
 	copies, wait := 1, l.delay
 	switch {
 	case to == nil:
@@ -239,6 +282,10 @@ func (n *network) forward(packet []byte) {
 		copies = 0
 	case l.loss > 0 && n.random.Float64() < l.loss:
 		n.counts.lost++
+		copies = 0
+	case rule != nil && carries && rule(sent):
+		n.counts.held++
+		n.kept[w] = append(n.kept[w], slices.Clone(packet))
 		copies = 0
 	default:
 		n.counts.passed++
@@ -271,11 +318,53 @@ func (n *network) set(from, to int, l link) {
 	n.links[way{address(from), address(to)}] = l
 }
 
-// heal makes all links good.
+// watch has rule look at all segments on the way from one host to another, one at a
+// time: what it returns true for is held until it is released. It must not use the
+// network.
+func (n *network) watch(from, to *node, rule func(segment) bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.rules[way{address(from.number), address(to.number)}] = rule
+}
+
+// held reports whether such a segment is held on the way from one host to another.
+func (n *network) held(from, to *node, such func(segment) bool) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.ContainsFunc(n.kept[way{address(from.number), address(to.number)}], func(packet []byte) bool {
+		sent, _ := segmentOf(packet)
+		return such(sent)
+	})
+}
+
+// release lets go, in their order, of such segments as are held on the way from one host
+// to another.
+func (n *network) release(from, to *node, such func(segment) bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w := way{address(from.number), address(to.number)}
+	n.kept[w] = slices.DeleteFunc(n.kept[w], func(packet []byte) bool {
+		sent, _ := segmentOf(packet)
+		if !such(sent) {
+			return false
+		}
+		_, _ = n.ports[w.to].Write(packet)
+		return true
+	})
+}
+
+// heal makes all links good, and lets go of all that is held.
 func (n *network) heal() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.links)
+	clear(n.rules)
+	for w, packets := range n.kept {
+		for _, packet := range packets {
+			_, _ = n.ports[w.to].Write(packet)
+		}
+	}
+	clear(n.kept)
 }
 
 // harm is how many packets were harmed so far.

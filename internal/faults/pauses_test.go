@@ -113,33 +113,7 @@ func TestPausedLeader(t *testing.T) {
 		if i%5 != 4 && i != pauses-1 {
 			continue
 		}
-		for _, n := range w.nodes {
-			if err := await(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
-				w.fail("pause %d: %s: %v", i, n.id, err)
-			}
-		}
-		last, err := h.leader()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := last.ask(5*time.Second, "/set", url.Values{"key": {"probe"}, "value": {group}}); err != nil && !strings.Contains(err.Error(), " 503 ") {
-			t.Logf("pause %d: a last write: %v", i, err)
-		}
-		w.replicas(fmt.Sprintf("pause %d", i), w.nodes)
-		if err := history.Check(30*time.Second, w.dir); err != nil {
-			w.fail("by pause %d: %v", i, err)
-		}
-		for kind := range kinds {
-			old += history.Count(kind, lincheck.Done)
-		}
-		w.mu.Lock()
-		for _, p := range w.problems {
-			w.totals["failures"]++
-			t.Errorf("seed %d, pause %d: %s", *seed, i, p)
-		}
-		w.problems = nil
-		w.history = lincheck.NewRecorder()
-		w.mu.Unlock()
+		old += w.calm(fmt.Sprintf("pause %d", i))
 		if w.findings() > 0 {
 			break
 		}
@@ -150,4 +124,40 @@ func TestPausedLeader(t *testing.T) {
 		t.Error("too little was done")
 	}
 	w.goroutines()
+}
+
+// calm checks that all nodes become ready and hold the same, and what clients were told
+// since it was last called, none of which may be under way. It returns how many operations
+// were done.
+func (w *world) calm(name string) (done int) {
+	w.t.Helper()
+	for _, n := range w.nodes {
+		if err := await(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+			w.fail("%s: %s: %v", name, n.id, err)
+		}
+	}
+	last, err := w.leaderOf(writesBound, w.nodes)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := last.ask(5*time.Second, "/set", url.Values{"key": {"probe"}, "value": {name}}); err != nil && !strings.Contains(err.Error(), " 503 ") {
+		w.t.Logf("%s: a last write: %v", name, err)
+	}
+	w.replicas(name, w.nodes)
+	history := w.recorder()
+	if err := history.Check(30*time.Second, w.dir); err != nil {
+		w.fail("by %s: %v", name, err)
+	}
+	for kind := range kinds {
+		done += history.Count(kind, lincheck.Done)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range w.problems {
+		w.totals["failures"]++
+		w.t.Errorf("seed %d, %s, %s: %s", *seed, w.name, name, p)
+	}
+	w.problems = nil
+	w.history = lincheck.NewRecorder()
+	return done
 }
