@@ -162,7 +162,7 @@ func (n *Node) transfer(ctx context.Context, r *raft.Raft, id string) (leader st
 // over to stand for election at once, within ctx, so that the others need not wait for
 // the election timeout. Raft itself, whose loop may have ended or hang in a write of the
 // disk, is not asked: the message is the one its own transfer sends (TimeoutNow, Raft
-// dissertation section 3.10), and the voter may as well get it from nobody.
+// dissertation section 3.10). It only makes the voter a candidate, so nothing rests on it.
 func (n *Node) GiveUp(ctx context.Context) error {
 	i := n.current.Load()
 	if i.raft.State() != raft.Leader {
@@ -213,22 +213,25 @@ func (n *Node) successor(ctx context.Context, r *raft.Raft, servers []raft.Serve
 	case candidates[0].Suffrage != raft.Voter:
 		return raft.Server{}, fmt.Errorf("%w: %s has no vote; /join it as a voter first", ErrConflict, id)
 	}
-	var best *raft.Server
-	var most uint64
-	var full bool // its disk, nearly: only if there is no other
+	last := r.LastIndex()
+	lags := func(i *Info) bool { return i.LastIndex+transferLag < last }
+	full := func(i *Info) bool { return i.Health.Space != "" }
+	var to raft.Server
+	var best *Info // of to: one that has caught up, then one with room on its disk, then the one with the most entries
 	for i, info := range n.askAll(ctx, candidates) {
-		if info == nil {
-			continue
-		}
-		if nearly := info.Health.Space != ""; best == nil || full && !nearly || full == nearly && info.LastIndex > most {
-			best, most, full = &candidates[i], info.LastIndex, nearly
+		switch {
+		case info == nil:
+		case best == nil, lags(best) && !lags(info),
+			lags(best) == lags(info) && full(best) && !full(info),
+			lags(best) == lags(info) && full(best) == full(info) && info.LastIndex > best.LastIndex:
+			to, best = candidates[i], info
 		}
 	}
 	if best == nil {
 		return raft.Server{}, fmt.Errorf("%w: no voter that could take over answers", ErrConflict)
 	}
-	if last := r.LastIndex(); most+transferLag < last {
-		return raft.Server{}, fmt.Errorf("%w: %s lags %d entries behind; try again when it has caught up", ErrConflict, best.ID, last-most)
+	if lags(best) {
+		return raft.Server{}, fmt.Errorf("%w: %s lags %d entries behind; try again when it has caught up", ErrConflict, to.ID, last-best.LastIndex)
 	}
-	return *best, nil
+	return to, nil
 }

@@ -306,6 +306,17 @@ func TestTransferToALaggingOne(t *testing.T) {
 	}
 	_, err := n1.successor(context.Background(), r, servers, "n2")
 	wantError(t, "one that lags", err, ErrConflict, "entries behind")
+
+	// One that has caught up, though its disk is nearly full, is better than one that lags.
+	n3 := openNode(t, "n3", t.TempDir())
+	if _, err := n1.Join(context.Background(), JoinRequest{ID: "n3", Address: n3.RaftAddress(), Nonvoter: true}); err != nil {
+		t.Fatal(err)
+	}
+	n3.ails(&n3.health.Space, "nearly full")
+	servers = append(servers, raft.Server{ID: "n3", Address: raft.ServerAddress(n3.RaftAddress()), Suffrage: raft.Voter})
+	if to, err := n1.successor(context.Background(), r, servers, ""); err != nil || to.ID != "n3" {
+		t.Errorf("of one that lags and one that is full: got %s, %v, want n3", to.ID, err)
+	}
 }
 
 // TestRecovery: two of three are lost for good; peers.json in the third's volume
