@@ -25,6 +25,7 @@ const (
 	foreignCalls        // the preface of calls of another cluster
 	cutOff              // as much of the own cluster's preface as there are bytes, which follow as they are
 	ownRaft             // the preface of a raft stream of the own cluster
+	ownTerm             // the preface of questions for a term, of the own cluster
 	kinds
 )
 
@@ -76,7 +77,7 @@ func FuzzRaftPort(f *testing.F) {
 	}()
 
 	foreign := strings.Repeat("\x07", 16)
-	for _, text := range []string{"", "\x00", "\xb1", "\xb2", "\xb3", "GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00", "\xb1" + foreign, "\xb2" + foreign, "\xb1" + foreign[1:]} {
+	for _, text := range []string{"", "\x00", "\xb1", "\xb2", "\xb3", "GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00", "\xb1" + foreign, "\xb2" + foreign, "\xb3" + foreign, "\xb1" + foreign[1:], "\xb4"} {
 		f.Add(byte(bare), []byte(text))
 	}
 	for size := range 17 {
@@ -88,7 +89,7 @@ func FuzzRaftPort(f *testing.F) {
 		"POST /removed HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
 		"POST /release HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n",
 		"POST /leave?nodeId=n1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nz",
-		"GET /term HTTP/1.1\r\nHost: x\r\n\r\n", "GET /readindex HTTP/1.1\r\nHost: x\r\n\r\n", "GET /committed?index=1 HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET /readindex HTTP/1.1\r\nHost: x\r\n\r\n", "GET /committed?index=1 HTTP/1.1\r\nHost: x\r\n\r\n",
 		"GET //info HTTP/1.0\r\n\r\n", "\x00",
 	} {
 		f.Add(byte(foreignCalls), []byte(text))
@@ -103,6 +104,10 @@ func FuzzRaftPort(f *testing.F) {
 		f.Add(byte(ownRaft), []byte(text))
 	}
 
+	for _, text := range []string{"", "\x00", "\x02n1", "\x02n1\x02n2\x02n", "\xff" + strings.Repeat("n", 255), strings.Repeat("\x02n1", 5000)} {
+		f.Add(byte(ownTerm), []byte(text))
+	}
+
 	base := heapAlloc()
 	f.Fuzz(func(t *testing.T, kind byte, rest []byte) {
 		address, text := n.RaftAddress(), rest
@@ -113,6 +118,8 @@ func FuzzRaftPort(f *testing.F) {
 			text = append([]byte("\xb2"+foreign), rest...)
 		case cutOff:
 			text = append([]byte{0xb1}, id[:min(len(rest), len(id)-1)]...)
+		case ownTerm:
+			text = append(append([]byte{0xb3}, id...), rest...)
 		case ownRaft:
 			if hugeLength(rest) {
 				return

@@ -95,8 +95,8 @@ func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, con
 }
 
 // pacedSink writes a snapshot in steps, each of which is synced and followed by a pause
-// as long as it took, within snapshotPause: the disk and the processor are the log's too, and one sync of it
-// all at the end would hold up every write meanwhile.
+// as long as it took, within snapshotPause: the disk and the processor are the log's too,
+// and one sync of it all at the end would hold up every write meanwhile.
 type pacedSink struct {
 	raft.SnapshotSink
 	written *atomic.Uint64

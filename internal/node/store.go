@@ -159,7 +159,8 @@ const watchTicks = 20
 // write runs one write of the disk under the watchdog.
 func (s *store) write(what string, run func() error) {
 	var answered atomic.Bool
-	left, tick := watchTicks, func() {}
+	var tick func()
+	left := watchTicks
 	tick = func() {
 		if left--; left > 0 && !answered.Load() {
 			time.AfterFunc(s.limit/watchTicks, tick)

@@ -39,8 +39,8 @@ type Port struct {
 	logf     func(format string, args ...any)
 	client   *http.Client
 	server   *http.Server
-	calls    *queue // connections of node-to-node HTTP calls, to server
-	term     func(nodeID string) uint64
+	calls    *queue                     // connections of node-to-node HTTP calls, to server
+	term     func(nodeID string) uint64 // of Serve
 
 	mu      sync.Mutex // guards what follows
 	cluster ClusterID
@@ -155,8 +155,8 @@ func (p *Port) Stream() raft.StreamLayer {
 }
 
 // CloseStreams closes every connection of the raft instance that was dialed to
-// address. Raft credits an acknowledgement to the ID of a member: one that comes late must not count for a
-// member that was removed and came back.
+// address. Raft credits an acknowledgement to the ID of a member: one that comes late
+// must not count for a member that was removed and came back.
 func (p *Port) CloseStreams(address string) {
 	p.mu.Lock()
 	s := p.stream
