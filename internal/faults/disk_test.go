@@ -95,12 +95,7 @@ func TestFullDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.start()
-		again := w.settle(name)
-		tried.note(name+", three", func(r *row) {
-			r.times++
-			r.found += w.findings() - failures
-			r.writes = max(r.writes, again)
-		})
+		w.noted(name, failures)
 	}
 	w.finish()
 }
@@ -195,12 +190,7 @@ func TestHungDisk(t *testing.T) {
 		failures := w.findings()
 		h.hung(n, name)
 		n.start()
-		again := w.settle(name)
-		tried.note(name+", three", func(r *row) {
-			r.times++
-			r.found += w.findings() - failures
-			r.writes = max(r.writes, again)
-		})
+		w.noted(name, failures)
 	}
 	h := &hand{world: w, random: rand.New(rand.NewPCG(*seed, 2)), patience: writesBound}
 	w.enter("fault")
@@ -210,9 +200,20 @@ func TestHungDisk(t *testing.T) {
 	}
 	failures := w.findings()
 	h.stoppedWriting(n)
-	w.settle("SIGSTOP in the middle of a write")
-	tried.note("SIGSTOP in the middle of a write, three", func(r *row) { r.times++; r.found += w.findings() - failures })
+	w.noted("SIGSTOP in the middle of a write", failures)
 	w.finish()
+}
+
+// noted waits until what has healed has settled, and adds it to what was tried; there
+// were so many failures before it.
+func (w *world) noted(name string, failures int) {
+	w.t.Helper()
+	again := w.settle(name)
+	tried.note(name+", three", func(r *row) {
+		r.times++
+		r.found += w.findings() - failures
+		r.writes = max(r.writes, again)
+	})
 }
 
 // stoppedWriting stops a node that waits for its disk for longer than a disk may hang.

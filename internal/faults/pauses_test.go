@@ -153,11 +153,7 @@ func (w *world) calm(name string) (done int) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, p := range w.problems {
-		w.totals["failures"]++
-		w.t.Errorf("seed %d, %s, %s: %s", *seed, w.name, name, p)
-	}
-	w.problems = nil
+	w.tell(name)
 	w.history = lincheck.NewRecorder()
 	return done
 }

@@ -486,11 +486,7 @@ func (w *world) settle(name string) (again time.Duration) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, p := range w.problems {
-		w.totals["failures"]++
-		w.t.Errorf("seed %d, %s, %s: %s", *seed, w.name, name, p)
-	}
-	w.problems = nil
+	w.tell(name)
 	for kind := range kinds {
 		w.totals[kind] += history.Count(kind, lincheck.Done)
 		w.unknown += history.Count(kind, lincheck.Unknown)
@@ -500,6 +496,16 @@ func (w *world) settle(name string) (again time.Duration) {
 	w.rounds++
 	w.enter("before") // groups of keys that the new history has from their beginning
 	return again
+}
+
+// tell reports the problems so far. w.mu is held.
+func (w *world) tell(name string) {
+	w.t.Helper()
+	for _, p := range w.problems {
+		w.totals["failures"]++
+		w.t.Errorf("seed %d, %s, %s: %s", *seed, w.name, name, p)
+	}
+	w.problems = nil
 }
 
 // kinds are the operations of which a test must have done at least so many, for each
