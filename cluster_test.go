@@ -17,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -46,26 +45,14 @@ func (b *logBuffer) String() string {
 	return string(b.text)
 }
 
-// consoleOf returns all that s, which startNode has started, has said so far: what it
-// says is printed some milliseconds later, so it waits for a last word of its own.
+// consoleOf returns all that s, which startNode has started, has printed.
 func consoleOf(s *service) string {
-	printed := s.console.out.(*logBuffer)
-	word := fmt.Sprintf("last word %d\n", lastWord.Add(1))
-	_, _ = s.console.Write([]byte(word))
-	for !strings.Contains(printed.String(), word) {
-		select {
-		case <-s.console.done: // it was stopped, and has printed all
-			word = ""
-		case <-time.After(time.Millisecond):
-		}
-	}
-	return lastWords.ReplaceAllString(printed.String(), "")
+	s.console.Flush()
+	printed, _ := consoles.Load(s)
+	return printed.(*logBuffer).String()
 }
 
-var (
-	lastWord  atomic.Int64
-	lastWords = regexp.MustCompile(`(?m)^last word \d+\n`)
-)
+var consoles sync.Map // *service: *logBuffer
 
 var ownLine = regexp.MustCompile(`(?m)^[A-Z]{4}\[[^]]*\] (.*)$`)
 
@@ -115,7 +102,8 @@ func startNode(t testing.TB, id, dir string, mutate func(*config)) *service {
 		}
 		return err
 	})
-	t.Cleanup(func() { _ = s.stop() })
+	consoles.Store(s, out)
+	t.Cleanup(func() { _ = s.stop(); consoles.Delete(s) })
 	return s
 }
 

@@ -63,7 +63,7 @@ func TestConditions(t *testing.T) {
 				f.Apply(entry(12, 1, setting("12", "old")))
 				f.Apply(entry(13, 1, setting("13", "old")))
 				c := command.Command{Kind: kind, Options: &command.Options{Match: tt.match, NoneMatch: tt.noneMatch}}
-				want := result{index: 14, failed: tt.failed, current: tt.current}
+				want := command.Result{Index: 14, Failed: tt.failed, Current: tt.current}
 				values := map[string]string{"12": "old", "13": "old"}
 				for _, key := range tt.keys {
 					c.Pairs = append(c.Pairs, command.Pair{Key: key, Value: []byte("new")})
@@ -71,7 +71,7 @@ func TestConditions(t *testing.T) {
 						continue
 					}
 					if _, ok := values[key]; ok && kind == command.Remove {
-						want.removed++
+						want.Removed++
 					}
 					delete(values, key)
 					if kind == command.Set {
@@ -103,13 +103,13 @@ func TestAppliedOnce(t *testing.T) {
 	create := command.Options{IdempotencyKey: "create", NoneMatch: command.Condition{Any: true}}
 	first := []struct {
 		c    command.Command
-		want result
+		want command.Result
 	}{
-		{once(setting("a", "1"), "set"), result{index: 1}},
-		{once(removing("a", "none"), "remove"), result{index: 2, removed: 1}},
-		{with(setting("b", "1"), create), result{index: 3}},
-		{once(command.Command{Kind: command.RemovePrefix, Pairs: removing("b").Pairs}, "prefix"), result{index: 4, removed: 1}},
-		{with(setting("c", "1"), command.Options{IdempotencyKey: "failed", Match: command.Condition{Any: true}}), result{index: 5, failed: 1}},
+		{once(setting("a", "1"), "set"), command.Result{Index: 1}},
+		{once(removing("a", "none"), "remove"), command.Result{Index: 2, Removed: 1}},
+		{with(setting("b", "1"), create), command.Result{Index: 3}},
+		{once(command.Command{Kind: command.RemovePrefix, Pairs: removing("b").Pairs}, "prefix"), command.Result{Index: 4, Removed: 1}},
+		{with(setting("c", "1"), command.Options{IdempotencyKey: "failed", Match: command.Condition{Any: true}}), command.Result{Index: 5, Failed: 1}},
 	}
 	f, _ := newTestFSM("error")
 	for i, tt := range first {
@@ -138,7 +138,7 @@ func TestAppliedOnce(t *testing.T) {
 			"another condition": with(setting("b", "1"), command.Options{IdempotencyKey: "create", NoneMatch: command.Condition{Indexes: []uint64{0}}}),
 		} {
 			index++
-			if got, want := results(f.Apply(entry(index, 2, c)))[0], (result{index: index, reused: true}); got != want {
+			if got, want := results(f.Apply(entry(index, 2, c)))[0], (command.Result{Index: index, Reused: true}); got != want {
 				t.Errorf("%s: %s: got %+v, want %+v", name, what, got, want)
 			}
 		}

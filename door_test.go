@@ -21,7 +21,7 @@ import (
 	"testing"
 	"time"
 
-	"raftkv/internal/door"
+	"raftkv/internal/connlimit"
 	"raftkv/internal/kv"
 )
 
@@ -328,7 +328,7 @@ func TestHeldHeadersAreBounded(t *testing.T) {
 	s := startOne(t)
 	const most = 8 * mebi
 	address := serveDoor(t, s, func(server *http.Server, l net.Listener) error {
-		return server.Serve(door.Listen(l, maxConnections, most))
+		return server.Serve(connlimit.Listen(l, maxConnections, most))
 	})
 	before := heap()
 	text := "GET /set?key=a&value=" + strings.Repeat("v", mebi)

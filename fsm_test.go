@@ -41,9 +41,9 @@ func setting(pairs ...string) command.Command {
 }
 
 // results is what the state machine has answered to one entry.
-func results(response any) (all []result) {
+func results(response any) (all []command.Result) {
 	for _, r := range response.([]any) {
-		all = append(all, r.(result))
+		all = append(all, r.(command.Result))
 	}
 	return all
 }
@@ -136,10 +136,10 @@ func TestBatchIsOneWrite(t *testing.T) {
 			entry(first+3, 1, removing("none")),
 		})
 		want := []any{
-			[]any{result{index: first}},
+			[]any{command.Result{Index: first}},
 			nil,
-			[]any{result{index: first + 2}, result{index: first + 2, removed: 1}},
-			[]any{result{index: first + 3}},
+			[]any{command.Result{Index: first + 2}, command.Result{Index: first + 2, Removed: 1}},
+			[]any{command.Result{Index: first + 3}},
 		}
 		if !reflect.DeepEqual(responses, want) {
 			t.Errorf("responses: got %v, want %v", responses, want)
@@ -173,7 +173,7 @@ func TestApplyCountsWhatItRemoves(t *testing.T) {
 	} {
 		var got []int
 		for _, r := range results(f.Apply(entry(uint64(i+1), 1, tt.commands...))) {
-			got = append(got, r.removed)
+			got = append(got, r.Removed)
 		}
 		if !slices.Equal(got, tt.want) {
 			t.Errorf("entry %d: got %v, want %v", i+1, got, tt.want)

@@ -19,12 +19,12 @@ import (
 	"github.com/gorilla/mux"
 	"github.com/sirupsen/logrus"
 
+	"raftkv/internal/api"
+	"raftkv/internal/backup"
 	"raftkv/internal/command"
-	"raftkv/internal/door"
+	"raftkv/internal/connlimit"
 	"raftkv/internal/kv"
 	"raftkv/internal/node"
-	"raftkv/internal/request"
-	"raftkv/internal/stream"
 )
 
 // Bounds of the door (DESIGN section 8). A stream lasts as long as its client reads.
@@ -85,7 +85,7 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 		paths += " " + e.path
 	}
 	router.NotFoundHandler = h.serve(endpoint{places: h.inFlight, answer: func(http.ResponseWriter, *http.Request) error {
-		return request.Refuse(http.StatusNotFound, "no such path; there are%s", paths)
+		return api.Refuse(http.StatusNotFound, "no such path; there are%s", paths)
 	}})
 	h.Handler = router
 	return h
@@ -99,8 +99,8 @@ func newServer(h *handler, log *logrus.Logger) *http.Server {
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      60 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    2 * request.Max, // a value may come in the query; larger ones get our own 413
-		ConnState:         door.StateChanged,
+		MaxHeaderBytes:    2 * api.Max, // a value may come in the query; larger ones get our own 413
+		ConnState:         connlimit.StateChanged,
 		ErrorLog:          stdlog.New(warnings{log}, "", 0),
 	}
 	server.RegisterOnShutdown(h.end)
@@ -109,7 +109,7 @@ func newServer(h *handler, log *logrus.Logger) *http.Server {
 
 // serveBounded serves l with at most maxConnections at once, until the server is closed.
 func serveBounded(server *http.Server, l net.Listener) error {
-	return server.Serve(door.Listen(l, maxConnections, maxHeld))
+	return server.Serve(connlimit.Listen(l, maxConnections, maxHeld))
 }
 
 // warnings is where net/http's own lines go.
@@ -125,7 +125,7 @@ func (w warnings) Write(line []byte) (int, error) {
 func (h *handler) serve(e endpoint) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		if err := request.Guard(r, h.names); err != nil {
+		if err := api.Guard(r, h.names); err != nil {
 			h.fail(w, r, err)
 			return
 		}
@@ -139,7 +139,7 @@ func (h *handler) serve(e endpoint) http.Handler {
 		if e.methods != nil && !slices.Contains(e.methods, r.Method) {
 			takes := strings.Join(e.methods, ", ")
 			w.Header().Set("Allow", takes)
-			h.fail(w, r, request.Refuse(http.StatusMethodNotAllowed, "method %s: %s takes %s", r.Method, r.URL.Path, takes))
+			h.fail(w, r, api.Refuse(http.StatusMethodNotAllowed, "method %s: %s takes %s", r.Method, r.URL.Path, takes))
 			return
 		}
 		if err := e.answer(w, r); err != nil {
@@ -151,7 +151,7 @@ func (h *handler) serve(e endpoint) http.Handler {
 // set stores one value, or several at once: all or nothing, in one entry.
 func (h *handler) set(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Set handler called")
-	c, err := request.Set(r)
+	c, err := api.Set(r)
 	if err != nil {
 		return err
 	}
@@ -159,15 +159,15 @@ func (h *handler) set(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	w.Header().Set("ETag", request.ETag(done.index))
-	return answerLine(w, "OK index=%d", done.index)
+	w.Header().Set("ETag", api.ETag(done.Index))
+	return answerLine(w, "OK index=%d", done.Index)
 }
 
 // remove removes one key, several at once, or all with a prefix: all or nothing, in
 // one entry.
 func (h *handler) remove(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Remove handler called")
-	c, err := request.Remove(r)
+	c, err := api.Remove(r)
 	if err != nil {
 		return err
 	}
@@ -175,41 +175,41 @@ func (h *handler) remove(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return answerLine(w, "OK index=%d removed=%d", done.index, done.removed)
+	return answerLine(w, "OK index=%d removed=%d", done.Index, done.Removed)
 }
 
 // propose has the cluster do c, and returns what the state machine made of it.
-func (h *handler) propose(r *http.Request, c command.Command) (result, error) {
+func (h *handler) propose(r *http.Request, c command.Command) (command.Result, error) {
 	_, response, err := h.node.Propose(r.Context(), c)
 	if err != nil {
-		return result{}, err
+		return command.Result{}, err
 	}
-	done := response.(result)
+	done := response.(command.Result)
 	switch {
-	case done.reused:
-		return done, request.Refuse(http.StatusUnprocessableEntity, "Idempotency-Key: it came with another request before: nothing was done; take a new key for each request")
-	case done.failed != 0:
+	case done.Reused:
+		return done, api.Refuse(http.StatusUnprocessableEntity, "Idempotency-Key: it came with another request before: nothing was done; take a new key for each request")
+	case done.Failed != 0:
 		return done, failedCondition(c, done)
 	}
 	return done, nil
 }
 
-func failedCondition(c command.Command, done result) error {
-	header, has, advice := "If-None-Match", "has ETag "+request.ETag(done.current), "get it to see what it is"
-	if !c.Match.IsNone() && !meets(c.Match, done.current) {
+func failedCondition(c command.Command, done command.Result) error {
+	header, has, advice := "If-None-Match", "has ETag "+api.ETag(done.Current), "get it to see what it is"
+	if !c.Match.IsNone() && !meets(c.Match, done.Current) {
 		header, advice = "If-Match", "get it again, and send the ETag that it has then"
-		if done.current == 0 {
+		if done.Current == 0 {
 			has, advice = "is not there", "set it with If-None-Match: *, if it should be"
 		}
 	}
-	return request.Refuse(http.StatusPreconditionFailed, "%s: key %s %s: nothing was done; %s",
-		header, command.AppendQuoted(nil, c.Pairs[done.failed-1].Key), has, advice)
+	return api.Refuse(http.StatusPreconditionFailed, "%s: key %s %s: nothing was done; %s",
+		header, command.AppendQuoted(nil, c.Pairs[done.Failed-1].Key), has, advice)
 }
 
 // get answers the raw bytes of a value: by default as new as any that was
 // acknowledged before, on every node; with consistency=stale what this node has.
 func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
-	values, err := request.Parse(r, "key", "consistency")
+	values, err := api.Parse(r, "key", "consistency")
 	if err != nil {
 		return err
 	}
@@ -222,11 +222,11 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	}
 	item, ok := h.store.Get(key)
 	if !ok {
-		return request.Refuse(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
+		return api.Refuse(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
 	}
-	tag := request.ETag(item.Index)
+	tag := api.ETag(item.Index)
 	w.Header().Set("ETag", tag)
-	if request.Unchanged(r, tag) {
+	if api.Unchanged(r, tag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
@@ -238,7 +238,7 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 
 // list answers keys in order, from one view of the store, a JSON object a line.
 func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
-	values, err := request.Parse(r, "prefix", "after", "limit", "consistency")
+	values, err := api.Parse(r, "prefix", "after", "limit", "consistency")
 	if err != nil {
 		return err
 	}
@@ -257,7 +257,7 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		if limit, err = strconv.Atoi(text); err != nil || limit < 1 {
-			return request.Refuse(http.StatusBadRequest, "limit: want a number of keys, 1 or more; leave it out for all")
+			return api.Refuse(http.StatusBadRequest, "limit: want a number of keys, 1 or more; leave it out for all")
 		}
 	}
 	if err := h.consistent(w, r, values); err != nil {
@@ -266,13 +266,13 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
 	view := h.store.Clone()
 	h.tellApplied(w, view)
 	w.Header().Set("Content-Type", "application/jsonl")
-	return dropped(stream.List(w, view, prefix, after, limit))
+	return dropped(api.List(w, view, prefix, after, limit))
 }
 
 // watch answers server-sent events, one for each entry that changes a key with the
 // prefix, after the index of Last-Event-ID or from, or else from now on.
 func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
-	values, err := request.Parse(r, "prefix", "from", "consistency")
+	values, err := api.Parse(r, "prefix", "from", "consistency")
 	if err != nil {
 		return err
 	}
@@ -290,7 +290,7 @@ func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
 	var after uint64
 	if from != "" || values.Has("from") {
 		if after, err = strconv.ParseUint(from, 10, 64); err != nil {
-			return request.Refuse(http.StatusBadRequest, "%s: want an index, such as a list or an event gave it", name)
+			return api.Refuse(http.StatusBadRequest, "%s: want an index, such as a list or an event gave it", name)
 		}
 	}
 	if err := h.consistent(w, r, values); err != nil {
@@ -302,17 +302,17 @@ func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
 	} else {
 		applied, _ := h.store.Applied()
 		if after > applied && values.Get("consistency") != "stale" {
-			return request.Refuse(http.StatusGone, "%s: %d is not reached yet, so it is another cluster's; list, then watch from the Raftkv-Applied-Index of that", name, after)
+			return api.Refuse(http.StatusGone, "%s: %d is not reached yet, so it is another cluster's; list, then watch from the Raftkv-Applied-Index of that", name, after)
 		}
 		if watcher, err = h.store.Watch(prefix, after); err != nil {
-			return request.Refuse(http.StatusGone, "%s: %v; list, then watch from the Raftkv-Applied-Index of that", name, err)
+			return api.Refuse(http.StatusGone, "%s: %v; list, then watch from the Raftkv-Applied-Index of that", name, err)
 		}
 	}
 	defer watcher.Close()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(h.ending, cancel)()
-	return dropped(stream.Watch(ctx, w, watcher, after, keepAlive))
+	return dropped(api.Watch(ctx, w, watcher, after, keepAlive))
 }
 
 // tellApplied says of which index a view is.
@@ -323,7 +323,7 @@ func (h *handler) tellApplied(w http.ResponseWriter, view *kv.Store) {
 
 // consistent makes sure that the store is as new as the request wants it. A stale
 // read says how old it may be.
-func (h *handler) consistent(w http.ResponseWriter, r *http.Request, values request.Values) error {
+func (h *handler) consistent(w http.ResponseWriter, r *http.Request, values api.Values) error {
 	consistency, err := values.Optional("consistency", "linearizable")
 	if err != nil {
 		return err
@@ -341,7 +341,7 @@ func (h *handler) consistent(w http.ResponseWriter, r *http.Request, values requ
 		w.Header().Set("Raftkv-Last-Contact", f.LastContact)
 		return nil
 	default:
-		return request.Refuse(http.StatusBadRequest, "consistency: want linearizable (the default) or stale")
+		return api.Refuse(http.StatusBadRequest, "consistency: want linearizable (the default) or stale")
 	}
 }
 
@@ -349,7 +349,7 @@ func (h *handler) consistent(w http.ResponseWriter, r *http.Request, values requ
 // catches up, the caller is told, about once a second.
 func (h *handler) join(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Join handler called")
-	values, err := request.Parse(r, "nodeId", "raftPort", "raftHost", "suffrage")
+	values, err := api.Parse(r, "nodeId", "raftPort", "raftHost", "suffrage")
 	if err != nil {
 		return err
 	}
@@ -362,21 +362,21 @@ func (h *handler) join(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
-		return request.Refuse(http.StatusBadRequest, "raftPort: want a port, 1 to 65535, such as 9001")
+		return api.Refuse(http.StatusBadRequest, "raftPort: want a port, 1 to 65535, such as 9001")
 	}
 	host, err := values.Optional("raftHost", "127.0.0.1")
 	if err != nil {
 		return err
 	}
 	if net.ParseIP(host) == nil && !hostName.MatchString(host) {
-		return request.Refuse(http.StatusBadRequest, "raftHost: want an IP address or a host name, without a port")
+		return api.Refuse(http.StatusBadRequest, "raftHost: want an IP address or a host name, without a port")
 	}
 	suffrage, err := values.Optional("suffrage", "voter")
 	if err != nil {
 		return err
 	}
 	if suffrage != "voter" && suffrage != "nonvoter" {
-		return request.Refuse(http.StatusBadRequest, "suffrage: want voter or nonvoter")
+		return api.Refuse(http.StatusBadRequest, "suffrage: want voter or nonvoter")
 	}
 	h.log.Infof("node is %s", id)
 	if !h.node.Leads() {
@@ -409,7 +409,7 @@ func (h *handler) join(w http.ResponseWriter, r *http.Request) error {
 // leave takes a node out of the cluster that this node leads.
 func (h *handler) leave(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Leave handler called")
-	values, err := request.Parse(r, "nodeId")
+	values, err := api.Parse(r, "nodeId")
 	if err != nil {
 		return err
 	}
@@ -428,7 +428,7 @@ func (h *handler) leave(w http.ResponseWriter, r *http.Request) error {
 // transfer hands leadership over, to the best voter unless one is named.
 func (h *handler) transfer(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Transfer handler called")
-	values, err := request.Parse(r, "nodeId")
+	values, err := api.Parse(r, "nodeId")
 	if err != nil {
 		return err
 	}
@@ -447,7 +447,7 @@ func (h *handler) transfer(w http.ResponseWriter, r *http.Request) error {
 
 // status tells of this node and of every member that answers.
 func (h *handler) status(w http.ResponseWriter, r *http.Request) error {
-	if _, err := request.Parse(r); err != nil {
+	if _, err := api.Parse(r); err != nil {
 		return err
 	}
 	status, err := h.node.Status(r.Context())
@@ -461,7 +461,7 @@ func (h *handler) status(w http.ResponseWriter, r *http.Request) error {
 // they are now.
 func (h *handler) snapshot(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Snapshot handler called")
-	values, err := request.Parse(r, "consistency")
+	values, err := api.Parse(r, "consistency")
 	if err != nil {
 		return err
 	}
@@ -471,7 +471,7 @@ func (h *handler) snapshot(w http.ResponseWriter, r *http.Request) error {
 	view := h.store.Clone()
 	h.tellApplied(w, view)
 	w.Header().Set("Content-Type", "application/octet-stream")
-	if err := view.WriteSnapshot(stream.Writer(w)); err != nil {
+	if err := view.WriteSnapshot(api.Writer(w)); err != nil {
 		panic(http.ErrAbortHandler) // so that the client knows: the status is out already
 	}
 	return nil
@@ -483,10 +483,10 @@ func (h *handler) snapshot(w http.ResponseWriter, r *http.Request) error {
 // middle has changed nothing.
 func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Restore handler called")
-	if _, err := request.Parse(r); err != nil {
+	if _, err := api.Parse(r); err != nil {
 		return err
 	}
-	if err := request.Unconditional(r); err != nil {
+	if err := api.Unconditional(r); err != nil {
 		return err
 	}
 	if !h.node.Leads() {
@@ -499,16 +499,16 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 	if err := unhurried(w); err != nil {
 		return err
 	}
-	backup := kv.New()
-	if err := backup.ReadSnapshot(stream.Reader(w, r)); err != nil {
-		return request.Refuse(http.StatusBadRequest, "body: %v: nothing was changed; send what /snapshot gave, whole (curl -T FILE)", err)
+	data := kv.New()
+	if err := data.ReadSnapshot(api.Reader(w, r)); err != nil {
+		return api.Refuse(http.StatusBadRequest, "body: %v: nothing was changed; send what /snapshot gave, whole (curl -T FILE)", err)
 	}
-	if err := checkBackup(backup); err != nil {
-		return request.Refuse(http.StatusBadRequest, "body: %v: nothing was changed", err)
+	if err := backup.Check(data); err != nil {
+		return api.Refuse(http.StatusBadRequest, "body: %v: nothing was changed", err)
 	}
-	var done result
+	var done command.Result
 	var err error
-	for c := range restoreCommands(backup) {
+	for c := range backup.Commands(data) {
 		if done, err = h.propose(r, c); err == nil {
 			continue
 		}
@@ -517,8 +517,8 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 		}
 		break
 	}
-	if err == nil && done.counted {
-		return answerLine(w, "OK index=%d keys=%d", done.index, backup.Len())
+	if err == nil && done.Counted {
+		return answerLine(w, "OK index=%d keys=%d", done.Index, data.Len())
 	}
 	if err == nil {
 		err = errors.New("the leader has changed in the middle of it")
@@ -532,7 +532,7 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 
 // healthz says that the process is alive.
 func (h *handler) healthz(w http.ResponseWriter, r *http.Request) error {
-	if _, err := request.Parse(r); err != nil {
+	if _, err := api.Parse(r); err != nil {
 		return err
 	}
 	return answerLine(w, "OK")
@@ -541,12 +541,12 @@ func (h *handler) healthz(w http.ResponseWriter, r *http.Request) error {
 // readyz says whether clients should use this node: it answers with the newest state,
 // and no other node has another one. It tells of a disk that is nearly full, too.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
-	if _, err := request.Parse(r); err != nil {
+	if _, err := api.Parse(r); err != nil {
 		return err
 	}
 	health := h.node.Health()
 	if health.Replicas != "" {
-		return request.Refuse(http.StatusServiceUnavailable, "%s", health.Replicas)
+		return api.Refuse(http.StatusServiceUnavailable, "%s", health.Replicas)
 	}
 	if err := h.node.ReadIndex(r.Context()); err != nil {
 		return err
@@ -557,13 +557,13 @@ func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
 	return answerLine(w, "OK")
 }
 
-func nodeID(values request.Values) (string, error) {
+func nodeID(values api.Values) (string, error) {
 	id, err := values.One("nodeId")
 	if err != nil {
 		return "", err
 	}
 	if err := checkNodeID(id); err != nil {
-		return "", request.Refuse(http.StatusBadRequest, "nodeId: %v", err)
+		return "", api.Refuse(http.StatusBadRequest, "nodeId: %v", err)
 	}
 	return id, nil
 }
@@ -610,7 +610,7 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 // statusOf is err by the error table: its status, and its line.
 func statusOf(err error) (status int, text string) {
-	var refused request.Refusal
+	var refused api.Refusal
 	if errors.As(err, &refused) {
 		return refused.Status, refused.Text
 	}

@@ -16,8 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"raftkv/internal/api"
 	"raftkv/internal/node"
-	"raftkv/internal/request"
 )
 
 // startOne starts a cluster of one, which answers to the name KV.Example too.
@@ -518,8 +518,8 @@ func TestErrorTable(t *testing.T) {
 		{fmt.Errorf("%w: %w", node.ErrUnknown, errors.New("leadership lost while committing log")), 504, false, "leadership lost"},
 		{fmt.Errorf("%w: n2 holds data", node.ErrConflict), 409, false, "n2 holds data"},
 		{errors.Join(fmt.Errorf("%w: a", node.ErrConflict), errors.New("b")), 409, false, "; b"},
-		{request.Refuse(http.StatusBadRequest, "key: missing"), 400, false, "key: missing"},
-		{fmt.Errorf("wrapped: %w", request.Refuse(http.StatusRequestEntityTooLarge, "value: larger")), 413, false, "value: larger"},
+		{api.Refuse(http.StatusBadRequest, "key: missing"), 400, false, "key: missing"},
+		{fmt.Errorf("wrapped: %w", api.Refuse(http.StatusRequestEntityTooLarge, "value: larger")), 413, false, "value: larger"},
 		{errors.New("of no row\nin the table"), 500, false, "of no row; in the table"},
 	} {
 		w := httptest.NewRecorder()

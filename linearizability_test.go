@@ -16,8 +16,8 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/lincheck"
-	"raftkv/internal/nodetest"
 	"raftkv/internal/peer"
+	"raftkv/internal/testkit"
 )
 
 // TestLinearizability: whatever clients are told while the leadership moves and links
@@ -163,9 +163,9 @@ func TestStaleReadsAreNotLinearizable(t *testing.T) {
 }
 
 // startLinked is startCluster with three nodes, whose links can be cut.
-func startLinked(t testing.TB) (nodes cluster, network *nodetest.Network) {
+func startLinked(t testing.TB) (nodes cluster, network *testkit.Network) {
 	t.Helper()
-	network = nodetest.New(t)
+	network = testkit.New(t)
 	for i := range 3 {
 		id := "n" + strconv.Itoa(i+1)
 		s := startNode(t, id, t.TempDir(), func(c *config) {

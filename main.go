@@ -13,13 +13,13 @@ import (
 	"os/signal"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/sirupsen/logrus"
 
+	"raftkv/internal/console"
 	"raftkv/internal/node"
 )
 
@@ -84,7 +84,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 type service struct {
 	node     *node.Node
 	machine  *fsm
-	console  *console
+	console  *console.Writer
 	log      *logrus.Logger
 	listener net.Listener
 	server   *http.Server
@@ -93,12 +93,12 @@ type service struct {
 
 // start opens both ports and the volume, and serves. Its lines go to out.
 func start(c config, out io.Writer) (*service, error) {
-	lines := newConsole(out)
+	lines := console.New(out)
 	s := &service{console: lines, log: newLogger(lines, c.logLevel), served: make(chan error, 1)}
 	s.machine = newFSM(s.log)
 	var err error
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
-		s.console.close()
+		s.console.Close()
 		return nil, fmt.Errorf("HTTP port: %w", portHint(err, "HTTP_SERVER_PORT"))
 	}
 	s.node, err = node.Open(node.Config{
@@ -114,7 +114,7 @@ func start(c config, out io.Writer) (*service, error) {
 		Dial:              c.dial,
 	}, s.machine)
 	if err != nil {
-		s.console.close()
+		s.console.Close()
 		return nil, errors.Join(portHint(err, "RAFT_SERVER_PORT"), s.listener.Close())
 	}
 	s.server = newServer(newHandler(s.node, s.machine.store, s.log, c.httpNames), s.log)
@@ -133,7 +133,7 @@ const (
 // stop hands leadership over, answers the requests that are under way, and closes
 // raft, its port and the volume, in this order.
 func (s *service) stop() error {
-	defer s.console.close()
+	defer s.console.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()
 	if err := s.node.StepDown(ctx); err != nil {
@@ -152,7 +152,7 @@ func (s *service) stop() error {
 // abort closes everything without a word and gives leadership up, as far as that can be
 // done: for a node that has failed.
 func (s *service) abort() {
-	defer s.console.close()
+	defer s.console.Close()
 	_ = s.server.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()
@@ -175,109 +175,12 @@ func portHint(err error, variable string) error {
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
-// console is where all lines of the node go: logrus's, raft's and the state
-// machine's, each write whole, in order. A goroutine writes them, so that a terminal
-// that is stopped (Ctrl-S) or a full pipe does not stop the node: when the lines
-// that wait have filled the queue, further ones are dropped, and their number told.
-type console struct {
-	out  io.Writer
-	done chan struct{} // closed when the goroutine has ended
-
-	mu      sync.Mutex // guards what follows
-	changed *sync.Cond
-	waiting []byte // lines to be written
-	dropped int    // writes that found the queue full
-	closed  bool
-}
-
-// consoleQueue is how many bytes may wait: some seconds of a busy node.
-const consoleQueue = 4 << 20
-
-// consolePause is between two writes to the console: what a busy node prints meanwhile
-// is one write (a sixth of its processor time, as measured with 64 clients).
-const consolePause = 10 * time.Millisecond
-
-func newConsole(out io.Writer) *console {
-	c := &console{out: out, done: make(chan struct{})}
-	c.changed = sync.NewCond(&c.mu)
-	go c.run()
-	return c
-}
-
-// Write queues p, which holds whole lines. It never fails and never waits.
-func (c *console) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.waiting)+len(p) > consoleQueue {
-		c.dropped++
-		return len(p), nil
-	}
-	if c.dropped > 0 {
-		c.waiting = appendPrefix(c.waiting, time.Now(), logrus.WarnLevel)
-		c.waiting = fmt.Appendf(c.waiting, "The console was blocked: %d writes to it were dropped\n", c.dropped)
-		c.dropped = 0
-	}
-	c.waiting = append(c.waiting, p...)
-	c.changed.Signal()
-	return len(p), nil
-}
-
-func (c *console) run() {
-	defer close(c.done)
-	var writing []byte
-	for {
-		c.mu.Lock()
-		for len(c.waiting) == 0 && !c.closed {
-			c.changed.Wait()
-		}
-		writing, c.waiting = c.waiting, writing[:0]
-		c.mu.Unlock()
-		if len(writing) == 0 {
-			return
-		}
-		_, _ = c.out.Write(writing)
-		time.Sleep(consolePause)
-	}
-}
-
-// close writes what waits, for half a second at most: the console may be blocked.
-func (c *console) close() {
-	c.mu.Lock()
-	c.closed = true
-	c.changed.Signal()
-	c.mu.Unlock()
-	select {
-	case <-c.done:
-	case <-time.After(500 * time.Millisecond):
-	}
-}
-
 func newLogger(out io.Writer, level string) *logrus.Logger {
 	log := logrus.New()
 	log.SetOutput(out)
-	log.SetFormatter(lineFormatter{})
+	log.SetFormatter(console.Formatter{})
 	if l, err := logrus.ParseLevel(level); err == nil { // parseConfig has checked it
 		log.SetLevel(l)
 	}
 	return log
-}
-
-// lineFormatter prints what logrus prints on a terminal, INFO[time] message, also
-// where there is none, without quoting what the message quotes itself.
-type lineFormatter struct{}
-
-// Format implements logrus.Formatter.
-func (lineFormatter) Format(e *logrus.Entry) ([]byte, error) {
-	line := appendPrefix(nil, e.Time, e.Level)
-	line = append(line, e.Message...)
-	return append(line, '\n'), nil
-}
-
-// appendPrefix appends the beginning of a console line.
-func appendPrefix(line []byte, now time.Time, level logrus.Level) []byte {
-	name := strings.ToUpper(level.String())
-	line = append(line, name[:4]...)
-	line = append(line, '[')
-	line = now.AppendFormat(line, "2006-01-02T15:04:05.000Z0700")
-	return append(line, "] "...)
 }

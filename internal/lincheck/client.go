@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"raftkv/internal/request"
+	"raftkv/internal/api"
 )
 
 // Client is a client of one node, over HTTP, which follows it to the leader. What it
@@ -120,7 +120,7 @@ func (c *Client) List(group string) Output {
 				c.failf("list: %v in %q", err, a.body)
 			}
 			out.Found[item.Key] = item.Value
-			c.tags[item.Key] = tag{item.Value, request.ETag(item.Index)}
+			c.tags[item.Key] = tag{item.Value, api.ETag(item.Index)}
 		}
 		return out
 	})

@@ -12,7 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"raftkv/internal/nodetest"
+	"raftkv/internal/testkit"
 )
 
 // TestReadIndexSeesEveryAcknowledgedWrite: on every node, while writes go on.
@@ -280,7 +280,7 @@ func TestReadNeedsMoreThanVerifyLeader(t *testing.T) {
 // it must call asked when all that it asks for is under way. Then an answer reaches
 // the former leader that another voter gave before it knew of the successor.
 func readAfterALateAnswer(t *testing.T, confirm func(n *Node, r *raft.Raft, ctx context.Context, term uint64, asked func()) error) (value string, err error) {
-	network := nodetest.New(t)
+	network := testkit.New(t)
 	asked := make(chan struct{})
 	var once sync.Once
 	open := func(id string) *testNode {

@@ -12,7 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"raftkv/internal/door"
+	"raftkv/internal/connlimit"
 )
 
 // Bounds of what anybody may send who reaches the raft port.
@@ -115,15 +115,15 @@ func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 		WriteTimeout:      2 * time.Minute, // longer than any call takes
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
-		ConnState:         door.StateChanged,
+		ConnState:         connlimit.StateChanged,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, callerKey{}, c.(*door.Conn).NetConn().(*conn).cluster)
+			return context.WithValue(ctx, callerKey{}, c.(*connlimit.Conn).NetConn().(*conn).cluster)
 		},
 	}
 	p.done.Add(2)
 	go func() {
 		defer p.done.Done()
-		_ = p.server.Serve(door.Listen(p.calls, maxCalls, maxCallBytes)) // ends with Close, which is the only reason
+		_ = p.server.Serve(connlimit.Listen(p.calls, maxCalls, maxCallBytes)) // ends with Close, which is the only reason
 	}()
 	go func() {
 		defer p.done.Done()

@@ -1,6 +1,6 @@
-// Package stream writes what takes as long as its reader does: lists and watches.
+// The streams write what takes as long as its reader does: lists and watches.
 // Nothing here holds a lock while the client reads.
-package stream
+package api
 
 import (
 	"bufio"

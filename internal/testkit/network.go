@@ -1,6 +1,6 @@
-// Package nodetest is for tests only: a network between nodes of one process whose
+// Package testkit is for tests only: a network between nodes of one process whose
 // links can be cut and held.
-package nodetest
+package testkit
 
 import (
 	"bytes"

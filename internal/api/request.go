@@ -1,6 +1,6 @@
-// Package request makes of an HTTP request what it asks for: parameters, a command
+// Package api makes of an HTTP request what it asks for: parameters, a command
 // with its conditions, or one line that says what is wrong with it.
-package request
+package api
 
 import (
 	"fmt"

@@ -1,7 +1,7 @@
-// Package door bounds the connections of an http.Server. A flood of connections on
+// Package connlimit bounds the connections of an http.Server. A flood of connections on
 // which nothing happens keeps nobody out: a newcomer takes the place of the one that
 // has waited longest.
-package door
+package connlimit
 
 import (
 	"container/list"
