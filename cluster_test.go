@@ -256,10 +256,10 @@ func checkReplicas(t testing.TB, nodes ...*service) map[string]string {
 		}
 		return nil
 	})
-	wantIndex, wantChain := clones[0].Chain()
+	wantIndex, wantHash := clones[0].Hash()
 	for i, s := range nodes {
-		if index, chain := clones[i].Chain(); index != wantIndex || chain != wantChain {
-			t.Errorf("%s came to %d by commands whose chain is %x, want %d, %x", s.node.Info().NodeID, index, chain, wantIndex, wantChain)
+		if index, hash := clones[i].Hash(); index != wantIndex || hash != wantHash {
+			t.Errorf("%s came to %d by entries whose hash is %x, want %d, %x", s.node.Info().NodeID, index, hash, wantIndex, wantHash)
 		}
 	}
 	want := items(clones[0])

@@ -77,7 +77,7 @@ func apply(tx *kv.Tx, c command.Command, index uint64) command.Result {
 		return conditional(tx, c, index)
 	}
 	identity := c.Identity()
-	if answer, ok := tx.Answer(c.IdempotencyKey); ok {
+	if answer, ok := tx.Record(c.IdempotencyKey); ok {
 		r, ok := command.ParseAnswer(answer, identity)
 		if !ok {
 			return command.Result{Index: index, Reused: true}
@@ -85,7 +85,7 @@ func apply(tx *kv.Tx, c command.Command, index uint64) command.Result {
 		return r
 	}
 	r := conditional(tx, c, index)
-	tx.Remember(c.IdempotencyKey, r.Answer(identity))
+	tx.AddRecord(c.IdempotencyKey, r.Answer(identity))
 	return r
 }
 
@@ -133,7 +133,7 @@ func execute(tx *kv.Tx, c command.Command, index uint64) command.Result {
 		}
 	case command.StageAnswers:
 		for _, p := range c.Pairs {
-			tx.StageAnswer(p.Key, string(p.Value))
+			tx.StageRecord(p.Key, string(p.Value))
 		}
 	case command.Restore:
 		r.Counted = tx.Restore(int(c.Items), int(c.Answers))
@@ -164,26 +164,26 @@ func (f *fsm) Restore(snapshot io.ReadCloser) error {
 		return err
 	}
 	index, _ := f.Applied()
-	f.log.Infof("Restored a snapshot: %d keys, index=%d", f.Keys(), index)
+	f.log.Infof("Restored a snapshot: %d keys, index=%d", f.Len(), index)
 	return nil
 }
 
 // Applied implements node.StateMachine.
 func (f *fsm) Applied() (index, term uint64) { return f.store.Applied() }
 
-// Chain implements node.StateMachine.
-func (f *fsm) Chain() (index uint64, chain [32]byte) { return f.store.Chain() }
+// Hash implements node.StateMachine.
+func (f *fsm) Hash() (index uint64, hash [32]byte) { return f.store.Hash() }
 
-// ChainAt implements node.StateMachine.
-func (f *fsm) ChainAt(index uint64) (chain [32]byte, ok bool) { return f.store.ChainAt(index) }
+// HashAt implements node.StateMachine.
+func (f *fsm) HashAt(index uint64) (hash [32]byte, ok bool) { return f.store.HashAt(index) }
 
 // WaitApplied implements node.StateMachine.
 func (f *fsm) WaitApplied(ctx context.Context, index uint64) error {
 	return f.store.WaitApplied(ctx, index)
 }
 
-// Keys implements node.StateMachine.
-func (f *fsm) Keys() int { return f.store.Len() }
+// Len implements node.StateMachine.
+func (f *fsm) Len() int { return f.store.Len() }
 
 // Reset implements node.StateMachine.
 func (f *fsm) Reset() { f.store.Reset() }

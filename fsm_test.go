@@ -179,7 +179,7 @@ func TestApplyCountsWhatItRemoves(t *testing.T) {
 			t.Errorf("entry %d: got %v, want %v", i+1, got, tt.want)
 		}
 	}
-	if got := f.Keys(); got != 0 {
+	if got := f.Len(); got != 0 {
 		t.Errorf("keys: got %d, want 0", got)
 	}
 }

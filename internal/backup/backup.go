@@ -18,7 +18,7 @@ func Check(backup *kv.Store) (err error) {
 		}
 		return err == nil
 	})
-	backup.AscendAnswers(func(key, answer string) bool {
+	backup.AscendRecords(func(key, answer string) bool {
 		if len(key) == 0 || len(key) > command.MaxIdempotencyKey || len(answer) > command.MaxValue {
 			err = fmt.Errorf("it has an idempotency key of %d bytes; it has 1 to %d", len(key), command.MaxIdempotencyKey)
 		}
@@ -49,9 +49,9 @@ func Commands(backup *kv.Store) iter.Seq[command.Command] {
 			return ok
 		}
 		backup.Ascend("", func(key string, item kv.Item) bool { return stage(command.Stage, key, item.Value) })
-		backup.AscendAnswers(func(key, answer string) bool { return ok && stage(command.StageAnswers, key, answer) })
+		backup.AscendRecords(func(key, answer string) bool { return ok && stage(command.StageAnswers, key, answer) })
 		if ok && (len(c.Pairs) == 0 || yield(c)) {
-			yield(command.Command{Kind: command.Restore, Items: uint64(backup.Len()), Answers: uint64(backup.Answers())})
+			yield(command.Command{Kind: command.Restore, Items: uint64(backup.Len()), Answers: uint64(backup.Records())})
 		}
 	}
 }

@@ -19,7 +19,7 @@ func (c *Change) size() int { return int(unsafe.Sizeof(*c)) + len(c.Key) + len(c
 
 // Event is what one raft entry changed, in order; for a Watcher of a prefix only
 // what has the prefix. It has one Change at least. It is immutable, and shared by
-// all who hold it: watchers get the same Event if all its Changes have the prefix.
+// all holders: watchers get the same Event if all its Changes have the prefix.
 type Event struct {
 	Index, Term uint64
 	Changes     []Change
@@ -29,10 +29,10 @@ type Event struct {
 	encoded []byte
 }
 
-// Encoded returns what the first call of it for this Event got from encode, which
-// must give the same for the same Event and must not keep it: one encoding for all
-// watchers. The bytes are shared, not to be written to, and held as long as the
-// Event is.
+// Encoded returns the result of encode for this Event, which the first call computes
+// and keeps, so that an event is encoded once for all watchers. Encode must return the
+// same for the same Event and must not keep it. The bytes are shared, not to be written
+// to, and held as long as the Event is.
 func (e *Event) Encoded(encode func(*Event) []byte) []byte {
 	e.once.Do(func() { e.encoded = encode(e) })
 	return e.encoded
@@ -85,7 +85,7 @@ func newHistory() history {
 	return history{maxEvents: historyEvents, maxBytes: historyBytes}
 }
 
-// clear forgets all, for a history that begins after the index floor.
+// clear removes all events, for a history that begins after the index floor.
 func (h *history) clear(floor uint64) {
 	h.ring, h.first, h.n, h.bytes, h.floor = nil, 0, 0, 0, floor
 }
@@ -113,11 +113,11 @@ func (h *history) add(e *Event) {
 	h.bytes += e.size
 }
 
-// after returns the oldest events after index, most of them at most, and whether
+// after returns the oldest events after index, limit of them at most, and whether
 // these are all there are.
-func (h *history) after(index uint64, most int) (events []*Event, all bool) {
+func (h *history) after(index uint64, limit int) (events []*Event, all bool) {
 	from := sort.Search(h.n, func(i int) bool { return h.at(i).Index > index })
-	n := min(h.n-from, most)
+	n := min(h.n-from, limit)
 	events = make([]*Event, n)
 	for i := range events {
 		events[i] = h.at(from + i)

@@ -13,10 +13,10 @@ import (
 //
 //	"raftkv", 0x02
 //	uvarint applied index, uvarint applied term
-//	chain, 32 bytes
-//	items, answers: the content
+//	hash of the chain, 32 bytes
+//	items, records: the content
 //	uvarint term that the staging area was begun in, 0 if there is none
-//	items, answers: the staging area, if there is one
+//	items, records: the staging area, if there is one
 //	CRC-32C of all of the above, 4 bytes, big-endian
 //
 // and nothing after it, where items are
@@ -27,15 +27,15 @@ import (
 //	    uvarint length of value, value
 //	    uvarint index
 //
-// and answers are
+// and records, which are idempotency records, are
 //
-//	uvarint number of answers
-//	answers, the oldest first, no key twice:
-//	    uvarint length of key, key
-//	    uvarint length of answer, answer
+//	uvarint number of records
+//	records, the oldest first, no key twice:
+//	    uvarint length of idempotency key, idempotency key
+//	    uvarint length of record, record
 //
 // with uvarints as in encoding/binary. Version 1, which is read but not written,
-// has neither chain nor answers nor staging area.
+// has neither hash nor records nor staging area.
 const (
 	snapshotV1     = "raftkv\x01"
 	snapshotHeader = "raftkv\x02"
@@ -65,9 +65,9 @@ var (
 )
 
 // WriteSnapshot writes the store to w, in writes of a sensible size, and does
-// not close it. Stores with the same content, answers, staging area, Applied and
-// Chain write the same bytes. Nothing but an error of w or a key or value beyond
-// the limits of a snapshot makes it fail; what was written is worthless then. It
+// not close it. Stores with the same content, idempotency records, staging area,
+// Applied and Hash write the same bytes. Nothing but an error of w or a key or value
+// beyond the limits of a snapshot makes it fail; what was written is worthless then. It
 // holds off Update until it returns: call it on a Clone.
 func (s *Store) WriteSnapshot(w io.Writer) error {
 	s.mu.RLock()
@@ -111,7 +111,7 @@ func (e *encoder) state(st *state) {
 	e.out.WriteString(snapshotHeader)
 	e.uvarint(st.index)
 	e.uvarint(st.term)
-	e.out.Write(st.chain[:])
+	e.out.Write(st.hash[:])
 	e.data(&st.data)
 	e.uvarint(st.stagedTerm)
 	if st.stagedTerm != 0 {
@@ -126,8 +126,8 @@ func (e *encoder) data(d *data) {
 		e.uvarint(item.Index)
 		return e.err == nil
 	})
-	e.uvarint(uint64(d.answers.len()))
-	d.answers.scan(func(key, text string) bool {
+	e.uvarint(uint64(d.records.len()))
+	d.records.scan(func(key, text string) bool {
 		e.pair(key, text)
 		return e.err == nil
 	})
@@ -150,12 +150,12 @@ func (e *encoder) uvarint(v uint64) {
 	}
 }
 
-// ReadSnapshot replaces the content of the store, its answers, staging area, Chain
-// and Applied included, by the snapshot in r, which it reads to its end. The
+// ReadSnapshot replaces the content of the store, its idempotency records, staging
+// area, Hash and Applied included, by the snapshot in r, which it reads to its end. The
 // snapshot is read and verified first and then takes effect in one step, so for a
 // while both contents are in memory; readers and clones have the old one until
-// then. All watchers end with ErrHistoryGone. On any error the store is unchanged. The error wraps ErrSnapshotVersion, ErrSnapshotDamaged, or that
-// of r when r fails.
+// then. All watchers end with ErrHistoryGone. On any error the store is unchanged. The
+// error wraps ErrSnapshotVersion, ErrSnapshotDamaged, or that of r when r fails.
 func (s *Store) ReadSnapshot(r io.Reader) error {
 	d := &decoder{r: bufio.NewReaderSize(r, snapshotBuffer)}
 	st := d.state()

@@ -20,13 +20,13 @@ func small() *Store {
 	s.Update(5, 2, []byte("first"), func(tx *Tx) {
 		tx.Set("a", []byte("1"))
 		tx.Set("key", []byte("value"))
-		tx.Remember("id-b", "removed=1")
+		tx.AddRecord("id-b", "removed=1")
 	})
 	s.Update(300, 3, []byte("second"), func(tx *Tx) {
 		tx.Set("b", nil)
-		tx.Remember("id-a", "")
+		tx.AddRecord("id-a", "")
 		tx.Stage("s", []byte("staged"))
-		tx.StageAnswer("id-s", "x")
+		tx.StageRecord("id-s", "x")
 	})
 	return s
 }
@@ -78,9 +78,9 @@ func TestGolden(t *testing.T) {
 	s := readGolden(t, goldenSnapshot)
 	checkApplied(t, s, 300, 3)
 	checkContent(t, s, map[string]Item{"a": {"1", 5}, "b": {"", 300}, "key": {"value", 5}})
-	checkAnswers(t, s, "id-b", "removed=1", "id-a", "")
-	if _, chain := s.Chain(); hex.EncodeToString(chain[:]) != goldenSnapshot[20:84] {
-		t.Errorf("chain: got %x, want %s", chain, goldenSnapshot[20:84])
+	checkRecords(t, s, "id-b", "removed=1", "id-a", "")
+	if _, hash := s.Hash(); hex.EncodeToString(hash[:]) != goldenSnapshot[20:84] {
+		t.Errorf("hash: got %x, want %s", hash, goldenSnapshot[20:84])
 	}
 	s.Update(301, 3, nil, func(tx *Tx) {
 		if !tx.Restore(1, 1) {
@@ -88,17 +88,17 @@ func TestGolden(t *testing.T) {
 		}
 	})
 	checkContent(t, s, map[string]Item{"s": {"staged", 300}})
-	checkAnswers(t, s, "id-s", "x")
+	checkRecords(t, s, "id-s", "x")
 }
 
-// TestGoldenV1 is for the snapshots of those who had raftkv before version 2.
+// TestGoldenV1: snapshots that were written before version 2 are read.
 func TestGoldenV1(t *testing.T) {
 	s := readGolden(t, goldenSnapshotV1)
 	checkApplied(t, s, 300, 3)
 	checkContent(t, s, map[string]Item{"a": {"1", 5}, "b": {"", 300}, "key": {"value", 5}})
-	checkAnswers(t, s)
-	if index, chain := s.Chain(); index != 300 || chain != [32]byte{} {
-		t.Errorf("chain: got %d, %x, want 300 and zero", index, chain)
+	checkRecords(t, s)
+	if index, hash := s.Hash(); index != 300 || hash != [32]byte{} {
+		t.Errorf("hash: got %d, %x, want 300 and zero", index, hash)
 	}
 	golden, _ := hex.DecodeString(goldenSnapshotV1)
 	for n := range golden {
@@ -121,7 +121,7 @@ func readGolden(t *testing.T, golden string) *Store {
 	s := New()
 	s.Update(7, 3, []byte("before"), func(tx *Tx) {
 		tx.Set("before", nil)
-		tx.Remember("id-before", "")
+		tx.AddRecord("id-before", "")
 		tx.Stage("before", nil)
 	})
 	if err := s.ReadSnapshot(bytes.NewReader(snapshot)); err != nil {
@@ -234,11 +234,11 @@ func TestRefusedSnapshots(t *testing.T) {
 		{"long key", seal(head + "\x01" + "\x81\x80\x04" + strings.Repeat("k", maxSnapshotKey+1) + "\x01v\x05"), ErrSnapshotDamaged, "length of key is 65537"},
 		{"long value", seal(head + "\x01" + "\x01a\x81\x80\x80\x20"), ErrSnapshotDamaged, "length of value is 67108865"},
 		{"huge value", seal(head + "\x01" + "\x01a" + huge), ErrSnapshotDamaged, "length of value"},
-		{"answer twice", seal(head + "\x00" + "\x02" + "\x01a\x01v\x01a\x01w" + "\x00"), ErrSnapshotDamaged, "answer 2 of 2 has the key of another"},
-		{"answers too many", seal(head + "\x00" + "\xa1\x8d\x06"), ErrSnapshotDamaged, "number of answers is 100001, 100000 at most"},
-		{"huge number of answers", seal(head + "\x00" + huge), ErrSnapshotDamaged, "number of answers"},
-		{"long key of an answer", seal(head + "\x00" + "\x01" + "\x81\x80\x04"), ErrSnapshotDamaged, "length of key of an answer is 65537"},
-		{"long answer", seal(head + "\x00" + "\x01" + "\x01a\x81\x80\x80\x20"), ErrSnapshotDamaged, "length of answer is 67108865"},
+		{"record twice", seal(head + "\x00" + "\x02" + "\x01a\x01v\x01a\x01w" + "\x00"), ErrSnapshotDamaged, "idempotency record 2 of 2 has the key of another"},
+		{"too many records", seal(head + "\x00" + "\xa1\x8d\x06"), ErrSnapshotDamaged, "number of idempotency records is 100001, 100000 at most"},
+		{"huge number of records", seal(head + "\x00" + huge), ErrSnapshotDamaged, "number of idempotency records"},
+		{"long idempotency key", seal(head + "\x00" + "\x01" + "\x81\x80\x04"), ErrSnapshotDamaged, "length of idempotency key is 65537"},
+		{"long record", seal(head + "\x00" + "\x01" + "\x01a\x81\x80\x80\x20"), ErrSnapshotDamaged, "length of idempotency record is 67108865"},
 		{"staging area of another term", seal(head + "\x00\x00" + "\x01" + "\x00\x00"), ErrSnapshotDamaged, "staging area is of term 1, the last entry of 3"},
 		{"staged item of the future", seal(head + "\x00\x00" + "\x03" + "\x01" + "\x01a\x01v\x06" + "\x00"), ErrSnapshotDamaged, "key 1 of 1 was set at index 6, after 5"},
 		{"short of a staging area", seal(head + "\x00\x00" + "\x03"), ErrSnapshotDamaged, ""},
@@ -310,9 +310,9 @@ func TestWriteRefusesWhatCouldNotBeRead(t *testing.T) {
 	} {
 		for name, change := range map[string]func(tx *Tx){
 			"item":          func(tx *Tx) { tx.Set(tt.key, []byte(tt.value)) },
-			"answer":        func(tx *Tx) { tx.Remember(tt.key, tt.value) },
+			"record":        func(tx *Tx) { tx.AddRecord(tt.key, tt.value) },
 			"staged item":   func(tx *Tx) { tx.Stage(tt.key, []byte(tt.value)) },
-			"staged answer": func(tx *Tx) { tx.StageAnswer(tt.key, tt.value) },
+			"staged record": func(tx *Tx) { tx.StageRecord(tt.key, tt.value) },
 		} {
 			s := New()
 			s.Update(1, 1, nil, change)

@@ -1,15 +1,37 @@
-// Package kv is the ordered store of the state machine: get, set, remove, scan,
-// watch, a clone in constant time, and the snapshot format.
+// Package kv is the data of a node: the replicated part, which is the same on every
+// node that has applied the same entries of the raft log, and the watchers, which are
+// the node's own. It knows neither raft nor HTTP, and does no I/O of its own.
+//
+// All changes go through [Store.Update], once for each entry, by one goroutine; readers
+// see an entry whole or not at all. A Store holds
+//
+//   - the content: keys in the order of their bytes, each with its value and the index
+//     of the entry that last set it (store.go, tx.go);
+//   - the dedup table: idempotency records, by which a command that is sent twice is
+//     applied once (dedup.go);
+//   - the staging area, in which a restored backup grows over several entries before it
+//     becomes the content in one (Tx.Stage, Tx.Restore);
+//   - a hash chain over all entries, by which nodes find out that their replicas differ
+//     (hash.go, as etcd's HashKV);
+//   - the latest changes, for the watchers of a prefix (history.go, watch.go,
+//     watch_index.go).
+//
+// The trees are copy-on-write: [Store.Clone] takes constant time, so that a snapshot of
+// a million keys neither stops the state machine nor copies the data. A clone that is
+// alive costs the memory of what has changed since. The format of snapshots, with its
+// versions, is in snapshot.go.
 package kv
 
 import (
 	"context"
 	"crypto/sha256"
 	"sync"
+
+	"github.com/tidwall/btree"
 )
 
 // Item is what the store has under a key. It is immutable, and shared by all
-// who hold it.
+// holders.
 type Item struct {
 	Value string
 	Index uint64 // raft index of the entry that last set the key: its ETag
@@ -20,16 +42,16 @@ type Item struct {
 // the state machine's, may call those that change the store: Update,
 // ReadSnapshot and Reset.
 type Store struct {
-	mu      sync.RWMutex // guards all below
-	state                // its chain is read by Update without mu: only Update's goroutine writes it
-	waiting map[*waiter]struct{}
-	chains  chains
-	history history
-	watched watched
-	epoch   uint64 // counts how often the history was lost
+	mu       sync.RWMutex // guards all below
+	state                 // its hash is read by Update without mu: only Update's goroutine writes it
+	waiting  map[*waiter]struct{}
+	hashes   hashRing
+	history  history
+	watchers watcherIndex
+	epoch    uint64 // counts the resets of the history
 
 	// Used by Update's goroutine alone.
-	linker linker
+	hasher hasher
 	tx     Tx
 }
 
@@ -37,7 +59,7 @@ type Store struct {
 type state struct {
 	index uint64
 	term  uint64
-	chain [sha256.Size]byte
+	hash  [sha256.Size]byte
 	data
 
 	// The staging area, and the term that it was begun in, 0 if there is none.
@@ -57,6 +79,28 @@ func (s *state) clone() state {
 }
 
 func (s *state) unstage() { s.staged, s.stagedTerm = newData(), 0 }
+
+// data is what a restore replaces: the items and the idempotency records.
+//
+// The trees have no lock of their own. They are copy-on-write: copies share nodes,
+// which are immutable from then on, and a tree replaces a shared node by a copy of its
+// own before it changes it.
+//
+// A node that was split keeps the memory of both halves, and so, for each key of
+// the other one, the value it had then: at worst as much again as the live values,
+// until an insert into the node or, after a clone, any change of it.
+type data struct {
+	items   *btree.Map[string, Item]
+	records dedupTable
+}
+
+func newData() data {
+	return data{new(btree.Map[string, Item]), newDedupTable()}
+}
+
+func (d *data) clone() data {
+	return data{d.items.Copy(), d.records.clone()}
+}
 
 // waiter waits for an index to be applied.
 type waiter struct {
@@ -98,21 +142,6 @@ func (s *Store) Applied() (index, term uint64) {
 	return s.index, s.term
 }
 
-// Answers returns the number of answers that are remembered.
-func (s *Store) Answers() int {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.answers.len()
-}
-
-// AscendAnswers calls yield for each answer that is remembered, the oldest first,
-// until yield returns false. As with Ascend, yield must be quick.
-func (s *Store) AscendAnswers(yield func(key, answer string) bool) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	s.answers.scan(yield)
-}
-
 // Ascend calls yield for each key that is from or comes after it, in order,
 // until yield returns false. It sees one state of the store and holds off
 // Update until it returns, so yield must be quick, and must not call a method of
@@ -123,9 +152,10 @@ func (s *Store) Ascend(from string, yield func(key string, item Item) bool) {
 	s.items.Ascend(from, yield)
 }
 
-// Clone returns a store with the same content, answers, staging area and Chain, in
-// constant time. From then on the two are independent, and may be used
-// concurrently; the first change of either to a part of a tree copies that part.
+// Clone returns a store with the same content, idempotency records, staging area and
+// Hash, in constant time, as the trees are copy-on-write: the first change of either to
+// a node of a tree copies that node. From then on the two are independent, and may be
+// used concurrently.
 // The clone has neither watchers nor a history: to Watch it begins at Applied.
 func (s *Store) Clone() *Store {
 	s.mu.Lock() // not RLock: copying a tree writes to it
@@ -142,7 +172,7 @@ func (s *Store) replace(st state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state = st
-	s.loseHistory(st.index)
+	s.resetHistory(st.index)
 	s.advance(st.index, st.term)
 }
 
@@ -174,10 +204,10 @@ func (s *Store) WaitApplied(ctx context.Context, index uint64) error {
 	}
 }
 
-// advance sets what is applied and wakes who waits for it. The caller holds mu.
+// advance sets what is applied and wakes those that wait for it. The caller holds mu.
 func (s *Store) advance(index, term uint64) {
 	s.index, s.term = index, term
-	s.chains.add(index, s.chain)
+	s.hashes.add(index, s.hash)
 	for w := range s.waiting {
 		if w.index <= index {
 			close(w.applied)
@@ -186,17 +216,17 @@ func (s *Store) advance(index, term uint64) {
 	}
 }
 
-// Update applies the raft entry at index of term: others see all that change
-// does, and the new Applied and Chain, or nothing of it. Index must be greater
+// Update applies the raft entry at index of term: readers see all that change
+// does, and the new Applied and Hash, or nothing of it. Index must be greater
 // than that of Applied and term at least 1; this is not checked. Entry is the
-// bytes of the entry for the Chain, nil if it has none; it is not kept. Change
+// bytes of the entry for the Hash, nil if it has none; it is not kept. Change
 // must not call a method of this store. It can't fail: what an entry does is
 // decided by its content and the store's alone, and a node where it can't be done
 // must stop.
 func (s *Store) Update(index, term uint64, entry []byte, change func(tx *Tx)) {
-	chain := s.chain
-	if s.index == 0 || chain != unknownChain {
-		chain = s.linker.link(chain, index, term, entry) // may take milliseconds: before mu
+	hash := s.hash
+	if s.index == 0 || hash != unknownHash {
+		hash = s.hasher.next(hash, index, term, entry) // may take milliseconds: before mu
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -207,11 +237,11 @@ func (s *Store) Update(index, term uint64, entry []byte, change func(tx *Tx)) {
 	*tx = Tx{state: &s.state, index: index, term: term, changes: tx.changes[:0]}
 	change(tx)
 	if tx.restored {
-		s.loseHistory(index)
+		s.resetHistory(index)
 	} else if len(tx.changes) > 0 {
 		s.publish(tx.event())
 	}
 	tx.end()
-	s.chain = chain
+	s.hash = hash
 	s.advance(index, term)
 }

@@ -155,12 +155,12 @@ func TestCloneIsIndependent(t *testing.T) {
 	checkContent(t, c, map[string]Item{"a": {"1", 1}, "b": {"3", 3}})
 }
 
-// TestChain computes the chain as Store.Chain says it is.
-func TestChain(t *testing.T) {
+// TestHash computes the hash chain as the comment of Store.Hash defines it.
+func TestHash(t *testing.T) {
 	check := func(name string, s *Store, wantIndex uint64, want [32]byte) {
 		t.Helper()
-		if index, chain := s.Chain(); index != wantIndex || chain != want {
-			t.Errorf("%s: got %d, %x, want %d, %x", name, index, chain, wantIndex, want)
+		if index, hash := s.Hash(); index != wantIndex || hash != want {
+			t.Errorf("%s: got %d, %x, want %d, %x", name, index, hash, wantIndex, want)
 		}
 	}
 	s, want := New(), [32]byte{}
@@ -170,9 +170,9 @@ func TestChain(t *testing.T) {
 		entry       string
 	}{{1, 1, "one"}, {2, 1, ""}, {0x1122334455667788, 0x99, strings.Repeat("long", 1<<19)}} {
 		s.Update(e.index, e.term, []byte(e.entry), func(*Tx) {})
-		link := binary.BigEndian.AppendUint64(want[:], e.index)
-		link = binary.BigEndian.AppendUint64(link, e.term)
-		want = sha256.Sum256(append(link, e.entry...))
+		hashed := binary.BigEndian.AppendUint64(want[:], e.index)
+		hashed = binary.BigEndian.AppendUint64(hashed, e.term)
+		want = sha256.Sum256(append(hashed, e.entry...))
 		check("updated", s, e.index, want)
 	}
 	c, restored := s.Clone(), New()
@@ -184,7 +184,7 @@ func TestChain(t *testing.T) {
 	for _, other := range []*Store{s, c, restored} {
 		other.Update(0x1122334455667789, 0x99, []byte("next"), func(*Tx) {})
 	}
-	index, want := s.Chain()
+	index, want := s.Hash()
 	check("clone goes on", c, index, want)
 	check("restored goes on", restored, index, want)
 	s.Reset()
@@ -192,33 +192,33 @@ func TestChain(t *testing.T) {
 	check("clone of before the reset", c, index, want)
 }
 
-// TestChainAt: the chains of some time are there to compare with, and none that is
-// unknown.
-func TestChainAt(t *testing.T) {
+// TestHashAt: the hashes of the latest Updates are there to compare with, and none that
+// is unknown.
+func TestHashAt(t *testing.T) {
 	s := New()
-	if _, ok := s.ChainAt(0); ok {
-		t.Error("empty store: got a chain at 0, want none")
+	if _, ok := s.HashAt(0); ok {
+		t.Error("empty store: got a hash at 0, want none")
 	}
 	const updates = 3000
 	var want [updates + 1][32]byte
 	for i := uint64(2); i <= updates; i += 2 {
 		s.Update(i, 1, []byte{byte(i)}, func(*Tx) {})
-		_, want[i] = s.Chain()
+		_, want[i] = s.Hash()
 	}
 	for i := range uint64(updates + 1) {
-		got, ok := s.ChainAt(i)
+		got, ok := s.HashAt(i)
 		if wantOK := i > updates-2048 && i%2 == 0; ok != wantOK || (ok && got != want[i]) {
 			t.Fatalf("at %d: got %x, %v, want %x, %v", i, got, ok, want[i], wantOK)
 		}
 	}
 	s.Reset()
 	s.Update(updates, 1, nil, func(*Tx) {})
-	if got, _ := s.ChainAt(updates); got == want[updates] {
-		t.Errorf("after a reset: got the chain of before")
+	if got, _ := s.HashAt(updates); got == want[updates] {
+		t.Errorf("after a reset: got the hash of before")
 	}
 	old := readGolden(t, goldenSnapshotV1)
 	old.Update(301, 3, []byte("next"), func(*Tx) {})
-	if got, ok := old.ChainAt(301); ok {
+	if got, ok := old.HashAt(301); ok {
 		t.Errorf("after a snapshot of version 1: got %x, want none", got)
 	}
 }
@@ -255,7 +255,7 @@ type entry struct {
 	values      [][]byte
 }
 
-// bytes returns something for the chain, nil for the entry of a change of members.
+// bytes returns something for the hash, nil for the entry of a membership change.
 func (e entry) bytes() []byte {
 	if len(e.keys) == 0 {
 		return nil
@@ -272,10 +272,10 @@ func (e entry) apply(s *Store) {
 				tx.Set(key, e.values[i])
 			}
 		}
-		tx.Remember("id"+strconv.FormatUint(e.index, 36), "")
+		tx.AddRecord("id"+strconv.FormatUint(e.index, 36), "")
 		if e.index%3 == 0 {
 			tx.Stage("staged"+strconv.FormatUint(e.index, 36), nil)
-			tx.StageAnswer("id"+strconv.FormatUint(e.index, 36), "")
+			tx.StageRecord("id"+strconv.FormatUint(e.index, 36), "")
 		}
 	})
 }

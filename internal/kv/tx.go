@@ -55,22 +55,22 @@ func (tx *Tx) RemovePrefix(prefix string) (removed int) {
 	return len(tx.changes) - first
 }
 
-// Answer returns the answer remembered for an idempotency key, and whether there
-// is one.
-func (tx *Tx) Answer(key string) (string, bool) {
-	found, ok := tx.state.answers.byKey.Get(key)
+// Record returns the idempotency record of an idempotency key, and whether there is
+// one.
+func (tx *Tx) Record(key string) (string, bool) {
+	found, ok := tx.state.records.byKey.Get(key)
 	return found.text, ok
 }
 
-// Remember remembers the answer for an idempotency key, which must not be held
-// yet: if it is, the new answer replaces the old one, and is the newest. When more
-// than MaxAnswers are held the one that was remembered first is forgotten. Key and
-// answer are kept as they are, as the key of Set is.
-func (tx *Tx) Remember(key, answer string) {
-	tx.state.answers.add(key, answer)
+// AddRecord adds the idempotency record of a key that should have none yet: if it has,
+// the new record replaces the old one, and is the newest. Of more than MaxRecords the
+// one that was added first is removed. Key and record are kept as they are, as the key
+// of Set is.
+func (tx *Tx) AddRecord(key, record string) {
+	tx.state.records.add(key, record)
 }
 
-// Stage puts an item into the staging area, beside the content: nobody sees it
+// Stage puts an item into the staging area, beside the content: no reader sees it
 // until Restore. It is as Set is, and fastest for keys in ascending order. The
 // staging area lives within one term: an Update of another term than the one it
 // was begun in empties it first, so that none is left by a leader that is gone.
@@ -79,25 +79,25 @@ func (tx *Tx) Stage(key string, value []byte) {
 	tx.state.staged.items.Load(key, Item{Value: string(value), Index: tx.index})
 }
 
-// StageAnswer puts an answer into the staging area, as Remember remembers it:
+// StageRecord puts an idempotency record into the staging area, as AddRecord adds it:
 // the oldest first.
-func (tx *Tx) StageAnswer(key, answer string) {
+func (tx *Tx) StageRecord(key, record string) {
 	tx.state.stagedTerm = tx.term
-	tx.state.staged.answers.add(key, answer)
+	tx.state.staged.records.add(key, record)
 }
 
 // Unstage empties the staging area.
 func (tx *Tx) Unstage() { tx.state.unstage() }
 
-// Restore makes the staging area the content, answers included, and returns true
-// if it holds exactly as many items and answers; otherwise it changes nothing and
-// returns false. Either way the staging area is empty then: that of no items and
-// no answers is one, too. After a restore all watchers end with ErrHistoryGone,
-// whatever else the Update changes.
-func (tx *Tx) Restore(items, answers int) bool {
+// Restore makes the staging area the content, idempotency records included, and
+// returns true if it holds exactly as many items and records; otherwise it changes
+// nothing and returns false. Either way the staging area is empty then: that of no
+// items and no records is one, too. After a restore all watchers end with
+// ErrHistoryGone, whatever else the Update changes.
+func (tx *Tx) Restore(items, records int) bool {
 	staged := tx.state.staged
 	tx.Unstage()
-	if staged.items.Len() != items || staged.answers.len() != answers {
+	if staged.items.Len() != items || staged.records.len() != records {
 		return false
 	}
 	tx.state.data = staged

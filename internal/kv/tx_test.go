@@ -10,20 +10,20 @@ import (
 	"testing"
 )
 
-// checkAnswers checks that s remembers these, keys and answers by turns, in the
-// order of remembering.
-func checkAnswers(t testing.TB, s *Store, want ...string) {
+// checkRecords checks that s has these idempotency records, keys and records by turns,
+// in the order in which they were added.
+func checkRecords(t testing.TB, s *Store, want ...string) {
 	t.Helper()
 	var got []string
-	s.answers.scan(func(key, text string) bool {
+	s.records.scan(func(key, text string) bool {
 		got = append(got, key, text)
 		return true
 	})
 	if !slices.Equal(got, want) {
-		t.Errorf("answers: got %.300q, want %.300q", got, want)
+		t.Errorf("records: got %.300q, want %.300q", got, want)
 	}
-	if got := s.Answers(); got != len(want)/2 {
-		t.Errorf("number of answers: got %d, want %d", got, len(want)/2)
+	if got := s.Records(); got != len(want)/2 {
+		t.Errorf("number of records: got %d, want %d", got, len(want)/2)
 	}
 }
 
@@ -89,68 +89,68 @@ func TestRemovePrefixOfMany(t *testing.T) {
 	}
 }
 
-func TestAnswers(t *testing.T) {
+func TestRecords(t *testing.T) {
 	s := New()
 	s.Update(1, 1, nil, func(tx *Tx) {
-		tx.Remember("b", "1")
-		tx.Remember("a", "")
-		if got, ok := tx.Answer("b"); got != "1" || !ok {
-			t.Errorf("got %q, %v, want what was remembered in the same update", got, ok)
+		tx.AddRecord("b", "1")
+		tx.AddRecord("a", "")
+		if got, ok := tx.Record("b"); got != "1" || !ok {
+			t.Errorf("got %q, %v, want what was added in the same update", got, ok)
 		}
 	})
 	c := s.Clone()
 	s.Update(2, 1, nil, func(tx *Tx) {
-		if got, ok := tx.Answer("a"); got != "" || !ok {
+		if got, ok := tx.Record("a"); got != "" || !ok {
 			t.Errorf(`got %q, %v, want ""`, got, ok)
 		}
-		if got, ok := tx.Answer("none"); got != "" || ok {
+		if got, ok := tx.Record("none"); got != "" || ok {
 			t.Errorf("got %q, %v, want none", got, ok)
 		}
-		tx.Remember("c", "3")
+		tx.AddRecord("c", "3")
 	})
-	c.Update(2, 1, nil, func(tx *Tx) { tx.Remember("d", "4") })
-	checkAnswers(t, s, "b", "1", "a", "", "c", "3")
-	checkAnswers(t, c, "b", "1", "a", "", "d", "4")
+	c.Update(2, 1, nil, func(tx *Tx) { tx.AddRecord("d", "4") })
+	checkRecords(t, s, "b", "1", "a", "", "c", "3")
+	checkRecords(t, c, "b", "1", "a", "", "d", "4")
 	checkContent(t, s, nil) // they are beside the items
 
 	// A caller's error, which must not do harm.
-	s.Update(3, 1, nil, func(tx *Tx) { tx.Remember("b", "2") })
-	checkAnswers(t, s, "a", "", "c", "3", "b", "2")
+	s.Update(3, 1, nil, func(tx *Tx) { tx.AddRecord("b", "2") })
+	checkRecords(t, s, "a", "", "c", "3", "b", "2")
 	s.Reset()
-	checkAnswers(t, s)
+	checkRecords(t, s)
 }
 
-// TestOldestAnswerIsForgotten has the keys in another order than that of
-// remembering, and a store that was restored from a snapshot in the middle, whose
+// TestOldestRecordIsRemoved adds the keys in another order than theirs, and
+// has a store that was restored from a snapshot in the middle, whose
 // sequence numbers are others.
-func TestOldestAnswerIsForgotten(t *testing.T) {
+func TestOldestRecordIsRemoved(t *testing.T) {
 	key := func(n int) string { return fmt.Sprintf("%x", uint32(n)*2654435761) }
-	remember := func(s *Store, from, to int) {
+	add := func(s *Store, from, to int) {
 		within(s, func(tx *Tx) {
 			for n := from; n < to; n++ {
-				tx.Remember(key(n), fmt.Sprint(n))
+				tx.AddRecord(key(n), fmt.Sprint(n))
 			}
 		})
 	}
 	has := func(s *Store, n int, want bool) {
 		t.Helper()
 		within(s.Clone(), func(tx *Tx) {
-			if got, ok := tx.Answer(key(n)); ok != want || ok && got != fmt.Sprint(n) {
-				t.Errorf("answer %d: got %q, %v, want %v", n, got, ok, want)
+			if got, ok := tx.Record(key(n)); ok != want || ok && got != fmt.Sprint(n) {
+				t.Errorf("record %d: got %q, %v, want %v", n, got, ok, want)
 			}
 		})
 	}
 	s := New()
-	remember(s, 0, MaxAnswers)
+	add(s, 0, MaxRecords)
 	has(s, 0, true)
 	full := s.Clone()
-	remember(s, MaxAnswers, MaxAnswers+3)
+	add(s, MaxRecords, MaxRecords+3)
 	for n, want := range []bool{false, false, false, true, true} {
 		has(s, n, want)
 	}
-	has(s, MaxAnswers+2, true)
-	if got := s.Answers(); got != MaxAnswers {
-		t.Errorf("got %d answers, want %d", got, MaxAnswers)
+	has(s, MaxRecords+2, true)
+	if got := s.Records(); got != MaxRecords {
+		t.Errorf("got %d records, want %d", got, MaxRecords)
 	}
 	has(full, 0, true)
 
@@ -159,7 +159,7 @@ func TestOldestAnswerIsForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, s := range []*Store{s, restored} {
-		remember(s, MaxAnswers+3, MaxAnswers+1000)
+		add(s, MaxRecords+3, MaxRecords+1000)
 		has(s, 999, false)
 		has(s, 1000, true)
 	}
@@ -168,38 +168,38 @@ func TestOldestAnswerIsForgotten(t *testing.T) {
 	}
 }
 
-// stage is a store with content, and two items and an answer staged in term 2.
+// stage is a store with content, and two items and a record staged in term 2.
 func stage() *Store {
 	s := New()
 	s.Update(1, 1, nil, func(tx *Tx) {
 		tx.Set("old", []byte("1"))
-		tx.Remember("id-old", "1")
+		tx.AddRecord("id-old", "1")
 	})
 	s.Update(2, 2, nil, func(tx *Tx) {
 		tx.Stage("new", []byte("2"))
-		tx.StageAnswer("id-new", "2")
+		tx.StageRecord("id-new", "2")
 	})
 	s.Update(3, 2, nil, func(tx *Tx) { tx.Stage("another", []byte("3")) })
 	return s
 }
 
 // restores returns whether Restore does.
-func restores(s *Store, term uint64, items, answers int) (ok bool) {
+func restores(s *Store, term uint64, items, records int) (ok bool) {
 	index, _ := s.Applied()
-	s.Update(index+1, term, nil, func(tx *Tx) { ok = tx.Restore(items, answers) })
+	s.Update(index+1, term, nil, func(tx *Tx) { ok = tx.Restore(items, records) })
 	return ok
 }
 
 func checkOld(t *testing.T, s *Store) {
 	t.Helper()
 	checkContent(t, s, map[string]Item{"old": {"1", 1}})
-	checkAnswers(t, s, "id-old", "1")
+	checkRecords(t, s, "id-old", "1")
 }
 
 func checkNew(t *testing.T, s *Store) {
 	t.Helper()
 	checkContent(t, s, map[string]Item{"new": {"2", 2}, "another": {"3", 3}})
-	checkAnswers(t, s, "id-new", "2")
+	checkRecords(t, s, "id-new", "2")
 }
 
 func TestRestore(t *testing.T) {
@@ -209,8 +209,8 @@ func TestRestore(t *testing.T) {
 		t.Errorf("got %v, want what is staged not to be seen", got)
 	}
 	within(s, func(tx *Tx) {
-		if _, ok := tx.Answer("id-new"); ok {
-			t.Error("the staged answer is seen")
+		if _, ok := tx.Record("id-new"); ok {
+			t.Error("the staged record is seen")
 		}
 	})
 	c, restored := s.Clone(), New()
@@ -236,12 +236,12 @@ func TestRestore(t *testing.T) {
 			}
 		})
 		checkContent(t, s, map[string]Item{"new": {"2", 2}, "another": {"3", 3}, "third": {"4", 5}})
-		checkAnswers(t, s, "id-new", "2")
+		checkRecords(t, s, "id-new", "2")
 		if !restores(s, 2, 0, 0) {
 			t.Error("the staging area is not empty after a restore")
 		}
 		checkContent(t, s, nil)
-		checkAnswers(t, s)
+		checkRecords(t, s)
 	}
 }
 
@@ -269,7 +269,7 @@ func TestStagingAreaLivesWithinOneTerm(t *testing.T) {
 	plain := New()
 	plain.Update(1, 1, nil, func(tx *Tx) {
 		tx.Set("old", []byte("1"))
-		tx.Remember("id-old", "1")
+		tx.AddRecord("id-old", "1")
 	})
 	plain.Update(2, 2, nil, func(*Tx) {})
 	plain.Update(3, 2, nil, func(*Tx) {})
@@ -285,7 +285,7 @@ func TestStagingAreaLivesWithinOneTerm(t *testing.T) {
 	for _, s := range []*Store{plain, nextTerm, unstaged} {
 		s.Update(5, 3, nil, func(*Tx) {})
 	}
-	if nextTerm.stagedTerm != 0 || nextTerm.staged.items.Len() != 0 || nextTerm.staged.answers.len() != 0 {
+	if nextTerm.stagedTerm != 0 || nextTerm.staged.items.Len() != 0 || nextTerm.staged.records.len() != 0 {
 		t.Errorf("after an update of another term: got %+v, want nothing staged", nextTerm.staged)
 	}
 	if restores(nextTerm, 3, 2, 1) {
@@ -296,7 +296,7 @@ func TestStagingAreaLivesWithinOneTerm(t *testing.T) {
 	again.Update(4, 3, nil, func(tx *Tx) { // a new one, in the first update of its term
 		tx.Stage("another", []byte("3"))
 		tx.Stage("new", []byte("2"))
-		tx.StageAnswer("id-new", "2")
+		tx.StageRecord("id-new", "2")
 	})
 	if !restores(again, 3, 2, 1) {
 		t.Error("staged in the first update of a term: got false, want true")

@@ -42,7 +42,7 @@ type Watcher struct {
 // Watch returns a watcher of the events after the index after that changed a key
 // that begins with prefix: those there were and those to come, in the order of the
 // log, none missing, none twice. An index that is not applied yet is waited for.
-// The error wraps ErrHistoryGone if an event after it may be forgotten: the store
+// The error wraps ErrHistoryGone if an event after it may be gone already: the store
 // keeps the last 65,536 events or 32 MiB of changes, and none of before a
 // ReadSnapshot, a Reset or a Restore.
 func (s *Store) Watch(prefix string, after uint64) (*Watcher, error) {
@@ -68,15 +68,15 @@ func (s *Store) newWatcher(prefix string, after uint64) *Watcher {
 	}
 }
 
-// Next waits until there is an event, and returns all that wait, the oldest first;
+// Next waits until there is an event, and returns all pending ones, the oldest first;
 // the slice is the caller's. With events, and with ctx's error when ctx ends
 // first, through is an index up to which it has returned all events that there
 // are: to Watch after it goes on where this one stopped, also if nothing came.
-// What an event tells can be seen in the store by then. Any other error is the end
-// of the watcher, and events that waited are lost with it: it wraps
+// The changes of an event can be read from the store by then. Any other error is the
+// end of the watcher, and its pending events are lost: it wraps
 // ErrHistoryGone after a Restore, ReadSnapshot or Reset of the store; ErrSlow when
-// more than 8,192 events or 32 MiB of changes waited, or when it was still behind
-// and the history forgot what was next; ErrClosed after Close.
+// more than 8,192 events or 32 MiB of changes were pending, or when it was still behind
+// and what was next left the history; ErrClosed after Close.
 func (w *Watcher) Next(ctx context.Context) (events []*Event, through uint64, err error) {
 	for {
 		if !w.live {
@@ -137,14 +137,14 @@ func (w *Watcher) fromHistory() ([]*Event, error) {
 	events, all := s.history.after(w.through, catchUpStep)
 	if all {
 		w.through, w.live = max(w.through, s.index), true
-		s.watched.add(w)
+		s.watchers.add(w)
 	} else {
 		w.through = events[len(events)-1].Index
 	}
 	return events, nil
 }
 
-// take returns what waits: all matching events up to applied, and maybe more.
+// take returns what is pending: all matching events up to applied, and maybe more.
 func (w *Watcher) take(applied uint64) ([]*Event, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -160,7 +160,14 @@ func (w *Watcher) take(applied uint64) ([]*Event, error) {
 	return events, nil
 }
 
-// put makes e wait, or ends the watcher and returns false if it is too slow.
+// What may be pending for the Next of a Watcher at most. One event always may.
+const (
+	maxPending      = 8192 // events
+	maxPendingBytes = historyBytes
+)
+
+// put adds e to the pending events, or ends the watcher and returns false if it is too
+// slow.
 func (w *Watcher) put(e *Event) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -180,12 +187,12 @@ func (w *Watcher) put(e *Event) bool {
 func (w *Watcher) Close() {
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
-	w.s.watched.remove(w)
+	w.s.watchers.remove(w)
 	w.end(ErrClosed)
 }
 
 // end ends the watcher, unless it has ended. The caller holds Store.mu, and takes
-// it out of Store.watched.
+// it out of Store.watchers.
 func (w *Watcher) end(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -209,6 +216,6 @@ func (w *Watcher) ended() error {
 func (w *Watcher) wakeUp() {
 	select {
 	case w.wake <- struct{}{}:
-	default: // it will look already
+	default: // a wake-up is pending already
 	}
 }

@@ -88,7 +88,7 @@ func checkEnded(t testing.TB, w *Watcher, want error) {
 // checkUnwatched checks that nothing is left of the watchers of s.
 func checkUnwatched(t testing.TB, s *Store) {
 	t.Helper()
-	if wd := &s.watched; len(wd.groups) > 0 || len(wd.lengths) > 0 || len(wd.count) > 0 {
+	if wd := &s.watchers; len(wd.groups) > 0 || len(wd.lengths) > 0 || len(wd.count) > 0 {
 		t.Errorf("got prefixes of lengths %v, count %v, want none", wd.lengths, wd.count)
 	}
 }
@@ -111,7 +111,7 @@ func withHistory() *Store {
 	})
 	s.Update(5, 2, nil, func(tx *Tx) {
 		tx.RemovePrefix("none")
-		tx.Remember("id", "")
+		tx.AddRecord("id", "")
 		tx.Stage("a", nil)
 		tx.Restore(2, 2)
 	})
@@ -371,7 +371,7 @@ func TestHistoryRing(t *testing.T) {
 		}
 	}
 	fill(60, 1000)
-	fill(1, 20_000) // forgets some
+	fill(1, 20_000) // drops some
 	fill(200, 100)
 	events, _ := s.history.after(s.history.floor, 1000)
 	if len(events) < 100 {

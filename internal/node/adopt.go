@@ -124,7 +124,7 @@ func (n *Node) adoptable(r *raft.Raft) error {
 		return fmt.Errorf("%w: %s is a member of another cluster, of %d nodes; take it out of that, and empty its volume", ErrConflict, n.config.ID, len(servers))
 	}
 	holdsData := func() error {
-		if keys := n.machine.Keys(); keys > 0 {
+		if keys := n.machine.Len(); keys > 0 {
 			return fmt.Errorf("%w: %s holds data of its own (%d keys), which joining would lose; empty its volume, or join the other way round", ErrConflict, n.config.ID, keys)
 		}
 		return nil

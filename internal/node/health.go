@@ -86,7 +86,7 @@ func (n *Node) sameAs(ctx context.Context, info *Info) bool {
 	if info.Chain == "" || n.machine.WaitApplied(ctx, info.AppliedIndex) != nil {
 		return true
 	}
-	chain, ok := n.machine.ChainAt(info.AppliedIndex)
+	chain, ok := n.machine.HashAt(info.AppliedIndex)
 	return !ok || hex.EncodeToString(chain[:]) == info.Chain
 }
 
@@ -106,7 +106,7 @@ func (n *Node) compare(ctx context.Context, own Info, infos []*Info) Replicas {
 			all.Equal = all.Equal && n.sameAs(ctx, info)
 		}
 	}
-	if chain, ok := n.machine.ChainAt(all.Index); ok {
+	if chain, ok := n.machine.HashAt(all.Index); ok {
 		all.Chain = hex.EncodeToString(chain[:])
 	}
 	return all

@@ -77,7 +77,7 @@ func TestWipedMemberIsAStranger(t *testing.T) {
 	leader := leaderOf(t, n2, n3)
 	leader.setSoon(t, "b", "2")
 	wiped.waitLeader(t) // of itself
-	if keys := wiped.machine.Keys(); keys != 0 {
+	if keys := wiped.machine.Len(); keys != 0 {
 		t.Errorf("the wiped node holds %d keys, want 0", keys)
 	}
 	wiped.set(t, "own", "1")
@@ -111,7 +111,7 @@ func TestJoinAtANewAddress(t *testing.T) {
 	nodes[0].set(t, "a", "1")
 	nodes[0].join(t, moved)
 	nodes[0].set(t, "b", "2")
-	waitFor(t, "n3 has it", func() bool { return moved.machine.Keys() == 2 })
+	waitFor(t, "n3 has it", func() bool { return moved.machine.Len() == 2 })
 	checkReplicas(t, nodes[0], nodes[1], moved)
 }
 

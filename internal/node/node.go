@@ -32,12 +32,12 @@ type StateMachine interface {
 	Applied() (index, term uint64)
 	// WaitApplied waits, within ctx, until Applied is index or greater.
 	WaitApplied(ctx context.Context, index uint64) error
-	// Chain is the index of Applied and a hash over all entries up to there, zero if
-	// unknown; ChainAt is what it was at one of the last indexes applied.
-	Chain() (index uint64, chain [32]byte)
-	ChainAt(index uint64) (chain [32]byte, ok bool)
-	// Keys is how many keys it holds.
-	Keys() int
+	// Hash is the index of Applied and a hash over all entries up to there, zero if
+	// unknown; HashAt is what it was at one of the last indexes applied.
+	Hash() (index uint64, hash [32]byte)
+	HashAt(index uint64) (hash [32]byte, ok bool)
+	// Len is how many keys it holds.
+	Len() int
 	// Reset empties it. Called only while no raft instance uses it.
 	Reset()
 }

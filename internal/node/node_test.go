@@ -67,10 +67,10 @@ func (m machine) Applied() (index, term uint64)       { return m.store.Applied()
 func (m machine) WaitApplied(ctx context.Context, index uint64) error {
 	return m.store.WaitApplied(ctx, index)
 }
-func (m machine) Chain() (uint64, [32]byte)             { return m.store.Chain() }
-func (m machine) ChainAt(index uint64) ([32]byte, bool) { return m.store.ChainAt(index) }
-func (m machine) Keys() int                             { return m.store.Len() }
-func (m machine) Reset()                                { m.store.Reset() }
+func (m machine) Hash() (uint64, [32]byte)             { return m.store.Hash() }
+func (m machine) HashAt(index uint64) ([32]byte, bool) { return m.store.HashAt(index) }
+func (m machine) Len() int                             { return m.store.Len() }
+func (m machine) Reset()                               { m.store.Reset() }
 
 type machineSnapshot struct{ store *kv.Store }
 
@@ -269,7 +269,7 @@ func TestJoinReplicatesAndRestarts(t *testing.T) {
 	n3.stop()
 	n1.set(t, "while n3 is away", "1")
 	n3 = openNode(t, "n3", dirs[2], func(c *Config) { c.RaftAddress = address })
-	waitFor(t, "n3 has what it missed", func() bool { return n3.machine.Keys() == len(want)+1 })
+	waitFor(t, "n3 has what it missed", func() bool { return n3.machine.Len() == len(want)+1 })
 	checkReplicas(t, n1, n2, n3)
 }
 

@@ -97,7 +97,7 @@ func (n *Node) Info() Info {
 			members = append(members, string(server.ID))
 		}
 	}
-	applied, chain := n.machine.Chain()
+	applied, chain := n.machine.Hash()
 	hash := ""
 	if chain != [32]byte{} {
 		hash = hex.EncodeToString(chain[:])
@@ -113,7 +113,7 @@ func (n *Node) Info() Info {
 		AppliedIndex: applied,
 		Chain:        hash,
 		Health:       n.Health(),
-		Keys:         n.machine.Keys(),
+		Keys:         n.machine.Len(),
 		RaftAddress:  n.port.Address(),
 		HTTPAddress:  n.config.HTTPAddress,
 		Removed:      n.removed.Load(),

@@ -203,7 +203,7 @@ func TestMemberThatWasAwayIsFoundSoon(t *testing.T) {
 	}
 	back := nodes[2].reopen(t)
 	begin := time.Now()
-	waitFor(t, "it has everything", func() bool { return back.machine.Keys() == 51 })
+	waitFor(t, "it has everything", func() bool { return back.machine.Len() == 51 })
 	t.Logf("it had everything %v after its start", time.Since(begin))
 	checkReplicas(t, nodes[0], nodes[1], back)
 }

@@ -48,7 +48,7 @@ func (d *decoder) state() state {
 		d.trailer()
 		return st
 	}
-	copy(st.chain[:], d.read("chain", len(st.chain)))
+	copy(st.hash[:], d.read("hash", len(st.hash)))
 	d.data(&st.data, st.index)
 	st.stagedTerm = d.uvarint("term of the staging area")
 	if st.stagedTerm != 0 && st.stagedTerm != st.term {
@@ -72,7 +72,7 @@ func (d *decoder) header() (v1 bool) {
 
 func (d *decoder) data(into *data, applied uint64) {
 	d.items(into.items, applied)
-	d.answers(&into.answers)
+	d.records(&into.records)
 }
 
 func (d *decoder) items(into *btree.Map[string, Item], applied uint64) {
@@ -95,19 +95,19 @@ func (d *decoder) items(into *btree.Map[string, Item], applied uint64) {
 	}
 }
 
-func (d *decoder) answers(into *answers) {
-	count := d.uvarint("number of answers")
-	if count > MaxAnswers {
-		d.damaged("number of answers is %d, %d at most", count, MaxAnswers)
+func (d *decoder) records(into *dedupTable) {
+	count := d.uvarint("number of idempotency records")
+	if count > MaxRecords {
+		d.damaged("number of idempotency records is %d, %d at most", count, MaxRecords)
 	}
 	for i := uint64(0); i < count && d.err == nil; i++ {
-		key := string(d.bytes("key of an answer", maxSnapshotKey))
-		text := string(d.bytes("answer", maxSnapshotValue))
+		key := string(d.bytes("idempotency key", maxSnapshotKey))
+		text := string(d.bytes("idempotency record", maxSnapshotValue))
 		if d.err != nil {
 			return
 		}
 		if into.add(key, text); uint64(into.len()) != i+1 {
-			d.damaged("answer %d of %d has the key of another", i+1, count)
+			d.damaged("idempotency record %d of %d has the key of another", i+1, count)
 		}
 	}
 }

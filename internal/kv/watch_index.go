@@ -1,0 +1,144 @@
+package kv
+
+import "slices"
+
+// watcherIndex finds the watchers that an event concerns by the prefixes of its keys,
+// without a look at any other watcher.
+//
+// The plain way, a loop over all watchers that compares prefixes, would be 95 lines
+// less. With 1,000 watchers of other prefixes it makes an Update of one key take 11.5 µs
+// instead of 0.37 µs (BenchmarkWatchers), which the fsync of an entry would hide; but one
+// entry may change very many keys, and Update holds the lock that readers need: one that
+// removed 100,000 keys by prefix took 367 ms instead of 69 ms, so that with a million
+// keys no read of the node would be answered for some three seconds more.
+type watcherIndex struct {
+	groups  map[string]*prefixGroup // by prefix
+	lengths []int                   // of the prefixes in groups, ascending, each once
+	count   map[int]int             // of groups, by the length of their prefix
+	dirty   []*prefixGroup          // those that the event being published concerns
+}
+
+// prefixGroup is the watchers of one prefix.
+type prefixGroup struct {
+	prefix   string
+	watchers map[*Watcher]struct{}
+
+	// Of the event being published, and zero otherwise: how many of its changes have
+	// the prefix, and those themselves, unless they are the first n of the event.
+	n      int
+	subset []Change
+}
+
+func (wi *watcherIndex) add(w *Watcher) {
+	if wi.groups == nil {
+		wi.groups, wi.count = make(map[string]*prefixGroup), make(map[int]int)
+	}
+	g := wi.groups[w.prefix]
+	if g == nil {
+		g = &prefixGroup{prefix: w.prefix, watchers: make(map[*Watcher]struct{})}
+		wi.groups[w.prefix] = g
+		length := len(w.prefix)
+		if wi.count[length]++; wi.count[length] == 1 {
+			at, _ := slices.BinarySearch(wi.lengths, length)
+			wi.lengths = slices.Insert(wi.lengths, at, length)
+		}
+	}
+	g.watchers[w] = struct{}{}
+}
+
+// remove removes w, if it is there.
+func (wi *watcherIndex) remove(w *Watcher) {
+	g := wi.groups[w.prefix]
+	if g == nil {
+		return
+	}
+	delete(g.watchers, w)
+	if len(g.watchers) > 0 {
+		return
+	}
+	delete(wi.groups, w.prefix)
+	length := len(w.prefix)
+	if wi.count[length]--; wi.count[length] == 0 {
+		delete(wi.count, length)
+		at, _ := slices.BinarySearch(wi.lengths, length)
+		wi.lengths = slices.Delete(wi.lengths, at, at+1)
+	}
+}
+
+// publish adds e to the history and to the pending events of the watchers that it
+// concerns. It looks up each changed key once for each length of a prefix. The caller
+// holds mu.
+func (s *Store) publish(e *Event) {
+	s.history.add(e)
+	wi := &s.watchers
+	for i := range e.Changes {
+		key := e.Changes[i].Key
+		for _, length := range wi.lengths {
+			if length > len(key) {
+				break
+			}
+			if g := wi.groups[key[:length]]; g != nil {
+				if g.n == 0 {
+					wi.dirty = append(wi.dirty, g)
+				}
+				g.add(e, i)
+			}
+		}
+	}
+	for _, g := range wi.dirty {
+		s.deliver(g, g.event(e))
+		g.n, g.subset = 0, nil
+	}
+	clear(wi.dirty)
+	wi.dirty = wi.dirty[:0]
+}
+
+// add adds change i of e. It copies nothing as long as there is no gap.
+func (g *prefixGroup) add(e *Event, i int) {
+	if g.n < i {
+		if g.subset == nil {
+			g.subset = slices.Clone(e.Changes[:g.n])
+		}
+		g.subset = append(g.subset, e.Changes[i])
+	}
+	g.n++
+}
+
+// event returns what the watchers of g get of e, which is what e.matching of the
+// prefix returns.
+func (g *prefixGroup) event(e *Event) *Event {
+	if g.n == len(e.Changes) {
+		return e
+	}
+	part := &Event{Index: e.Index, Term: e.Term, Changes: g.subset}
+	if g.subset == nil {
+		part.Changes = e.Changes[:g.n:g.n]
+	}
+	for i := range part.Changes {
+		part.size += part.Changes[i].size()
+	}
+	return part
+}
+
+// deliver gives e to the watchers of g. Those that have too much pending are ended
+// instead: Update waits for nobody.
+func (s *Store) deliver(g *prefixGroup, e *Event) {
+	for w := range g.watchers {
+		if e.Index > w.after && !w.put(e) {
+			s.watchers.remove(w)
+		}
+	}
+}
+
+// resetHistory empties the history, which begins after the index floor then, and
+// ends all watchers. The caller holds mu.
+func (s *Store) resetHistory(floor uint64) {
+	s.epoch++
+	s.history.clear(floor)
+	for _, g := range s.watchers.groups {
+		for w := range g.watchers {
+			w.end(ErrHistoryGone)
+		}
+	}
+	s.watchers = watcherIndex{}
+}
