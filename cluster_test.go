@@ -247,7 +247,7 @@ func checkReplicas(t testing.TB, nodes ...*service) map[string]string {
 	clones := make([]*kv.Store, len(nodes))
 	waitFor(t, "the same applied index on all nodes", func() error {
 		for i, s := range nodes {
-			clones[i] = s.machine.store.Clone()
+			clones[i] = s.machine.Store.Clone()
 			got, gotTerm := clones[i].Applied()
 			if want, wantTerm := clones[0].Applied(); got != want || gotTerm != wantTerm {
 				return fmt.Errorf("%s at %d of term %d, %s at %d of term %d",
@@ -398,7 +398,7 @@ func TestJoinedNodesHoldTheSame(t *testing.T) {
 			t.Errorf("cluster of %s: got %s, want that of n1, %s", id, got, want)
 		}
 	}
-	if got, _ := n2.machine.store.Get("before"); got.Value != "the others joined" {
+	if got, _ := n2.machine.Store.Get("before"); got.Value != "the others joined" {
 		t.Errorf("a node that has joined has %q, want what was set before", got.Value)
 	}
 
@@ -666,7 +666,7 @@ func TestRestartFromTheLog(t *testing.T) {
 	write(t, s, "/set?key=b&value=3&key=c&value=")
 	write(t, s, "/remove?key=b")
 	set(t, s, "\xff\x00", "\xfe\n")
-	want, lines := items(s.machine.store.Clone()), appliedLines(s)
+	want, lines := items(s.machine.Store.Clone()), appliedLines(s)
 	if len(lines) != 6 {
 		t.Fatalf("the node says %q, want 6 lines", lines)
 	}
@@ -681,7 +681,7 @@ func TestRestartFromTheLog(t *testing.T) {
 			}
 			return nil
 		})
-		if got := items(s.machine.store.Clone()); !maps.Equal(got, want) {
+		if got := items(s.machine.Store.Clone()); !maps.Equal(got, want) {
 			t.Errorf("after a restart: got %v, want %v", got, want)
 		}
 	}
@@ -730,7 +730,7 @@ func TestSnapshots(t *testing.T) {
 	write(t, s, "/set?key=0&value=second&key=%FF%00&value=%FE%0A")
 	write(t, s, "/remove?key=1")
 	snapshotted(t, s, dir, 2)
-	want := items(s.machine.store.Clone())
+	want := items(s.machine.Store.Clone())
 	if len(want) != 20 {
 		t.Errorf("the node holds %d keys, want 20", len(want))
 	}
@@ -743,7 +743,7 @@ func TestSnapshots(t *testing.T) {
 		s = restart(t, s, dir) // takes no more snapshots
 		leads(t, s)
 		waitFor(t, "the log applied", func() error {
-			if got := items(s.machine.store.Clone()); !maps.Equal(got, want) {
+			if got := items(s.machine.Store.Clone()); !maps.Equal(got, want) {
 				return fmt.Errorf("after a restart: got %v, want %v", got, want)
 			}
 			if got := appliedLines(s); len(got) != len(tail) || !strings.HasPrefix(strings.Join(got, "\n"), strings.Join(tail, "\n")) {
@@ -757,7 +757,7 @@ func TestSnapshots(t *testing.T) {
 	}
 	restored()
 	line := fmt.Sprintf(`set key="2" value="third" index=%d term=`, set(t, s, "2", "third"))
-	want = items(s.machine.store.Clone())
+	want = items(s.machine.Store.Clone())
 	restored(line)
 
 	// One that joins gets the snapshot, and the log after it.
@@ -855,11 +855,11 @@ func TestJoinIsRefused(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			checkReplicas(t, other...)
-			before, data := n1.node.Info(), items(n1.machine.store.Clone())
+			before, data := n1.node.Info(), items(n1.machine.Store.Clone())
 			var joinerBefore node.Info
 			var joinerData map[string]kv.Item
 			if tt.joiner != nil {
-				joinerBefore, joinerData = tt.joiner.node.Info(), items(tt.joiner.machine.store.Clone())
+				joinerBefore, joinerData = tt.joiner.node.Info(), items(tt.joiner.machine.Store.Clone())
 			}
 			a := ask(t, n1, tt.target)
 			if a.status != http.StatusConflict {
@@ -868,7 +868,7 @@ func TestJoinIsRefused(t *testing.T) {
 			if err := oneLineNaming(a, tt.says...); err != nil {
 				t.Error(err)
 			}
-			if after := n1.node.Info(); !reflect.DeepEqual(after, before) || !maps.Equal(items(n1.machine.store.Clone()), data) {
+			if after := n1.node.Info(); !reflect.DeepEqual(after, before) || !maps.Equal(items(n1.machine.Store.Clone()), data) {
 				t.Errorf("the cluster went from %+v to %+v, want no change", before, after)
 			}
 			if tt.joiner == nil {
@@ -876,7 +876,7 @@ func TestJoinIsRefused(t *testing.T) {
 			}
 			after := tt.joiner.node.Info()
 			if after.ClusterID != joinerBefore.ClusterID || after.AppliedIndex != joinerBefore.AppliedIndex ||
-				!maps.Equal(items(tt.joiner.machine.store.Clone()), joinerData) {
+				!maps.Equal(items(tt.joiner.machine.Store.Clone()), joinerData) {
 				t.Errorf("the joining node went from %+v to %+v, want no change", joinerBefore, after)
 			}
 			set(t, n1, tt.name, "1")
@@ -1022,7 +1022,7 @@ func TestReplicasThatDiffer(t *testing.T) {
 	set(t, nodes[0], "a", "1")
 	checkReplicas(t, nodes...)
 	leader, followers := nodes.leader(t)
-	wrong := followers[0].machine.store
+	wrong := followers[0].machine.Store
 	index, term := wrong.Applied()
 	wrong.Update(index, term, []byte("not of the log"), func(tx *kv.Tx) { tx.Set("a", []byte("2")) })
 	for _, s := range []*service{leader, followers[0]} {

@@ -120,7 +120,7 @@ func FuzzHandler(f *testing.F) {
 	})
 	leads(f, s)
 	set(f, s, "a", "1") // the first write or read of a term adds an entry of its own
-	h := &checked{s: s, h: newHandler(s.node, s.machine.store, s.log, []string{"kv.example"})}
+	h := &checked{s: s, h: newHandler(s.node, s.machine.Store, s.log, []string{"kv.example"})}
 	address := serveDoor(f, s, func(server *http.Server, l net.Listener) error {
 		server.Handler = h
 		return serveBounded(server, l)
@@ -258,7 +258,7 @@ func serveDoor(t testing.TB, s *service, serve func(*http.Server, net.Listener) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newServer(newHandler(s.node, s.machine.store, s.log, nil), s.log)
+	server := newServer(newHandler(s.node, s.machine.Store, s.log, nil), s.log)
 	server.ErrorLog = log.New(io.Discard, "", 0)
 	served := make(chan error, 1)
 	go func() { served <- serve(server, l) }()
@@ -362,7 +362,7 @@ func heap() int64 {
 // or a byte now and then. newServer's limit is 10 s; here it is less.
 func TestSlowSenders(t *testing.T) {
 	s := startOne(t)
-	if got := newServer(newHandler(s.node, s.machine.store, s.log, nil), s.log).ReadHeaderTimeout; got <= 0 || got > 10*time.Second {
+	if got := newServer(newHandler(s.node, s.machine.Store, s.log, nil), s.log).ReadHeaderTimeout; got <= 0 || got > 10*time.Second {
 		t.Errorf("ReadHeaderTimeout: got %v, want 10s at most", got)
 	}
 	const limit = 200 * time.Millisecond

@@ -1,10 +1,9 @@
 package main
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -15,22 +14,29 @@ import (
 	"raftkv/internal/kv"
 )
 
-// fsm is the state machine: the same commands in the same order make the same
-// store on every node. Nothing in it depends on time, chance or I/O (the console
-// only tells). It implements node.StateMachine.
+// fsm is the replicated state machine: what the raft log is for. Raft gives every node
+// the same entries in the same order (Raft paper, section 2); this makes data of them. All
+// replicas are equal because of one rule: the effect of an entry depends on it and on the
+// entries before it alone, never on the time, on chance, on the order of a Go map, or on
+// anything else that differs between nodes. The console lines are only output.
+//
+// Raft calls ApplyBatch, Snapshot and Restore from one goroutine, while handlers read the
+// kv.Store. With the methods of that, fsm implements node.StateMachine.
 type fsm struct {
-	store *kv.Store
+	*kv.Store
 	log   *logrus.Logger
-	lines []byte // console lines of the batch under way; used by raft's goroutine alone
+	lines []byte // console lines of the current batch; used by raft's goroutine alone
 }
 
-func newFSM(log *logrus.Logger) *fsm { return &fsm{store: kv.New(), log: log} }
+func newFSM(log *logrus.Logger) *fsm { return &fsm{Store: kv.New(), log: log} }
 
-// Apply implements raft.FSM.
+// Apply implements raft.FSM; raft.RecoverCluster calls it, all else of raft ApplyBatch.
 func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 
-// ApplyBatch implements raft.BatchingFSM. The response to an entry is a []any: for
-// each of its commands the result. The console lines of a batch are one write.
+// ApplyBatch implements raft.BatchingFSM. Raft calls it on every node with entries that
+// are committed, which are on disk at a majority; after a start, again with those after
+// the newest snapshot. A response goes to the raft.ApplyFuture of its entry if this node
+// proposed it: a []command.Result, one for each command; nil if the entry has none.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	responses := make([]any, len(logs))
 	if f.lines = f.lines[:0]; cap(f.lines) > 1<<20 {
@@ -39,62 +45,60 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	show, prefix := f.log.IsLevelEnabled(logrus.InfoLevel), console.AppendPrefix(nil, time.Now(), logrus.InfoLevel)
 	for i, l := range logs {
 		if l.Type != raft.LogCommand {
-			// A change of the members: nothing to do but to know that it came by.
-			f.store.Update(l.Index, l.Term, nil, func(*kv.Tx) {})
+			f.Update(l.Index, l.Term, nil, func(*kv.Tx) {}) // a membership change: only its index counts
 			continue
 		}
 		commands, err := command.Decode(l.Data)
 		if err != nil {
-			// The cluster agreed on what this node can't follow: going on would
-			// make it differ. An older binary after a newer one, most likely.
+			// The other nodes apply this entry; one that skipped it would have other data than
+			// theirs, and nobody would notice. So it stops. Most likely a newer version wrote it.
 			panic(fmt.Sprintf("entry %d of the log can't be decoded by this version of raftkv: %v", l.Index, err))
 		}
-		results := make([]any, len(commands))
-		f.store.Update(l.Index, l.Term, l.Data, func(tx *kv.Tx) {
+		results := make([]command.Result, len(commands))
+		f.Update(l.Index, l.Term, l.Data, func(tx *kv.Tx) {
 			for j, c := range commands {
-				results[j] = apply(tx, c, l.Index)
+				results[j] = applyOnce(tx, c, l.Index)
 			}
 		})
 		if show {
 			for j, c := range commands {
-				f.lines = console.AppendCommand(f.lines, prefix, c, results[j].(command.Result), l.Index, l.Term)
+				f.lines = console.AppendCommand(f.lines, prefix, c, results[j], l.Index, l.Term)
 			}
 		}
 		responses[i] = results
 	}
 	if len(f.lines) > 0 {
-		_, _ = f.log.Out.Write(f.lines)
+		_, _ = f.log.Out.Write(f.lines) // one write for all lines: the console must not slow raft down
 	}
 	return responses
 }
 
-// apply does what c says, once for each idempotency key.
-func apply(tx *kv.Tx, c command.Command, index uint64) command.Result {
-	if c.Options == nil {
-		return execute(tx, c, index)
-	}
-	if c.IdempotencyKey == "" {
-		return conditional(tx, c, index)
+// applyOnce applies c unless its idempotency key has a record, whose result it returns: a
+// client without an answer sends its command again, and both may be committed (Raft paper,
+// section 8).
+func applyOnce(tx *kv.Tx, c command.Command, index uint64) command.Result {
+	if c.Options == nil || c.IdempotencyKey == "" {
+		return applyIf(tx, c, index)
 	}
 	identity := c.Identity()
-	if answer, ok := tx.Record(c.IdempotencyKey); ok {
-		r, ok := command.ParseAnswer(answer, identity)
-		if !ok {
-			return command.Result{Index: index, Reused: true}
+	if record, ok := tx.Record(c.IdempotencyKey); ok {
+		if r, ok := command.ParseRecord(record, identity); ok {
+			return r
 		}
-		return r
+		return command.Result{Index: index, Reused: true}
 	}
-	r := conditional(tx, c, index)
-	tx.AddRecord(c.IdempotencyKey, r.Answer(identity))
+	r := applyIf(tx, c, index)
+	tx.AddRecord(c.IdempotencyKey, r.Record(identity))
 	return r
 }
 
-// conditional does what c says if every key meets its conditions.
-func conditional(tx *kv.Tx, c command.Command, index uint64) command.Result {
-	if !c.Match.IsNone() || !c.NoneMatch.IsNone() {
+// applyIf applies c if its conditions hold for every key. They are checked here, not when
+// the request arrives, as only here no other command can come in between.
+func applyIf(tx *kv.Tx, c command.Command, index uint64) command.Result {
+	if c.Options != nil && !(c.Match.IsNone() && c.NoneMatch.IsNone()) {
 		for i, p := range c.Pairs {
 			item, _ := tx.Get(p.Key) // no item: index 0
-			if !c.Match.IsNone() && !meets(c.Match, item.Index) || meets(c.NoneMatch, item.Index) {
+			if !c.Match.IsNone() && !c.Match.Holds(item.Index) || c.NoneMatch.Holds(item.Index) {
 				return command.Result{Index: index, Failed: i + 1, Current: item.Index}
 			}
 		}
@@ -102,15 +106,9 @@ func conditional(tx *kv.Tx, c command.Command, index uint64) command.Result {
 	return execute(tx, c, index)
 }
 
-// meets reports whether a key that was last set by the entry at index, 0 for none,
-// is what the condition asks for.
-func meets(condition command.Condition, index uint64) bool {
-	return index != 0 && (condition.Any || slices.Contains(condition.Indexes, index))
-}
-
 func execute(tx *kv.Tx, c command.Command, index uint64) command.Result {
 	r := command.Result{Index: index}
-	switch c.Kind {
+	switch c.Kind { // a Noop has no effect
 	case command.Set:
 		for _, p := range c.Pairs {
 			tx.Set(p.Key, p.Value)
@@ -131,26 +129,27 @@ func execute(tx *kv.Tx, c command.Command, index uint64) command.Result {
 		for _, p := range c.Pairs {
 			tx.Stage(p.Key, p.Value)
 		}
-	case command.StageAnswers:
+	case command.StageRecords:
 		for _, p := range c.Pairs {
 			tx.StageRecord(p.Key, string(p.Value))
 		}
 	case command.Restore:
-		r.Counted = tx.Restore(int(c.Items), int(c.Answers))
+		r.Counted = tx.Restore(int(c.Items), int(c.Records))
 	}
 	return r
 }
 
-// Snapshot implements raft.FSM; it takes constant time.
-func (f *fsm) Snapshot() (raft.FSMSnapshot, error) { return snapshot{f.store.Clone()}, nil }
+// Snapshot implements raft.FSM. Raft calls it when the log has grown, to drop the entries
+// that the snapshot replaces, and applies nothing until it returns. So it only clones the
+// store, which is copy-on-write: that takes constant time.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) { return snapshot{f.Clone()}, nil }
 
 type snapshot struct{ store *kv.Store }
 
-// Persist implements raft.FSMSnapshot.
+// Persist implements raft.FSMSnapshot. ApplyBatch may run meanwhile: the clone is apart.
 func (s snapshot) Persist(sink raft.SnapshotSink) error {
 	if err := s.store.WriteSnapshot(sink); err != nil {
-		_ = sink.Cancel()
-		return err
+		return errors.Join(err, sink.Cancel())
 	}
 	return sink.Close()
 }
@@ -158,32 +157,14 @@ func (s snapshot) Persist(sink raft.SnapshotSink) error {
 // Release implements raft.FSMSnapshot.
 func (snapshot) Release() {}
 
-// Restore implements raft.FSM. A damaged snapshot leaves the store as it was.
-func (f *fsm) Restore(snapshot io.ReadCloser) error {
-	if err := f.store.ReadSnapshot(snapshot); err != nil {
+// Restore implements raft.FSM. Raft calls it at start with the newest snapshot, and when
+// the leader sends one in the place of entries that it no longer has. A damaged one
+// leaves the store as it was. Raft closes r.
+func (f *fsm) Restore(r io.ReadCloser) error {
+	if err := f.ReadSnapshot(r); err != nil {
 		return err
 	}
 	index, _ := f.Applied()
 	f.log.Infof("Restored a snapshot: %d keys, index=%d", f.Len(), index)
 	return nil
 }
-
-// Applied implements node.StateMachine.
-func (f *fsm) Applied() (index, term uint64) { return f.store.Applied() }
-
-// Hash implements node.StateMachine.
-func (f *fsm) Hash() (index uint64, hash [32]byte) { return f.store.Hash() }
-
-// HashAt implements node.StateMachine.
-func (f *fsm) HashAt(index uint64) (hash [32]byte, ok bool) { return f.store.HashAt(index) }
-
-// WaitApplied implements node.StateMachine.
-func (f *fsm) WaitApplied(ctx context.Context, index uint64) error {
-	return f.store.WaitApplied(ctx, index)
-}
-
-// Len implements node.StateMachine.
-func (f *fsm) Len() int { return f.store.Len() }
-
-// Reset implements node.StateMachine.
-func (f *fsm) Reset() { f.store.Reset() }

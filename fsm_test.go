@@ -40,12 +40,9 @@ func setting(pairs ...string) command.Command {
 	return c
 }
 
-// results is what the state machine has answered to one entry.
-func results(response any) (all []command.Result) {
-	for _, r := range response.([]any) {
-		all = append(all, r.(command.Result))
-	}
-	return all
+// apply applies commands as the entry at index of term, and returns what they did.
+func apply(f *fsm, index, term uint64, commands ...command.Command) []command.Result {
+	return f.Apply(entry(index, term, commands...)).([]command.Result)
 }
 
 func removing(keys ...string) command.Command {
@@ -53,6 +50,12 @@ func removing(keys ...string) command.Command {
 	for _, key := range keys {
 		c.Pairs = append(c.Pairs, command.Pair{Key: key})
 	}
+	return c
+}
+
+// with is c with options.
+func with(c command.Command, o command.Options) command.Command {
+	c.Options = &o
 	return c
 }
 
@@ -136,10 +139,10 @@ func TestBatchIsOneWrite(t *testing.T) {
 			entry(first+3, 1, removing("none")),
 		})
 		want := []any{
-			[]any{command.Result{Index: first}},
+			[]command.Result{{Index: first}},
 			nil,
-			[]any{command.Result{Index: first + 2}, command.Result{Index: first + 2, Removed: 1}},
-			[]any{command.Result{Index: first + 3}},
+			[]command.Result{{Index: first + 2}, {Index: first + 2, Removed: 1}},
+			[]command.Result{{Index: first + 3}},
 		}
 		if !reflect.DeepEqual(responses, want) {
 			t.Errorf("responses: got %v, want %v", responses, want)
@@ -172,7 +175,7 @@ func TestApplyCountsWhatItRemoves(t *testing.T) {
 		{[]command.Command{setting("p", "", "pq", "", "q", ""), {Kind: command.RemovePrefix, Pairs: []command.Pair{{Key: "p"}}}, removing("q")}, []int{0, 2, 1}},
 	} {
 		var got []int
-		for _, r := range results(f.Apply(entry(uint64(i+1), 1, tt.commands...))) {
+		for _, r := range apply(f, uint64(i+1), 1, tt.commands...) {
 			got = append(got, r.Removed)
 		}
 		if !slices.Equal(got, tt.want) {
@@ -184,10 +187,137 @@ func TestApplyCountsWhatItRemoves(t *testing.T) {
 	}
 }
 
+// TestConditions is what If-Match and If-None-Match mean, key by key: of "12" which
+// the entry at 12 has set, "13" which the one at 13 has set, and "none".
+func TestConditions(t *testing.T) {
+	var (
+		star = command.Condition{Any: true}
+		tags = func(indexes ...uint64) command.Condition { return command.Condition{Indexes: indexes} }
+		none = command.Condition{}
+	)
+	for _, tt := range []struct {
+		name             string
+		match, noneMatch command.Condition
+		keys             []string
+		failed           int // as in result
+		current          uint64
+	}{
+		{"no condition", none, none, []string{"none"}, 0, 0},
+		{"match", tags(12), none, []string{"12"}, 0, 0},
+		{"match in a list", tags(7, 12, 13), none, []string{"12"}, 0, 0},
+		{"match of another entry", tags(11), none, []string{"12"}, 1, 12},
+		{"match of no key", tags(12), none, []string{"none"}, 1, 0},
+		{"foreign ETag, no key", tags(0), none, []string{"none"}, 1, 0},
+		{"match any", star, none, []string{"12"}, 0, 0},
+		{"match any, no key", star, none, []string{"none"}, 1, 0},
+		{"none", none, star, []string{"none"}, 0, 0},
+		{"none, but a key", none, star, []string{"12"}, 1, 12},
+		{"none of these", none, tags(11, 13), []string{"12"}, 0, 0},
+		{"none of these, but it is", none, tags(11, 12), []string{"12"}, 1, 12},
+		{"none of these, no key", none, tags(12), []string{"none"}, 0, 0},
+		{"foreign ETag, none of it", none, tags(0), []string{"none"}, 0, 0},
+		{"both", star, tags(11), []string{"12"}, 0, 0},
+		{"both, the second fails", star, tags(12), []string{"12"}, 1, 12},
+		{"all keys", tags(12, 13), none, []string{"12", "13"}, 0, 0},
+		{"all keys, but the second", tags(12), none, []string{"12", "13"}, 2, 13},
+		{"all keys, but the third", star, none, []string{"12", "13", "none"}, 3, 0},
+		{"none of the keys, but the second", none, star, []string{"none", "13"}, 2, 13},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, kind := range []command.Kind{command.Set, command.Remove} {
+				f, _ := newTestFSM("error")
+				apply(f, 12, 1, setting("12", "old"))
+				apply(f, 13, 1, setting("13", "old"))
+				c := command.Command{Kind: kind, Options: &command.Options{Match: tt.match, NoneMatch: tt.noneMatch}}
+				want := command.Result{Index: 14, Failed: tt.failed, Current: tt.current}
+				values := map[string]string{"12": "old", "13": "old"}
+				for _, key := range tt.keys {
+					c.Pairs = append(c.Pairs, command.Pair{Key: key, Value: []byte("new")})
+					if tt.failed != 0 {
+						continue
+					}
+					if _, ok := values[key]; ok && kind == command.Remove {
+						want.Removed++
+					}
+					delete(values, key)
+					if kind == command.Set {
+						values[key] = "new"
+					}
+				}
+				if got := apply(f, 14, 1, c)[0]; got != want {
+					t.Errorf("kind %d: got %+v, want %+v", kind, got, want)
+				}
+				got := make(map[string]string)
+				for key, item := range items(f.Store) {
+					got[key] = item.Value
+				}
+				if !reflect.DeepEqual(got, values) {
+					t.Errorf("kind %d: got %v, want %v", kind, got, values)
+				}
+			}
+		})
+	}
+}
+
+// TestAppliedOnce: a command with an idempotency key is done once and answered
+// always, whatever happens to its keys meanwhile, and also by a state machine that
+// was restored from a snapshot.
+func TestAppliedOnce(t *testing.T) {
+	once := func(c command.Command, key string) command.Command {
+		return with(c, command.Options{IdempotencyKey: key})
+	}
+	create := command.Options{IdempotencyKey: "create", NoneMatch: command.Condition{Any: true}}
+	first := []struct {
+		c    command.Command
+		want command.Result
+	}{
+		{once(setting("a", "1"), "set"), command.Result{Index: 1}},
+		{once(removing("a", "none"), "remove"), command.Result{Index: 2, Removed: 1}},
+		{with(setting("b", "1"), create), command.Result{Index: 3}},
+		{once(command.Command{Kind: command.RemovePrefix, Pairs: removing("b").Pairs}, "prefix"), command.Result{Index: 4, Removed: 1}},
+		{with(setting("c", "1"), command.Options{IdempotencyKey: "failed", Match: command.Condition{Any: true}}), command.Result{Index: 5, Failed: 1}},
+	}
+	f, _ := newTestFSM("error")
+	for i, tt := range first {
+		if got := apply(f, uint64(i+1), 1, tt.c)[0]; got != tt.want {
+			t.Errorf("first: command %d: got %+v, want %+v", i+1, got, tt.want)
+		}
+	}
+	apply(f, 6, 1, setting("a", "later", "b", "later", "c", "later"))
+	restored, _ := newTestFSM("error")
+	if err := restored.Restore(io.NopCloser(bytes.NewReader(persist(t, takeSnapshot(t, f))))); err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range map[string]*fsm{"same": f, "restored": restored} {
+		want := items(f.Store)
+		for i, tt := range first {
+			if got := apply(f, uint64(i+7), 2, tt.c)[0]; got != tt.want {
+				t.Errorf("%s: command %d again: got %+v, want %+v", name, i+1, got, tt.want)
+			}
+		}
+		index := uint64(20)
+		for what, c := range map[string]command.Command{
+			"another value":     once(setting("a", "2"), "set"),
+			"another key":       once(setting("b", "1"), "set"),
+			"another kind":      once(removing("a"), "set"),
+			"no condition":      once(setting("b", "1"), "create"),
+			"another condition": with(setting("b", "1"), command.Options{IdempotencyKey: "create", NoneMatch: command.Condition{Indexes: []uint64{0}}}),
+		} {
+			index++
+			if got, want := apply(f, index, 2, c)[0], (command.Result{Index: index, Reused: true}); got != want {
+				t.Errorf("%s: %s: got %+v, want %+v", name, what, got, want)
+			}
+		}
+		if got := items(f.Store); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %v, want what was there before, %v", name, got, want)
+		}
+	}
+}
+
 func TestUndecodableEntryPanics(t *testing.T) {
 	for _, data := range [][]byte{nil, {}, {2}, []byte("set a 1"), append(command.Append(nil, setting("a", "2")), 0)} {
 		f, _ := newTestFSM("info")
-		f.Apply(entry(6, 1, setting("a", "1")))
+		apply(f, 6, 1, setting("a", "1"))
 		func() {
 			defer func() {
 				if got := fmt.Sprint(recover()); !strings.Contains(got, "entry 7 ") {
@@ -196,7 +326,7 @@ func TestUndecodableEntryPanics(t *testing.T) {
 			}()
 			f.Apply(&raft.Log{Index: 7, Term: 1, Type: raft.LogCommand, Data: data})
 		}()
-		if got, _ := f.store.Get("a"); got.Value != "1" || appliedIndex(f) != 6 {
+		if got, _ := f.Store.Get("a"); got.Value != "1" || appliedIndex(f) != 6 {
 			t.Errorf("%q: got %v at %d, want what was there before", data, got, appliedIndex(f))
 		}
 	}
@@ -253,19 +383,19 @@ func (c *closing) Close() error { return nil }
 
 func checkSame(t testing.TB, what string, got, want *fsm) {
 	t.Helper()
-	if !maps.Equal(items(got.store), items(want.store)) {
-		t.Errorf("%s: got %.2000v, want %.2000v", what, items(got.store), items(want.store))
+	if !maps.Equal(items(got.Store), items(want.Store)) {
+		t.Errorf("%s: got %.2000v, want %.2000v", what, items(got.Store), items(want.Store))
 	}
-	gotIndex, gotTerm := got.store.Applied()
-	if index, term := want.store.Applied(); gotIndex != index || gotTerm != term {
+	gotIndex, gotTerm := got.Store.Applied()
+	if index, term := want.Store.Applied(); gotIndex != index || gotTerm != term {
 		t.Errorf("%s: applied: got %d of term %d, want %d of %d", what, gotIndex, gotTerm, index, term)
 	}
 }
 
 func TestSnapshotAndRestore(t *testing.T) {
 	f, _ := newTestFSM("info")
-	f.Apply(entry(3, 1, setting("a", "1", "b", "2", "\xff\x00", "\x00\xfe")))
-	f.Apply(entry(5, 2, removing("b")))
+	apply(f, 3, 1, setting("a", "1", "b", "2", "\xff\x00", "\x00\xfe"))
+	apply(f, 5, 2, removing("b"))
 	same, _ := newTestFSM("error")
 	for _, e := range []*raft.Log{entry(3, 1, setting("a", "1", "b", "2", "\xff\x00", "\x00\xfe")), entry(5, 2, removing("b"))} {
 		same.Apply(e)
@@ -295,7 +425,7 @@ func TestSnapshotAndRestore(t *testing.T) {
 
 func TestDamagedSnapshotChangesNothing(t *testing.T) {
 	f, _ := newTestFSM("error")
-	f.Apply(entry(9, 2, setting("a", "1", "b", "2")))
+	apply(f, 9, 2, setting("a", "1", "b", "2"))
 	data := persist(t, takeSnapshot(t, f))
 
 	g, _ := newTestFSM("error")
@@ -341,7 +471,7 @@ func (s *brokenSink) Close() error              { s.closed++; return nil }
 
 func TestUnwritableSnapshotIsCanceled(t *testing.T) {
 	f, _ := newTestFSM("error")
-	f.Apply(entry(1, 1, setting("a", "1")))
+	apply(f, 1, 1, setting("a", "1"))
 	sink := new(brokenSink)
 	if err := takeSnapshot(t, f).Persist(sink); !errors.Is(err, errFull) {
 		t.Errorf("got %v, want %v", err, errFull)
@@ -394,7 +524,7 @@ func TestReplayIsSnapshotAndTail(t *testing.T) {
 		}
 		whole, _ := newTestFSM("error")
 		replay(whole, logs)
-		if got := items(whole.store); !maps.Equal(got, model) {
+		if got := items(whole.Store); !maps.Equal(got, model) {
 			t.Fatalf("seed %d: got %v, want %v", seed, got, model)
 		}
 		want := persist(t, takeSnapshot(t, whole))

@@ -196,7 +196,7 @@ func (h *handler) propose(r *http.Request, c command.Command) (command.Result, e
 
 func failedCondition(c command.Command, done command.Result) error {
 	header, has, advice := "If-None-Match", "has ETag "+api.ETag(done.Current), "get it to see what it is"
-	if !c.Match.IsNone() && !meets(c.Match, done.Current) {
+	if !c.Match.IsNone() && !c.Match.Holds(done.Current) {
 		header, advice = "If-Match", "get it again, and send the ETag that it has then"
 		if done.Current == 0 {
 			has, advice = "is not there", "set it with If-None-Match: *, if it should be"

@@ -45,12 +45,12 @@ func exchange(t testing.TB, r *http.Request) answer {
 // changes nothing of its data.
 func checkUnchanged(t testing.TB, s *service, do func()) {
 	t.Helper()
-	log, data := s.node.Info().LastIndex, items(s.machine.store.Clone())
+	log, data := s.node.Info().LastIndex, items(s.machine.Store.Clone())
 	do()
 	if got := s.node.Info().LastIndex; got != log {
 		t.Errorf("the log went from %d to %d, want no new entry", log, got)
 	}
-	if got := items(s.machine.store.Clone()); !maps.Equal(got, data) {
+	if got := items(s.machine.Store.Clone()); !maps.Equal(got, data) {
 		t.Errorf("the data went from %.200v to %.200v, want no change", data, got)
 	}
 }
@@ -403,7 +403,7 @@ func TestSeveralKeysInOneEntry(t *testing.T) {
 	s := startOne(t)
 	index := write(t, s, "/set?key=a&key=b&value=1&value=2&key=c&value=")
 	for key, want := range map[string]string{"a": "1", "b": "2", "c": ""} {
-		if got, ok := s.machine.store.Get(key); !ok || got.Value != want || got.Index != index {
+		if got, ok := s.machine.Store.Get(key); !ok || got.Value != want || got.Index != index {
 			t.Errorf("%s: got %v, %v, want %q at %d", key, got, ok, want, index)
 		}
 	}
@@ -578,7 +578,7 @@ func TestTooManyRequestsAreNotApplied(t *testing.T) {
 func TestStoppedNode(t *testing.T) {
 	s := startOne(t)
 	set(t, s, "k", "v")
-	h := newHandler(s.node, s.machine.store, s.log, nil)
+	h := newHandler(s.node, s.machine.Store, s.log, nil)
 	if err := s.stop(); err != nil {
 		t.Fatalf("stop: %v", err)
 	}
@@ -607,7 +607,7 @@ func BenchmarkHandler(b *testing.B) {
 	for i := range 100 {
 		set(b, s, fmt.Sprintf("key%02d", i), strings.Repeat("v", 110))
 	}
-	h := newHandler(s.node, s.machine.store, s.log, nil)
+	h := newHandler(s.node, s.machine.Store, s.log, nil)
 	for _, bb := range []struct {
 		name, target string
 		status       int

@@ -117,7 +117,7 @@ func start(c config, out io.Writer) (*service, error) {
 		s.console.Close()
 		return nil, errors.Join(portHint(err, "RAFT_SERVER_PORT"), s.listener.Close())
 	}
-	s.server = newServer(newHandler(s.node, s.machine.store, s.log, c.httpNames), s.log)
+	s.server = newServer(newHandler(s.node, s.machine.Store, s.log, c.httpNames), s.log)
 	s.log.Infof("Node %s: HTTP on %s, raft on %s, volume %s", c.nodeID, s.listener.Addr(), s.node.RaftAddress(), c.volume)
 	go func() { s.served <- serveBounded(s.server, s.listener) }()
 	return s, nil

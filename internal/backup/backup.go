@@ -49,9 +49,9 @@ func Commands(backup *kv.Store) iter.Seq[command.Command] {
 			return ok
 		}
 		backup.Ascend("", func(key string, item kv.Item) bool { return stage(command.Stage, key, item.Value) })
-		backup.AscendRecords(func(key, answer string) bool { return ok && stage(command.StageAnswers, key, answer) })
+		backup.AscendRecords(func(key, answer string) bool { return ok && stage(command.StageRecords, key, answer) })
 		if ok && (len(c.Pairs) == 0 || yield(c)) {
-			yield(command.Command{Kind: command.Restore, Items: uint64(backup.Len()), Answers: uint64(backup.Records())})
+			yield(command.Command{Kind: command.Restore, Items: uint64(backup.Len()), Records: uint64(backup.Records())})
 		}
 	}
 }

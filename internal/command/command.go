@@ -1,37 +1,23 @@
-// Package command is the encoding of one raft log entry: a batch of commands.
+// Package command is what travels in the raft log: commands, the encoding of a log entry,
+// and what the state machine records about a command.
 //
-// The first byte of an entry is its version. Version 1 is
+// One entry is a batch of commands, as requests that arrive while others are being
+// replicated share the next entry (group commit). [Append] encodes a batch, [Decode]
+// decodes it. The state machine turns each [Command] into a [Result]; for a command with
+// an idempotency key it keeps the Result as an idempotency record, by which it recognizes
+// the same command when a client sends it again ([Command.Identity], [Result.Record]).
 //
-//	entry     = 0x01, uvarint number of commands (>= 1), commands
-//	command   = kind byte, body
-//	body      = of Set, Remove, RemovePrefix, Stage, StageAnswers:
-//	                uvarint number of pairs (>= 1), pairs
-//	            of Noop, Unstage: 0x00
-//	            of Restore: uvarint items, uvarint answers
-//	pair      = uvarint length of key (>= 1), key
-//	            and, for Set, Stage and StageAnswers, uvarint length of value, value
-//
-// A Set, Remove or RemovePrefix with a condition or an idempotency key has 0x40
-// added to its kind byte, and before its body
-//
-//	options   = one byte, the sum of 1: key, 2: match, 4: none-match (>= 1),
-//	            then those of the three that it says, in this order
-//	key       = uvarint length (>= 1), idempotency key
-//	condition = uvarint number of indexes (0: any), uvarint indexes
-//
-// with uvarints as in encoding/binary, in their shortest form. A batch has
-// exactly one encoding, and whatever else is in a log is refused.
+// Three formats are fixed here, and each has a version of its own, as each lives in
+// places of its own and must stay readable there: entries (codec.go; raft's log), the
+// canonical form of a command (result.go; only its hash is kept) and idempotency records
+// (result.go; snapshots and backups).
 package command
 
-import (
-	"encoding/binary"
-	"errors"
-	"fmt"
-)
+import "slices"
 
-// Limits in bytes. They hold at the door, where a request becomes a command;
-// Append and Decode know nothing of them, so that other limits can never make an
-// old log unreadable.
+// Limits in bytes. They are checked where a request becomes a command; Append and
+// Decode know nothing of them, so that other limits can never make an old log
+// unreadable.
 const (
 	MaxKey            = 1024
 	MaxValue          = 1 << 20
@@ -44,19 +30,19 @@ type Kind byte
 const (
 	Set          Kind = 1
 	Remove       Kind = 2
-	Noop         Kind = 3 // does nothing: that it is applied is all it is for
+	Noop         Kind = 3 // has no effect, but an index
 	RemovePrefix Kind = 4 // removes all keys that begin with the key of a pair
 
-	// A backup is restored in several entries: Unstage, then Stage and StageAnswers
-	// as often as needed, which nobody sees, then Restore, which makes them the
-	// content if they are as many as it says.
+	// A backup is restored in several entries: Unstage, then Stage and StageRecords
+	// as often as needed, which no reader sees, then Restore, which makes what is staged
+	// the content if it is as much as its counts require.
 	Unstage      Kind = 5
 	Stage        Kind = 6
-	StageAnswers Kind = 7 // idempotency keys and their answers
+	StageRecords Kind = 7 // idempotency keys and their records
 	Restore      Kind = 8
 )
 
-// Pair is a key and, in a Set, Stage or StageAnswers, its value. In others the
+// Pair is a key and, in a Set, Stage or StageRecords, its value. In others the
 // value is nil.
 type Pair struct {
 	Key   string
@@ -66,347 +52,31 @@ type Pair struct {
 // Condition is on the index of the entry that last set a key. The zero Condition
 // is none.
 type Condition struct {
-	Any     bool     // any index: the key is there
+	Any     bool     // any index: the key exists
 	Indexes []uint64 // or one of these; 0 is never a key's
 }
 
-// IsNone reports whether c asks for nothing.
+// IsNone reports whether c is no condition at all.
 func (c Condition) IsNone() bool { return !c.Any && len(c.Indexes) == 0 }
 
-// Command is one request: all of its pairs take effect, or none.
+// Holds reports whether c holds for a key that was last set by the entry at index, 0
+// for a key that does not exist. No condition does not hold.
+func (c Condition) Holds(index uint64) bool {
+	return index != 0 && (c.Any || slices.Contains(c.Indexes, index))
+}
+
+// Command is one request: all of its pairs take effect, or none does.
 type Command struct {
 	Kind  Kind
 	Pairs []Pair
 
 	*Options              // of a Set, Remove or RemovePrefix; nil: none
-	Items, Answers uint64 // of a Restore: how many are staged
+	Items, Records uint64 // of a Restore: how many are staged
 }
 
-// Options of a command. Every key must meet Match, and none may meet NoneMatch, for
-// the command to do anything.
+// Options of a command. It has no effect unless Match, if it is not none, holds for
+// every key and NoneMatch for no key.
 type Options struct {
 	IdempotencyKey   string // empty: none
 	Match, NoneMatch Condition
-}
-
-var (
-	// ErrVersion is returned when an entry has a version that this program does
-	// not know: most likely a newer one wrote it.
-	ErrVersion = errors.New("unknown version of log entry")
-
-	// ErrMalformed is returned when an entry is not what Append writes.
-	ErrMalformed = errors.New("malformed log entry")
-)
-
-const version = 1
-
-// withOptions is added to the kind byte of a command that has options, and these
-// are the bits that say which.
-const (
-	withOptions = 0x40
-
-	hasKey       = 1
-	hasMatch     = 2
-	hasNoneMatch = 4
-)
-
-// The smallest encodings, by which a count is checked before memory is
-// allocated for it.
-const (
-	minCommand = 2
-	minSet     = 3
-	minRemove  = 2
-)
-
-func (k Kind) hasPairs() bool {
-	switch k {
-	case Set, Remove, RemovePrefix, Stage, StageAnswers:
-		return true
-	}
-	return false
-}
-
-func (k Kind) hasValues() bool { return k == Set || k == Stage || k == StageAnswers }
-
-func (k Kind) hasOptions() bool { return k == Set || k == Remove || k == RemovePrefix }
-
-// Append appends the encoding of one entry to dst, which it returns extended.
-// It keeps none of its arguments. The batch must have a command, each command that
-// has pairs one at least and each pair a key, and each Kind must be one of the
-// above: Decode refuses the entry otherwise. What a kind does not have, as the
-// value of a pair to remove, is ignored.
-func Append(dst []byte, batch ...Command) []byte {
-	dst = append(dst, version)
-	dst = binary.AppendUvarint(dst, uint64(len(batch)))
-	for _, c := range batch {
-		dst = c.append(dst)
-	}
-	return dst
-}
-
-func (c *Command) append(dst []byte) []byte {
-	if options := c.options(); options != 0 {
-		dst = append(dst, byte(c.Kind)|withOptions, options)
-		if options&hasKey != 0 {
-			dst = binary.AppendUvarint(dst, uint64(len(c.IdempotencyKey)))
-			dst = append(dst, c.IdempotencyKey...)
-		}
-		if options&hasMatch != 0 {
-			dst = c.Match.append(dst)
-		}
-		if options&hasNoneMatch != 0 {
-			dst = c.NoneMatch.append(dst)
-		}
-	} else {
-		dst = append(dst, byte(c.Kind))
-	}
-	switch {
-	case c.Kind == Restore:
-		dst = binary.AppendUvarint(dst, c.Items)
-		return binary.AppendUvarint(dst, c.Answers)
-	case !c.Kind.hasPairs():
-		return append(dst, 0)
-	}
-	dst = binary.AppendUvarint(dst, uint64(len(c.Pairs)))
-	for _, p := range c.Pairs {
-		dst = binary.AppendUvarint(dst, uint64(len(p.Key)))
-		dst = append(dst, p.Key...)
-		if c.Kind.hasValues() {
-			dst = binary.AppendUvarint(dst, uint64(len(p.Value)))
-			dst = append(dst, p.Value...)
-		}
-	}
-	return dst
-}
-
-func (c *Command) options() (options byte) {
-	if c.Options == nil || !c.Kind.hasOptions() {
-		return 0
-	}
-	if c.IdempotencyKey != "" {
-		options |= hasKey
-	}
-	if !c.Match.IsNone() {
-		options |= hasMatch
-	}
-	if !c.NoneMatch.IsNone() {
-		options |= hasNoneMatch
-	}
-	return options
-}
-
-func (c Condition) append(dst []byte) []byte {
-	if c.Any {
-		return append(dst, 0)
-	}
-	dst = binary.AppendUvarint(dst, uint64(len(c.Indexes)))
-	for _, index := range c.Indexes {
-		dst = binary.AppendUvarint(dst, index)
-	}
-	return dst
-}
-
-// Decode returns the batch that Append encoded as entry. Its error wraps
-// ErrVersion or ErrMalformed, and then there is no batch. Whatever the entry
-// claims, the memory allocated is at most a small multiple of its length.
-//
-// Keys are copies. Values are parts of entry, which the caller still owns: they
-// are good for as long as entry is not changed, and are not to be written to.
-// The value of a Set is never nil.
-func Decode(entry []byte) ([]Command, error) {
-	d := decoder{entry: entry}
-	v, err := d.byte("version")
-	if err != nil {
-		return nil, err
-	}
-	if v != version {
-		return nil, fmt.Errorf("%w: %d, want %d", ErrVersion, v, version)
-	}
-	n, err := d.count("number of commands", 1, minCommand)
-	if err != nil {
-		return nil, err
-	}
-	batch := make([]Command, n)
-	for i := range batch {
-		if batch[i], err = d.command(); err != nil {
-			return nil, err
-		}
-	}
-	if d.at != len(entry) {
-		return nil, d.malformed("%d bytes after the last command", len(entry)-d.at)
-	}
-	return batch, nil
-}
-
-// decoder reads an entry; the next byte is entry[at].
-type decoder struct {
-	entry []byte
-	at    int
-}
-
-func (d *decoder) malformed(format string, args ...any) error {
-	return fmt.Errorf("%w: at byte %d: %s", ErrMalformed, d.at, fmt.Sprintf(format, args...))
-}
-
-func (d *decoder) command() (c Command, err error) {
-	k, err := d.byte("kind")
-	if err != nil {
-		return Command{}, err
-	}
-	c.Kind = Kind(k &^ withOptions)
-	if k&withOptions != 0 {
-		if !c.Kind.hasOptions() {
-			d.at--
-			return Command{}, d.malformed("unknown kind %d", k)
-		}
-		if c.Options, err = d.options(); err != nil {
-			return Command{}, err
-		}
-	}
-	switch {
-	case c.Kind.hasPairs():
-		c.Pairs, err = d.pairs(c.Kind.hasValues())
-	case c.Kind == Noop, c.Kind == Unstage:
-		var n byte
-		if n, err = d.byte("number of pairs"); err == nil && n != 0 {
-			d.at--
-			err = d.malformed("pairs of a kind that has none")
-		}
-	case c.Kind == Restore:
-		if c.Items, err = d.uvarint("number of items"); err == nil {
-			c.Answers, err = d.uvarint("number of answers")
-		}
-	default:
-		d.at--
-		err = d.malformed("unknown kind %d", k)
-	}
-	if err != nil {
-		return Command{}, err
-	}
-	return c, nil
-}
-
-func (d *decoder) options() (*Options, error) {
-	has, err := d.byte("options")
-	if err != nil {
-		return nil, err
-	}
-	if has == 0 || has > hasKey|hasMatch|hasNoneMatch {
-		d.at--
-		return nil, d.malformed("options are %d", has)
-	}
-	o := new(Options)
-	if has&hasKey != 0 {
-		key, err := d.bytes("length of idempotency key", 1)
-		if err != nil {
-			return nil, err
-		}
-		o.IdempotencyKey = string(key)
-	}
-	if has&hasMatch != 0 {
-		if o.Match, err = d.condition(); err != nil {
-			return nil, err
-		}
-	}
-	if has&hasNoneMatch != 0 {
-		if o.NoneMatch, err = d.condition(); err != nil {
-			return nil, err
-		}
-	}
-	return o, nil
-}
-
-func (d *decoder) condition() (Condition, error) {
-	n, err := d.count("number of indexes", 0, 1)
-	if err != nil {
-		return Condition{}, err
-	}
-	if n == 0 {
-		return Condition{Any: true}, nil
-	}
-	indexes := make([]uint64, n)
-	for i := range indexes {
-		if indexes[i], err = d.uvarint("index"); err != nil {
-			return Condition{}, err
-		}
-	}
-	return Condition{Indexes: indexes}, nil
-}
-
-func (d *decoder) pairs(values bool) ([]Pair, error) {
-	minPair := minRemove
-	if values {
-		minPair = minSet
-	}
-	n, err := d.count("number of pairs", 1, minPair)
-	if err != nil {
-		return nil, err
-	}
-	pairs := make([]Pair, n)
-	for i := range pairs {
-		key, err := d.bytes("length of key", 1)
-		if err != nil {
-			return nil, err
-		}
-		pairs[i].Key = string(key)
-		if !values {
-			continue
-		}
-		if pairs[i].Value, err = d.bytes("length of value", 0); err != nil {
-			return nil, err
-		}
-	}
-	return pairs, nil
-}
-
-func (d *decoder) byte(what string) (byte, error) {
-	if d.at == len(d.entry) {
-		return 0, d.malformed("ends before %s", what)
-	}
-	d.at++
-	return d.entry[d.at-1], nil
-}
-
-func (d *decoder) uvarint(what string) (uint64, error) {
-	v, n := binary.Uvarint(d.entry[d.at:])
-	switch {
-	case n == 0:
-		return 0, d.malformed("ends in %s", what)
-	case n < 0:
-		return 0, d.malformed("%s is too large", what)
-	case n > 1 && d.entry[d.at+n-1] == 0:
-		return 0, d.malformed("%s is not in its shortest form", what)
-	}
-	d.at += n
-	return v, nil
-}
-
-// count reads a number of things that are least or more, and take size bytes
-// each or more; no more of them than the rest of the entry has room for.
-func (d *decoder) count(what string, least uint64, size int) (int, error) {
-	at := d.at
-	v, err := d.uvarint(what)
-	if err != nil {
-		return 0, err
-	}
-	left := len(d.entry) - d.at
-	if v >= least && v <= uint64(left/size) {
-		return int(v), nil
-	}
-	d.at = at
-	if v < least {
-		return 0, d.malformed("%s is %d", what, v)
-	}
-	return 0, d.malformed("%s is %d, %d bytes are left", what, v, left)
-}
-
-// bytes reads a length of least or more and as many bytes. They can't be
-// appended to in place.
-func (d *decoder) bytes(what string, least uint64) ([]byte, error) {
-	n, err := d.count(what, least, 1)
-	if err != nil {
-		return nil, err
-	}
-	d.at += n
-	return d.entry[d.at-n : d.at : d.at], nil
 }

@@ -8,26 +8,62 @@ import (
 
 // Result is what one command did, for the client that sent it.
 type Result struct {
-	Index   uint64 // of the entry that did it: of an earlier one, when the command is a repeated one
-	Removed int    // keys that were there
-	Failed  int    // the pair whose key did not meet the condition, counted from 1; 0: none
-	Current uint64 // what that key has: the index that set it; 0: it is not there
-	Reused  bool   // the idempotency key is another command's: nothing was done
-	Counted bool   // a restore found staged what it should
+	Index   uint64 // of the entry that applied the command: an earlier one if it is a repetition
+	Removed int    // keys that existed
+	Failed  int    // the pair for whose key a condition did not hold, counted from 1; 0: none
+	Current uint64 // index that last set that key; 0: the key does not exist
+	Reused  bool   // the idempotency key is another command's: nothing was applied
+	Counted bool   // a Restore found as much staged as its counts require
 }
 
-// Identity returns what tells c from other commands with the same idempotency key.
-func (c Command) Identity() [sha256.Size]byte {
-	options := *c.Options
-	options.IdempotencyKey = ""
-	c.Options = &options
-	return sha256.Sum256(Append(nil, c))
-}
-
-// Answer is what the state machine remembers for an idempotency key:
+// The canonical form of a command is what Identity hashes. Version 1 is
 //
-//	identity of the command, uvarint index, uvarint removed, uvarint failed, uvarint current
-func (r Result) Answer(identity [sha256.Size]byte) string {
+//	0x01, 0x01, the command as in an entry of version 1, without its idempotency key
+//
+// Its version is its own: another version of entries changes nothing here. So a client
+// may repeat a command across an upgrade, and replicas of different versions of this
+// program agree on which commands are the same. For that, a command for which version 1
+// has a form must always use it; a later version is for those only that it can't
+// express, such as commands of new kinds or with new options.
+const canonicalVersion = 1
+
+// Identity returns the SHA-256 of the canonical form of c. Commands with the same
+// idempotency key are the same command if they have the same identity.
+func (c Command) Identity() [sha256.Size]byte {
+	return sha256.Sum256(c.appendCanonical(nil))
+}
+
+func (c Command) appendCanonical(dst []byte) []byte {
+	if c.Options != nil {
+		options := *c.Options
+		options.IdempotencyKey = ""
+		c.Options = &options
+	}
+	return c.appendV1(append(dst, canonicalVersion, 1))
+}
+
+// An idempotency record is, in version 1,
+//
+//	identity of the command, 32 bytes
+//	uvarint index (>= 1), uvarint removed, uvarint failed, uvarint current
+//
+// with uvarints in their shortest form. It is replicated state: every replica makes it
+// when it applies the entry, and it travels in snapshots and backups. So all replicas
+// must write the same bytes, those of older versions of this program included, which
+// have version 1 without a version byte: that version keeps its bytes. In all others,
+// 0x00 and a version byte (>= 2) come after the identity; version 1 can't be taken for
+// one of them, as no entry has index 0.
+//
+// A replica that finds a record of a version it does not know refuses the command as
+// one with a reused key: a client may get an error for a command that was applied, but
+// no command is ever applied twice. The hash chain by which replicas are compared is
+// over entries, not records.
+const laterRecord = 0x00
+
+// Record returns the idempotency record of r, which a command with the given identity
+// had. Reused and Counted are no part of it: the former has no record of its own, and a
+// Restore has no idempotency key.
+func (r Result) Record(identity [sha256.Size]byte) string {
 	b := append(make([]byte, 0, len(identity)+4*binary.MaxVarintLen64), identity[:]...)
 	for _, v := range []uint64{r.Index, uint64(r.Removed), uint64(r.Failed), r.Current} {
 		b = binary.AppendUvarint(b, v)
@@ -35,10 +71,11 @@ func (r Result) Answer(identity [sha256.Size]byte) string {
 	return string(b)
 }
 
-// ParseAnswer returns the Result in an answer, if it is one of that command.
-func ParseAnswer(answer string, identity [sha256.Size]byte) (r Result, ok bool) {
-	rest, ok := strings.CutPrefix(answer, string(identity[:]))
-	if !ok {
+// ParseRecord returns the Result of an idempotency record. It returns false if the
+// record is another command's than that of the identity, or none that Record returns.
+func ParseRecord(record string, identity [sha256.Size]byte) (r Result, ok bool) {
+	rest, ok := strings.CutPrefix(record, string(identity[:]))
+	if !ok || rest == "" || rest[0] == laterRecord {
 		return Result{}, false
 	}
 	var v [4]uint64
@@ -49,5 +86,9 @@ func ParseAnswer(answer string, identity [sha256.Size]byte) (r Result, ok bool) 
 		}
 		rest = rest[n:]
 	}
-	return Result{Index: v[0], Removed: int(v[1]), Failed: int(v[2]), Current: v[3]}, rest == ""
+	r = Result{Index: v[0], Removed: int(v[1]), Failed: int(v[2]), Current: v[3]}
+	if r.Record(identity) != record { // bytes follow, or a uvarint is longer than it need be
+		return Result{}, false
+	}
+	return r, true
 }

@@ -79,7 +79,7 @@ func AppendCommand(line, prefix []byte, c command.Command, r command.Result, ind
 	case command.Unstage:
 		begin()
 		line = append(line, "begin or give up a restore"...)
-	case command.Stage, command.StageAnswers:
+	case command.Stage, command.StageRecords:
 		begin()
 		line = fmt.Appendf(line, "stage %d of a restore", len(c.Pairs))
 	case command.Restore:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net"
 	"net/http"
@@ -22,10 +23,15 @@ import (
 	"raftkv/internal/kv"
 )
 
-// machine is a state machine for these tests. It answers a command with its first key.
+// machine is a state machine for these tests. It answers a command with the resultOf its
+// first key.
 type machine struct {
 	store *kv.Store
 	gate  *atomic.Pointer[chan struct{}] // applying waits until it is closed; nil: it does not
+}
+
+func resultOf(key string) command.Result {
+	return command.Result{Current: uint64(crc32.ChecksumIEEE([]byte(key)))}
 }
 
 func newMachine() machine { return machine{kv.New(), new(atomic.Pointer[chan struct{}])} }
@@ -38,7 +44,7 @@ func (m machine) ApplyBatch(logs []*raft.Log) []any {
 	}
 	responses := make([]any, len(logs))
 	for i, l := range logs {
-		var answers []any
+		var answers []command.Result
 		m.store.Update(l.Index, l.Term, l.Data, func(tx *kv.Tx) {
 			if l.Type != raft.LogCommand {
 				return
@@ -48,12 +54,12 @@ func (m machine) ApplyBatch(logs []*raft.Log) []any {
 				panic(err)
 			}
 			for _, c := range commands {
-				var key any
+				key := ""
 				for _, p := range c.Pairs {
 					tx.Set(p.Key, p.Value)
 					key = c.Pairs[0].Key
 				}
-				answers = append(answers, key)
+				answers = append(answers, resultOf(key))
 			}
 		})
 		responses[i] = answers

@@ -232,7 +232,7 @@ func (n *Node) fly(r applier, f flight) {
 			}
 			continue
 		}
-		responses := futures[i].Response().([]any)
+		responses := futures[i].Response().([]command.Result)
 		for j, p := range entry {
 			p.index, p.response = futures[i].Index(), responses[j]
 			close(p.done)

@@ -206,7 +206,7 @@ func TestProposalsTravelTogether(t *testing.T) {
 		for key := range keys {
 			p := waiting[i][key]
 			<-p.done
-			if p.err != nil || p.response != fmt.Sprint(key) || p.index != before+1+uint64(i) {
+			if p.err != nil || p.response != resultOf(fmt.Sprint(key)) || p.index != before+1+uint64(i) {
 				t.Errorf("command %d of key %d: got index %d, %v, %v; want %d, %d", i, key, p.index, p.response, p.err, before+1+uint64(i), key)
 			}
 		}
@@ -301,7 +301,7 @@ func TestFlightErrors(t *testing.T) {
 		fail(raft.ErrEnqueueTimeout),
 		fail(raft.ErrLeadershipLost),
 		fail(raft.ErrNotLeader),
-		func() (any, error) { return []any{"a", "b"}, nil },
+		func() (any, error) { return []command.Result{{Index: 7}, {Index: 8}}, nil },
 		fail(raft.ErrRaftShutdown),
 	}
 	n := &Node{}
@@ -318,7 +318,7 @@ func TestFlightErrors(t *testing.T) {
 					t.Errorf("entry %d, command %d: got %v, want %v and no other", i, j, p.err, want)
 				}
 			}
-			if response := []any{"a", "b"}[j%2]; want == nil && (p.response != response || p.index != 7) {
+			if response := []command.Result{{Index: 7}, {Index: 8}}[j%2]; want == nil && (p.response != response || p.index != 7) {
 				t.Errorf("entry %d, command %d: got %v at %d, want %v at 7", i, j, p.response, p.index, response)
 			}
 		}

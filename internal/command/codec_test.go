@@ -65,7 +65,7 @@ func TestRoundTrip(t *testing.T) {
 		{"remove a prefix", []Command{{Kind: RemovePrefix, Pairs: []Pair{{Key: "a"}}}}},
 		{"options", optioned},
 		{"restore", []Command{{Kind: Unstage}, {Kind: Stage, Pairs: set("a", "1", "b", "").Pairs},
-			{Kind: StageAnswers, Pairs: set("key", "answer").Pairs}, {Kind: Restore, Items: 1 << 40, Answers: 1}}},
+			{Kind: StageRecords, Pairs: set("key", "record").Pairs}, {Kind: Restore, Items: 1 << 40, Records: 1}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			prefix := []byte("before")
@@ -114,8 +114,8 @@ func TestGolden(t *testing.T) {
 	batch := []Command{
 		set("key", "value", "k", ""), remove("a", "bc"), {Kind: Noop}, conditional,
 		{Kind: RemovePrefix, Pairs: []Pair{{Key: "a"}}, Options: &Options{IdempotencyKey: "id"}},
-		{Kind: Unstage}, {Kind: Stage, Pairs: set("a", "1").Pairs}, {Kind: StageAnswers, Pairs: set("a", "1").Pairs},
-		{Kind: Restore, Items: 300, Answers: 2},
+		{Kind: Unstage}, {Kind: Stage, Pairs: set("a", "1").Pairs}, {Kind: StageRecords, Pairs: set("a", "1").Pairs},
+		{Kind: Restore, Items: 300, Records: 2},
 	}
 	const want = "01" + "09" +
 		"01" + "02" + "036b6579" + "0576616c7565" + "016b" + "00" +
@@ -165,7 +165,7 @@ func TestMalformed(t *testing.T) {
 		{"empty idempotency key", "\x01\x01\x42\x01\x00\x01\x01a", ErrMalformed, "length of idempotency key is 0"},
 		{"too many indexes", "\x01\x01\x42\x02\x06\x01\x01\x01\x01a", ErrMalformed, "number of indexes is 6, 5 bytes are left"},
 		{"longer index", "\x01\x01\x42\x02\x01\x81\x00\x01\x01a", ErrMalformed, "index is not in its shortest form"},
-		{"no answers", "\x01\x01\x08\x01", ErrMalformed, "ends in number of answers"},
+		{"no records", "\x01\x01\x08\x01", ErrMalformed, "ends in number of records"},
 		{"no pairs", "\x01\x01\x02\x00\x01a", ErrMalformed, "number of pairs is 0"},
 		{"too many pairs", "\x01\x01\x02\x02\x01a", ErrMalformed, "number of pairs is 2"},
 		{"too many pairs to set", "\x01\x01\x01\x02\x01a\x00\x01b", ErrMalformed, "number of pairs is 2"},
