@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -59,6 +60,15 @@ func with(c command.Command, o command.Options) command.Command {
 	return c
 }
 
+func removingPrefix(prefix string) command.Command {
+	return command.Command{Kind: command.RemovePrefix, Pairs: []command.Pair{{Key: prefix}}}
+}
+
+// once is c with an idempotency key.
+func once(c command.Command, key string) command.Command {
+	return with(c, command.Options{IdempotencyKey: key})
+}
+
 var lineStart = regexp.MustCompile(`(?m)^INFO\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}(Z|[+-]\d{4})\] `)
 
 func TestConsoleLines(t *testing.T) {
@@ -67,34 +77,85 @@ func TestConsoleLines(t *testing.T) {
 		log  *raft.Log
 		want string
 	}{
-		{"set", entry(12, 2, setting("1", "one")), `set key="1" value="one" index=12 term=2`},
-		{"set to nothing", entry(12, 2, setting("1", "")), `set key="1" value="" index=12 term=2`},
-		{"remove", entry(13, 2, removing("1")), `remove key="1" index=13 term=2`},
-		{"several", entry(14, 3, setting("a", "1", "b", "2"), removing("a", "c")), `set key="a" value="1" index=14 term=3
+		{
+			name: "set",
+			log:  entry(12, 2, setting("1", "one")),
+			want: `set key="1" value="one" index=12 term=2`,
+		},
+		{
+			name: "set to nothing",
+			log:  entry(12, 2, setting("1", "")),
+			want: `set key="1" value="" index=12 term=2`,
+		},
+		{name: "remove", log: entry(13, 2, removing("1")), want: `remove key="1" index=13 term=2`},
+		{
+			name: "several",
+			log:  entry(14, 3, setting("a", "1", "b", "2"), removing("a", "c")),
+			want: `set key="a" value="1" index=14 term=3
 set key="b" value="2" index=14 term=3
 remove key="a" index=14 term=3
-remove key="c" index=14 term=3`},
-		{"binary", entry(18446744073709551615, 18446744073709551614, setting("\x00\xff\n\x1b[2J", "\r\t\x7f\"\\")),
-			`set key="\x00\xff\n\x1b[2J" value="\r\t\x7f\"\\" index=18446744073709551615 term=18446744073709551614`},
-		{"text", entry(1, 1, setting("schön 日本", "é\u00a0\u202e\ufeff")), `set key="schön 日本" value="é\u00a0\u202e\ufeff" index=1 term=1`},
-		{"longest shown whole", entry(1, 1, setting(strings.Repeat("k", 64), strings.Repeat("v", 64))),
-			`set key="` + strings.Repeat("k", 64) + `" value="` + strings.Repeat("v", 64) + `" index=1 term=1`},
-		{"long", entry(1, 1, setting(strings.Repeat("k", 65), strings.Repeat("v", 1<<20))),
-			`set key="` + strings.Repeat("k", 64) + `"...(65 bytes) value="` + strings.Repeat("v", 64) + `"...(1048576 bytes) index=1 term=1`},
-		{"prefix", entry(1, 1, setting("a", "1", "ab", "2"), command.Command{Kind: command.RemovePrefix, Pairs: []command.Pair{{Key: "a"}}}), `set key="a" value="1" index=1 term=1
+remove key="c" index=14 term=3`,
+		},
+		{
+			name: "binary",
+			log:  entry(18446744073709551615, 18446744073709551614, setting("\x00\xff\n\x1b[2J", "\r\t\x7f\"\\")),
+			want: `set key="\x00\xff\n\x1b[2J" value="\r\t\x7f\"\\" index=18446744073709551615 term=18446744073709551614`,
+		},
+		{
+			name: "text",
+			log:  entry(1, 1, setting("schön 日本", "é\u00a0\u202e\ufeff")),
+			want: `set key="schön 日本" value="é\u00a0\u202e\ufeff" index=1 term=1`,
+		},
+		{
+			name: "longest shown whole",
+			log:  entry(1, 1, setting(strings.Repeat("k", 64), strings.Repeat("v", 64))),
+			want: `set key="` + strings.Repeat("k", 64) + `" value="` + strings.Repeat("v", 64) + `" index=1 term=1`,
+		},
+		{
+			name: "long",
+			log:  entry(1, 1, setting(strings.Repeat("k", 65), strings.Repeat("v", 1<<20))),
+			want: `set key="` + strings.Repeat("k", 64) + `"...(65 bytes) value="` + strings.Repeat("v", 64) +
+				`"...(1048576 bytes) index=1 term=1`,
+		},
+		{
+			name: "prefix",
+			log:  entry(1, 1, setting("a", "1", "ab", "2"), removingPrefix("a")),
+			want: `set key="a" value="1" index=1 term=1
 set key="ab" value="2" index=1 term=1
-remove prefix="a" removed=2 index=1 term=1`},
-		{"condition failed", entry(7, 1, with(setting("a", "1"), command.Options{Match: command.Condition{Any: true}})), `condition failed: set key="a" value="1" index=7 term=1`},
-		{"repeated", entry(7, 1, with(removing("a"), command.Options{IdempotencyKey: "k"}), with(removing("b"), command.Options{IdempotencyKey: "k"})),
-			`remove key="a" index=7 term=1
-refused, Idempotency-Key of another request: remove key="b" index=7 term=1`},
-		{"restore", entry(7, 1, command.Command{Kind: command.Unstage}, command.Command{Kind: command.Stage, Pairs: setting("a", "1").Pairs}, command.Command{Kind: command.Restore, Items: 1}),
-			`begin or give up a restore index=7 term=1
+remove prefix="a" removed=2 index=1 term=1`,
+		},
+		{
+			name: "condition failed",
+			log:  entry(7, 1, with(setting("a", "1"), command.Options{Match: command.Condition{Any: true}})),
+			want: `condition failed: set key="a" value="1" index=7 term=1`,
+		},
+		{
+			name: "repeated",
+			log:  entry(7, 1, once(removing("a"), "k"), once(removing("b"), "k")),
+			want: `remove key="a" index=7 term=1
+refused, Idempotency-Key of another request: remove key="b" index=7 term=1`,
+		},
+		{
+			name: "restore",
+			log: entry(7, 1,
+				command.Command{Kind: command.Unstage},
+				command.Command{Kind: command.Stage, Pairs: setting("a", "1").Pairs},
+				command.Command{Kind: command.Restore, Items: 1},
+			),
+			want: `begin or give up a restore index=7 term=1
 stage 1 of a restore index=7 term=1
-restore keys=1 complete=true index=7 term=1`},
-		{"long remove", entry(1, 1, removing(strings.Repeat("k", 1024))), `remove key="` + strings.Repeat("k", 64) + `"...(1024 bytes) index=1 term=1`},
-		{"cut within a character", entry(1, 1, setting("k", strings.Repeat("v", 63)+"é")),
-			`set key="k" value="` + strings.Repeat("v", 63) + `\xc3"...(65 bytes) index=1 term=1`},
+restore keys=1 complete=true index=7 term=1`,
+		},
+		{
+			name: "long remove",
+			log:  entry(1, 1, removing(strings.Repeat("k", 1024))),
+			want: `remove key="` + strings.Repeat("k", 64) + `"...(1024 bytes) index=1 term=1`,
+		},
+		{
+			name: "cut within a character",
+			log:  entry(1, 1, setting("k", strings.Repeat("v", 63)+"é")),
+			want: `set key="k" value="` + strings.Repeat("v", 63) + `\xc3"...(65 bytes) index=1 term=1`,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, level := range []string{"debug", "info"} {
@@ -167,12 +228,18 @@ func TestApplyCountsWhatItRemoves(t *testing.T) {
 		commands []command.Command
 		want     []int
 	}{
-		{[]command.Command{removing("a")}, []int{0}},
-		{[]command.Command{setting("a", "1", "b", "2", "c", "3")}, []int{0}},
-		{[]command.Command{removing("a", "none", "b")}, []int{2}},
-		{[]command.Command{removing("a")}, []int{0}},
-		{[]command.Command{removing("c"), setting("c", ""), removing("c", "c")}, []int{1, 0, 1}},
-		{[]command.Command{setting("p", "", "pq", "", "q", ""), {Kind: command.RemovePrefix, Pairs: []command.Pair{{Key: "p"}}}, removing("q")}, []int{0, 2, 1}},
+		{commands: []command.Command{removing("a")}, want: []int{0}},
+		{commands: []command.Command{setting("a", "1", "b", "2", "c", "3")}, want: []int{0}},
+		{commands: []command.Command{removing("a", "none", "b")}, want: []int{2}},
+		{commands: []command.Command{removing("a")}, want: []int{0}},
+		{
+			commands: []command.Command{removing("c"), setting("c", ""), removing("c", "c")},
+			want:     []int{1, 0, 1},
+		},
+		{
+			commands: []command.Command{setting("p", "", "pq", "", "q", ""), removingPrefix("p"), removing("q")},
+			want:     []int{0, 2, 1},
+		},
 	} {
 		var got []int
 		for _, r := range apply(f, uint64(i+1), 1, tt.commands...) {
@@ -193,7 +260,6 @@ func TestConditions(t *testing.T) {
 	var (
 		star = command.Condition{Any: true}
 		tags = func(indexes ...uint64) command.Condition { return command.Condition{Indexes: indexes} }
-		none = command.Condition{}
 	)
 	for _, tt := range []struct {
 		name             string
@@ -202,26 +268,62 @@ func TestConditions(t *testing.T) {
 		failed           int // as in result
 		current          uint64
 	}{
-		{"no condition", none, none, []string{"none"}, 0, 0},
-		{"match", tags(12), none, []string{"12"}, 0, 0},
-		{"match in a list", tags(7, 12, 13), none, []string{"12"}, 0, 0},
-		{"match of another entry", tags(11), none, []string{"12"}, 1, 12},
-		{"match of no key", tags(12), none, []string{"none"}, 1, 0},
-		{"foreign ETag, no key", tags(0), none, []string{"none"}, 1, 0},
-		{"match any", star, none, []string{"12"}, 0, 0},
-		{"match any, no key", star, none, []string{"none"}, 1, 0},
-		{"none", none, star, []string{"none"}, 0, 0},
-		{"none, but a key", none, star, []string{"12"}, 1, 12},
-		{"none of these", none, tags(11, 13), []string{"12"}, 0, 0},
-		{"none of these, but it is", none, tags(11, 12), []string{"12"}, 1, 12},
-		{"none of these, no key", none, tags(12), []string{"none"}, 0, 0},
-		{"foreign ETag, none of it", none, tags(0), []string{"none"}, 0, 0},
-		{"both", star, tags(11), []string{"12"}, 0, 0},
-		{"both, the second fails", star, tags(12), []string{"12"}, 1, 12},
-		{"all keys", tags(12, 13), none, []string{"12", "13"}, 0, 0},
-		{"all keys, but the second", tags(12), none, []string{"12", "13"}, 2, 13},
-		{"all keys, but the third", star, none, []string{"12", "13", "none"}, 3, 0},
-		{"none of the keys, but the second", none, star, []string{"none", "13"}, 2, 13},
+		{name: "no condition", keys: []string{"none"}},
+		{name: "match", match: tags(12), keys: []string{"12"}},
+		{name: "match in a list", match: tags(7, 12, 13), keys: []string{"12"}},
+		{
+			name:    "match of another entry",
+			match:   tags(11),
+			keys:    []string{"12"},
+			failed:  1,
+			current: 12,
+		},
+		{name: "match of no key", match: tags(12), keys: []string{"none"}, failed: 1},
+		{name: "foreign ETag, no key", match: tags(0), keys: []string{"none"}, failed: 1},
+		{name: "match any", match: star, keys: []string{"12"}},
+		{name: "match any, no key", match: star, keys: []string{"none"}, failed: 1},
+		{name: "none", noneMatch: star, keys: []string{"none"}},
+		{name: "none, but a key", noneMatch: star, keys: []string{"12"}, failed: 1, current: 12},
+		{name: "none of these", noneMatch: tags(11, 13), keys: []string{"12"}},
+		{
+			name:      "none of these, but it is",
+			noneMatch: tags(11, 12),
+			keys:      []string{"12"},
+			failed:    1,
+			current:   12,
+		},
+		{name: "none of these, no key", noneMatch: tags(12), keys: []string{"none"}},
+		{name: "foreign ETag, none of it", noneMatch: tags(0), keys: []string{"none"}},
+		{name: "both", match: star, noneMatch: tags(11), keys: []string{"12"}},
+		{
+			name:      "both, the second fails",
+			match:     star,
+			noneMatch: tags(12),
+			keys:      []string{"12"},
+			failed:    1,
+			current:   12,
+		},
+		{name: "all keys", match: tags(12, 13), keys: []string{"12", "13"}},
+		{
+			name:    "all keys, but the second",
+			match:   tags(12),
+			keys:    []string{"12", "13"},
+			failed:  2,
+			current: 13,
+		},
+		{
+			name:   "all keys, but the third",
+			match:  star,
+			keys:   []string{"12", "13", "none"},
+			failed: 3,
+		},
+		{
+			name:      "none of the keys, but the second",
+			noneMatch: star,
+			keys:      []string{"none", "13"},
+			failed:    2,
+			current:   13,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, kind := range []command.Kind{command.Set, command.Remove} {
@@ -259,23 +361,26 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-// TestAppliedOnce: a command with an idempotency key is done once and answered
-// always, whatever happens to its keys meanwhile, and also by a state machine that
-// was restored from a snapshot.
+// TestAppliedOnce: a command with an idempotency key is applied once and has the same
+// result ever after, whatever happens to its keys meanwhile, and also in a state machine
+// that was restored from a snapshot.
 func TestAppliedOnce(t *testing.T) {
-	once := func(c command.Command, key string) command.Command {
-		return with(c, command.Options{IdempotencyKey: key})
-	}
 	create := command.Options{IdempotencyKey: "create", NoneMatch: command.Condition{Any: true}}
 	first := []struct {
 		c    command.Command
 		want command.Result
 	}{
-		{once(setting("a", "1"), "set"), command.Result{Index: 1}},
-		{once(removing("a", "none"), "remove"), command.Result{Index: 2, Removed: 1}},
-		{with(setting("b", "1"), create), command.Result{Index: 3}},
-		{once(command.Command{Kind: command.RemovePrefix, Pairs: removing("b").Pairs}, "prefix"), command.Result{Index: 4, Removed: 1}},
-		{with(setting("c", "1"), command.Options{IdempotencyKey: "failed", Match: command.Condition{Any: true}}), command.Result{Index: 5, Failed: 1}},
+		{c: once(setting("a", "1"), "set"), want: command.Result{Index: 1}},
+		{c: once(removing("a", "none"), "remove"), want: command.Result{Index: 2, Removed: 1}},
+		{c: with(setting("b", "1"), create), want: command.Result{Index: 3}},
+		{
+			c:    once(removingPrefix("b"), "prefix"),
+			want: command.Result{Index: 4, Removed: 1},
+		},
+		{
+			c:    with(setting("c", "1"), command.Options{IdempotencyKey: "failed", Match: command.Condition{Any: true}}),
+			want: command.Result{Index: 5, Failed: 1},
+		},
 	}
 	f, _ := newTestFSM("error")
 	for i, tt := range first {
@@ -297,11 +402,14 @@ func TestAppliedOnce(t *testing.T) {
 		}
 		index := uint64(20)
 		for what, c := range map[string]command.Command{
-			"another value":     once(setting("a", "2"), "set"),
-			"another key":       once(setting("b", "1"), "set"),
-			"another kind":      once(removing("a"), "set"),
-			"no condition":      once(setting("b", "1"), "create"),
-			"another condition": with(setting("b", "1"), command.Options{IdempotencyKey: "create", NoneMatch: command.Condition{Indexes: []uint64{0}}}),
+			"another value": once(setting("a", "2"), "set"),
+			"another key":   once(setting("b", "1"), "set"),
+			"another kind":  once(removing("a"), "set"),
+			"no condition":  once(setting("b", "1"), "create"),
+			"another condition": with(setting("b", "1"), command.Options{
+				IdempotencyKey: "create",
+				NoneMatch:      command.Condition{Indexes: []uint64{0}},
+			}),
 		} {
 			index++
 			if got, want := apply(f, index, 2, c)[0], (command.Result{Index: index, Reused: true}); got != want {
@@ -311,6 +419,66 @@ func TestAppliedOnce(t *testing.T) {
 		if got := items(f.Store); !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: got %v, want what was there before, %v", name, got, want)
 		}
+	}
+}
+
+// snapshotOfEarlierVersion was written before the identity of a command had a version
+// of its own, after three commands with idempotency keys and a fourth.
+const snapshotOfEarlierVersion = "726166746b76" + "02" + "af02" + "03" +
+	"9b71415502883084c86fd9e3fe71d63368116ac63c2e933fc2e357fe24987e7a" +
+	"01" + "0163" + "0133" + "af02" +
+	"03" +
+	"03736574" + "25" + "0c0678a32ad9ee5af0e3bd30d6404a6eafb79ade2ae636682878c0475dee2e5d" + "ac02000000" +
+	"0672656d6f7665" + "25" + "34d8fcca95900cc0cbcc9bd9d5e28f4cf84d6b179feb521bbb82d50ffc6cf771" + "ad02010000" +
+	"066661696c6564" + "25" + "98414a386c4441a00c0003674abfc720adc74657524f4427b20e7d69ea050072" + "ae02000100" +
+	"00" + "689e0ba4"
+
+// TestRecordsOfEarlierVersion: a command that was applied before an upgrade is
+// recognized after it, and every replica, whatever its version, writes the same records.
+func TestRecordsOfEarlierVersion(t *testing.T) {
+	commands := []struct {
+		c    command.Command
+		want command.Result
+	}{
+		{
+			c: with(setting("a", "1"), command.Options{
+				IdempotencyKey: "set",
+				NoneMatch:      command.Condition{Any: true},
+			}),
+			want: command.Result{Index: 300},
+		},
+		{
+			c:    once(removing("a", "none"), "remove"),
+			want: command.Result{Index: 301, Removed: 1},
+		},
+		{
+			c: with(setting("b", "2"), command.Options{
+				IdempotencyKey: "failed",
+				Match:          command.Condition{Indexes: []uint64{7}},
+			}),
+			want: command.Result{Index: 302, Failed: 1},
+		},
+	}
+	written, err := hex.DecodeString(snapshotOfEarlierVersion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _ := newTestFSM("error")
+	if err := f.Restore(io.NopCloser(bytes.NewReader(written))); err != nil {
+		t.Fatal(err)
+	}
+	for i, tt := range commands {
+		if got := apply(f, uint64(310+i), 4, tt.c)[0]; got != tt.want {
+			t.Errorf("command %d again: got %+v, want %+v", i+1, got, tt.want)
+		}
+	}
+	same, _ := newTestFSM("error")
+	for i, tt := range commands {
+		apply(same, uint64(300+i), uint64(2+i/2), tt.c)
+	}
+	apply(same, 303, 3, setting("c", "3"))
+	if got := persist(t, takeSnapshot(t, same)); !bytes.Equal(got, written) {
+		t.Errorf("snapshot of the same log: got %x, want %x", got, written)
 	}
 }
 
@@ -397,11 +565,10 @@ func TestSnapshotAndRestore(t *testing.T) {
 	apply(f, 3, 1, setting("a", "1", "b", "2", "\xff\x00", "\x00\xfe"))
 	apply(f, 5, 2, removing("b"))
 	same, _ := newTestFSM("error")
-	for _, e := range []*raft.Log{entry(3, 1, setting("a", "1", "b", "2", "\xff\x00", "\x00\xfe")), entry(5, 2, removing("b"))} {
-		same.Apply(e)
-	}
+	apply(same, 3, 1, setting("a", "1", "b", "2", "\xff\x00", "\x00\xfe"))
+	apply(same, 5, 2, removing("b"))
 	snapshot := takeSnapshot(t, f)
-	f.Apply(entry(6, 2, setting("a", "after the snapshot", "c", "3"))) // Persist comes later, and sees nothing of it
+	apply(f, 6, 2, setting("a", "after the snapshot", "c", "3")) // Persist comes later, and sees nothing of it
 
 	data := persist(t, snapshot)
 	restored, out := newTestFSM("info")

@@ -52,19 +52,22 @@ func TestRoundTrip(t *testing.T) {
 		name  string
 		batch []Command
 	}{
-		{"set", []Command{set("a", "1")}},
-		{"set to nothing", []Command{set("a", "")}},
-		{"set several", []Command{set("a", "1", "b", "2", "a", "3")}},
-		{"remove", []Command{remove("a")}},
-		{"remove several", []Command{remove("a", "b", "a")}},
-		{"batch", []Command{set("a", "1"), remove("a", "b"), set("c", "3", "d", "")}},
-		{"any bytes", []Command{set("\x00\xff\n", "\x00\xfe\x01")}},
-		{"largest", []Command{set(strings.Repeat("k", MaxKey), strings.Repeat("v", MaxValue))}},
-		{"beyond the limits", []Command{set(strings.Repeat("k", MaxKey+1), strings.Repeat("v", MaxValue+1))}},
-		{"many", many},
-		{"remove a prefix", []Command{{Kind: RemovePrefix, Pairs: []Pair{{Key: "a"}}}}},
-		{"options", optioned},
-		{"restore", []Command{{Kind: Unstage}, {Kind: Stage, Pairs: set("a", "1", "b", "").Pairs},
+		{name: "set", batch: []Command{set("a", "1")}},
+		{name: "set to nothing", batch: []Command{set("a", "")}},
+		{name: "set several", batch: []Command{set("a", "1", "b", "2", "a", "3")}},
+		{name: "remove", batch: []Command{remove("a")}},
+		{name: "remove several", batch: []Command{remove("a", "b", "a")}},
+		{name: "batch", batch: []Command{set("a", "1"), remove("a", "b"), set("c", "3", "d", "")}},
+		{name: "any bytes", batch: []Command{set("\x00\xff\n", "\x00\xfe\x01")}},
+		{name: "largest", batch: []Command{set(strings.Repeat("k", MaxKey), strings.Repeat("v", MaxValue))}},
+		{
+			name:  "beyond the limits",
+			batch: []Command{set(strings.Repeat("k", MaxKey+1), strings.Repeat("v", MaxValue+1))},
+		},
+		{name: "many", batch: many},
+		{name: "remove a prefix", batch: []Command{{Kind: RemovePrefix, Pairs: []Pair{{Key: "a"}}}}},
+		{name: "options", batch: optioned},
+		{name: "restore", batch: []Command{{Kind: Unstage}, {Kind: Stage, Pairs: set("a", "1", "b", "").Pairs},
 			{Kind: StageRecords, Pairs: set("key", "record").Pairs}, {Kind: Restore, Items: 1 << 40, Records: 1}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -110,7 +113,11 @@ func TestNoOptions(t *testing.T) {
 // unreadable. A change needs a new version.
 func TestGolden(t *testing.T) {
 	conditional := set("a", "1")
-	conditional.Options = &Options{IdempotencyKey: "id", Match: Condition{Indexes: []uint64{300}}, NoneMatch: Condition{Any: true}}
+	conditional.Options = &Options{
+		IdempotencyKey: "id",
+		Match:          Condition{Indexes: []uint64{300}},
+		NoneMatch:      Condition{Any: true},
+	}
 	batch := []Command{
 		set("key", "value", "k", ""), remove("a", "bc"), {Kind: Noop}, conditional,
 		{Kind: RemovePrefix, Pairs: []Pair{{Key: "a"}}, Options: &Options{IdempotencyKey: "id"}},
@@ -144,46 +151,176 @@ func TestMalformed(t *testing.T) {
 	for _, tt := range []struct {
 		name, entry string
 		want        error
-		says        string
+		message     string
 	}{
-		{"empty", "", ErrMalformed, "ends before version"},
-		{"version 0", "\x00\x01\x02\x01\x01a", ErrVersion, "0, want 1"},
-		{"version 2", "\x02\x01\x02\x01\x01a", ErrVersion, "2, want 1"},
-		{"no number of commands", "\x01", ErrMalformed, "ends in number of commands"},
-		{"no commands", "\x01\x00", ErrMalformed, "number of commands is 0"},
-		{"too many commands", "\x01\x03\x02\x01\x01a", ErrMalformed, "number of commands is 3, 4 bytes are left"},
-		{"huge number of commands", "\x01" + huge + "\x02\x01\x01a", ErrMalformed, "bytes are left"},
-		{"overflowing number of commands", "\x01" + huge[:9] + "\x02\x02\x01\x01a", ErrMalformed, "too large"},
-		{"longer number of commands", "\x01\x81\x00\x02\x01\x01a", ErrMalformed, "at byte 1: number of commands is not in its shortest form"},
-		{"one command of two", "\x01\x02\x02\x01\x05abcde", ErrMalformed, "ends before kind"},
-		{"kind 0", "\x01\x01\x00\x01\x01a", ErrMalformed, "at byte 2: unknown kind 0"},
-		{"kind 9", "\x01\x01\x09\x01\x01a", ErrMalformed, "unknown kind 9"},
-		{"no-op with pairs", "\x01\x01\x03\x01\x01a", ErrMalformed, "at byte 3: pairs of a kind that has none"},
-		{"no-op with options", "\x01\x01\x43\x01\x01k\x00", ErrMalformed, "at byte 2: unknown kind 67"},
-		{"no options", "\x01\x01\x42\x00\x01\x01a", ErrMalformed, "at byte 3: options are 0"},
-		{"unknown options", "\x01\x01\x42\x08\x01\x01a", ErrMalformed, "at byte 3: options are 8"},
-		{"empty idempotency key", "\x01\x01\x42\x01\x00\x01\x01a", ErrMalformed, "length of idempotency key is 0"},
-		{"too many indexes", "\x01\x01\x42\x02\x06\x01\x01\x01\x01a", ErrMalformed, "number of indexes is 6, 5 bytes are left"},
-		{"longer index", "\x01\x01\x42\x02\x01\x81\x00\x01\x01a", ErrMalformed, "index is not in its shortest form"},
-		{"no records", "\x01\x01\x08\x01", ErrMalformed, "ends in number of records"},
-		{"no pairs", "\x01\x01\x02\x00\x01a", ErrMalformed, "number of pairs is 0"},
-		{"too many pairs", "\x01\x01\x02\x02\x01a", ErrMalformed, "number of pairs is 2"},
-		{"too many pairs to set", "\x01\x01\x01\x02\x01a\x00\x01b", ErrMalformed, "number of pairs is 2"},
-		{"huge number of pairs", "\x01\x01\x02" + huge + "\x01a", ErrMalformed, "bytes are left"},
-		{"longer number of pairs", "\x01\x01\x02\x81\x00\x01a", ErrMalformed, "shortest form"},
-		{"empty key", "\x01\x01\x02\x01\x00a", ErrMalformed, "length of key is 0"},
-		{"longer length of key", "\x01\x01\x02\x01\x81\x00a", ErrMalformed, "shortest form"},
-		{"short key", "\x01\x01\x02\x01\x02a", ErrMalformed, "length of key is 2, 1 bytes are left"},
-		{"huge key", "\x01\x01\x02\x01" + huge + "a", ErrMalformed, "bytes are left"},
-		{"no value", "\x01\x01\x01\x01\x02aa", ErrMalformed, "ends in length of value"},
-		{"short value", "\x01\x01\x01\x01\x01a\x02v", ErrMalformed, "length of value is 2, 1 bytes are left"},
-		{"longer length of value", "\x01\x01\x01\x01\x01a\x80\x00", ErrMalformed, "shortest form"},
-		{"trailing byte", "\x01\x01\x02\x01\x01a\x00", ErrMalformed, "1 bytes after the last command"},
+		{name: "empty", want: ErrMalformed, message: "ends before version"},
+		{name: "version 0", entry: "\x00\x01\x02\x01\x01a", want: ErrVersion, message: "0, want 1"},
+		{name: "version 2", entry: "\x02\x01\x02\x01\x01a", want: ErrVersion, message: "2, want 1"},
+		{
+			name:    "no number of commands",
+			entry:   "\x01",
+			want:    ErrMalformed,
+			message: "ends in number of commands",
+		},
+		{name: "no commands", entry: "\x01\x00", want: ErrMalformed, message: "number of commands is 0"},
+		{
+			name:    "too many commands",
+			entry:   "\x01\x03\x02\x01\x01a",
+			want:    ErrMalformed,
+			message: "number of commands is 3, 4 bytes are left",
+		},
+		{
+			name:    "huge number of commands",
+			entry:   "\x01" + huge + "\x02\x01\x01a",
+			want:    ErrMalformed,
+			message: "bytes are left",
+		},
+		{
+			name:    "overflowing number of commands",
+			entry:   "\x01" + huge[:9] + "\x02\x02\x01\x01a",
+			want:    ErrMalformed,
+			message: "too large",
+		},
+		{
+			name:    "longer number of commands",
+			entry:   "\x01\x81\x00\x02\x01\x01a",
+			want:    ErrMalformed,
+			message: "at byte 1: number of commands is not in its shortest form",
+		},
+		{
+			name:    "one command of two",
+			entry:   "\x01\x02\x02\x01\x05abcde",
+			want:    ErrMalformed,
+			message: "ends before kind",
+		},
+		{
+			name:    "kind 0",
+			entry:   "\x01\x01\x00\x01\x01a",
+			want:    ErrMalformed,
+			message: "at byte 2: unknown kind 0",
+		},
+		{name: "kind 9", entry: "\x01\x01\x09\x01\x01a", want: ErrMalformed, message: "unknown kind 9"},
+		{
+			name:    "no-op with pairs",
+			entry:   "\x01\x01\x03\x01\x01a",
+			want:    ErrMalformed,
+			message: "at byte 3: pairs of a kind that has none",
+		},
+		{
+			name:    "no-op with options",
+			entry:   "\x01\x01\x43\x01\x01k\x00",
+			want:    ErrMalformed,
+			message: "at byte 2: unknown kind 67",
+		},
+		{
+			name:    "no options",
+			entry:   "\x01\x01\x42\x00\x01\x01a",
+			want:    ErrMalformed,
+			message: "at byte 3: options are 0",
+		},
+		{
+			name:    "unknown options",
+			entry:   "\x01\x01\x42\x08\x01\x01a",
+			want:    ErrMalformed,
+			message: "at byte 3: options are 8",
+		},
+		{
+			name:    "empty idempotency key",
+			entry:   "\x01\x01\x42\x01\x00\x01\x01a",
+			want:    ErrMalformed,
+			message: "length of idempotency key is 0",
+		},
+		{
+			name:    "too many indexes",
+			entry:   "\x01\x01\x42\x02\x06\x01\x01\x01\x01a",
+			want:    ErrMalformed,
+			message: "number of indexes is 6, 5 bytes are left",
+		},
+		{
+			name:    "longer index",
+			entry:   "\x01\x01\x42\x02\x01\x81\x00\x01\x01a",
+			want:    ErrMalformed,
+			message: "index is not in its shortest form",
+		},
+		{
+			name:    "no records",
+			entry:   "\x01\x01\x08\x01",
+			want:    ErrMalformed,
+			message: "ends in number of records",
+		},
+		{name: "no pairs", entry: "\x01\x01\x02\x00\x01a", want: ErrMalformed, message: "number of pairs is 0"},
+		{
+			name:    "too many pairs",
+			entry:   "\x01\x01\x02\x02\x01a",
+			want:    ErrMalformed,
+			message: "number of pairs is 2",
+		},
+		{
+			name:    "too many pairs to set",
+			entry:   "\x01\x01\x01\x02\x01a\x00\x01b",
+			want:    ErrMalformed,
+			message: "number of pairs is 2",
+		},
+		{
+			name:    "huge number of pairs",
+			entry:   "\x01\x01\x02" + huge + "\x01a",
+			want:    ErrMalformed,
+			message: "bytes are left",
+		},
+		{
+			name:    "longer number of pairs",
+			entry:   "\x01\x01\x02\x81\x00\x01a",
+			want:    ErrMalformed,
+			message: "shortest form",
+		},
+		{name: "empty key", entry: "\x01\x01\x02\x01\x00a", want: ErrMalformed, message: "length of key is 0"},
+		{
+			name:    "longer length of key",
+			entry:   "\x01\x01\x02\x01\x81\x00a",
+			want:    ErrMalformed,
+			message: "shortest form",
+		},
+		{
+			name:    "short key",
+			entry:   "\x01\x01\x02\x01\x02a",
+			want:    ErrMalformed,
+			message: "length of key is 2, 1 bytes are left",
+		},
+		{
+			name:    "huge key",
+			entry:   "\x01\x01\x02\x01" + huge + "a",
+			want:    ErrMalformed,
+			message: "bytes are left",
+		},
+		{
+			name:    "no value",
+			entry:   "\x01\x01\x01\x01\x02aa",
+			want:    ErrMalformed,
+			message: "ends in length of value",
+		},
+		{
+			name:    "short value",
+			entry:   "\x01\x01\x01\x01\x01a\x02v",
+			want:    ErrMalformed,
+			message: "length of value is 2, 1 bytes are left",
+		},
+		{
+			name:    "longer length of value",
+			entry:   "\x01\x01\x01\x01\x01a\x80\x00",
+			want:    ErrMalformed,
+			message: "shortest form",
+		},
+		{
+			name:    "trailing byte",
+			entry:   "\x01\x01\x02\x01\x01a\x00",
+			want:    ErrMalformed,
+			message: "1 bytes after the last command",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := Decode([]byte(tt.entry))
-			if got != nil || !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("got %v, %v, want %v: … %s", got, err, tt.want, tt.says)
+			if got != nil || !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.message) {
+				t.Errorf("got %v, %v, want %v: … %s", got, err, tt.want, tt.message)
 			}
 		})
 	}

@@ -44,8 +44,9 @@ func TestGoldenIdentity(t *testing.T) {
 			identity:  "1315864451702b03",
 		},
 		{
-			name:      "remove a prefix",
-			command:   with(Command{Kind: RemovePrefix, Pairs: remove("a").Pairs}, Options{IdempotencyKey: "id", NoneMatch: none}),
+			name: "remove a prefix",
+			command: with(Command{Kind: RemovePrefix, Pairs: remove("a").Pairs},
+				Options{IdempotencyKey: "id", NoneMatch: none}),
 			canonical: "0101" + "44" + "04" + "00" + "01" + "0161",
 			identity:  "eb8fdf1a15e4dbe4",
 		},
@@ -105,7 +106,9 @@ func TestRefusedRecords(t *testing.T) {
 			t.Errorf("first %d bytes: got %+v, want none", n, got)
 		}
 	}
-	for _, tt := range []struct{ name, record string }{
+	for _, tt := range []struct {
+		name, record string
+	}{
 		{name: "another command's", record: "\xff" + golden[1:]},
 		{name: "bytes after it", record: golden + "\x00"},
 		{name: "no index", record: string(identity[:]) + "\x00\x03\x02\x01"},

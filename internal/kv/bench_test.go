@@ -49,9 +49,9 @@ func BenchmarkHeapPerKey(b *testing.B) {
 		order []int
 		grow  func(s *Store) *Store
 	}{
-		{"ascending", ascending(benchKeys), nil},
-		{"shuffled", shuffled(benchKeys), nil},
-		{"restored", shuffled(benchKeys), func(s *Store) *Store {
+		{name: "ascending", order: ascending(benchKeys)},
+		{name: "shuffled", order: shuffled(benchKeys)},
+		{name: "restored", order: shuffled(benchKeys), grow: func(s *Store) *Store {
 			restored := New()
 			if err := restored.ReadSnapshot(bytes.NewReader(dump(b, s))); err != nil {
 				b.Fatal(err)

@@ -136,9 +136,9 @@ func TestSnapshotRoundTrip(t *testing.T) {
 		name  string
 		items []string
 	}{
-		{"one", []string{"k", "v"}},
-		{"any bytes", []string{"", "no key", "\x00", "\xff\x00", "\xff", "\n"}},
-		{"large", []string{"a", large, "b", large[1:], large[:maxSnapshotKey], "longest key"}},
+		{name: "one", items: []string{"k", "v"}},
+		{name: "any bytes", items: []string{"", "no key", "\x00", "\xff\x00", "\xff", "\n"}},
+		{name: "large", items: []string{"a", large, "b", large[1:], large[:maxSnapshotKey], "longest key"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := New()
@@ -214,39 +214,161 @@ func TestRefusedSnapshots(t *testing.T) {
 		name     string
 		snapshot []byte
 		want     error
-		says     string
+		message  string
 	}{
-		{"empty", nil, ErrSnapshotDamaged, "ends in header"},
-		{"short text", []byte("hello"), ErrSnapshotVersion, `begins with "hello"`},
-		{"text", []byte("not a snapshot at all"), ErrSnapshotVersion, `begins with "not a s"`},
-		{"newer version", seal("raftkv\x03\x00\x00\x00"), ErrSnapshotVersion, `begins with "raftkv\x03"`},
-		{"trailing byte", append(dump(t, small()), 0), ErrSnapshotDamaged, "goes on"},
-		{"two", slices.Concat(dump(t, small()), dump(t, small())), ErrSnapshotDamaged, "goes on"},
-		{"overflowing index", seal(snapshotHeader + huge[:9] + "\x02\x00\x00"), ErrSnapshotDamaged, "applied index is too large"},
-		{"endless index", seal(snapshotHeader + strings.Repeat("\xff", 20)), ErrSnapshotDamaged, "applied index is too large"},
-		{"item too few", seal(head + "\x02" + "\x01a\x01v\x05" + "\x00\x00"), ErrSnapshotDamaged, ""},
-		{"item too many", seal(head + "\x01" + "\x01a\x01v\x05\x01b\x01v\x05" + "\x00\x00"), ErrSnapshotDamaged, ""},
-		{"huge number of items", seal(head + huge), ErrSnapshotDamaged, "ends in"},
-		{"descending", seal(head + "\x02" + "\x01b\x01v\x05\x01a\x01v\x05"), ErrSnapshotDamaged, "key 2 of 2 is out of order"},
-		{"key twice", seal(head + "\x02" + "\x01a\x01v\x05\x01a\x01v\x05"), ErrSnapshotDamaged, "key 2 of 2 is out of order"},
-		{"empty key twice", seal(head + "\x02" + "\x00\x01v\x05\x00\x01v\x05"), ErrSnapshotDamaged, "key 2 of 2 is out of order"},
-		{"item of the future", seal(head + "\x01" + "\x01a\x01v\x06"), ErrSnapshotDamaged, "key 1 of 1 was set at index 6, after 5"},
-		{"long key", seal(head + "\x01" + "\x81\x80\x04" + strings.Repeat("k", maxSnapshotKey+1) + "\x01v\x05"), ErrSnapshotDamaged, "length of key is 65537"},
-		{"long value", seal(head + "\x01" + "\x01a\x81\x80\x80\x20"), ErrSnapshotDamaged, "length of value is 67108865"},
-		{"huge value", seal(head + "\x01" + "\x01a" + huge), ErrSnapshotDamaged, "length of value"},
-		{"record twice", seal(head + "\x00" + "\x02" + "\x01a\x01v\x01a\x01w" + "\x00"), ErrSnapshotDamaged, "idempotency record 2 of 2 has the key of another"},
-		{"too many records", seal(head + "\x00" + "\xa1\x8d\x06"), ErrSnapshotDamaged, "number of idempotency records is 100001, 100000 at most"},
-		{"huge number of records", seal(head + "\x00" + huge), ErrSnapshotDamaged, "number of idempotency records"},
-		{"long idempotency key", seal(head + "\x00" + "\x01" + "\x81\x80\x04"), ErrSnapshotDamaged, "length of idempotency key is 65537"},
-		{"long record", seal(head + "\x00" + "\x01" + "\x01a\x81\x80\x80\x20"), ErrSnapshotDamaged, "length of idempotency record is 67108865"},
-		{"staging area of another term", seal(head + "\x00\x00" + "\x01" + "\x00\x00"), ErrSnapshotDamaged, "staging area is of term 1, the last entry of 3"},
-		{"staged item of the future", seal(head + "\x00\x00" + "\x03" + "\x01" + "\x01a\x01v\x06" + "\x00"), ErrSnapshotDamaged, "key 1 of 1 was set at index 6, after 5"},
-		{"short of a staging area", seal(head + "\x00\x00" + "\x03"), ErrSnapshotDamaged, ""},
+		{name: "empty", want: ErrSnapshotDamaged, message: "ends in header"},
+		{
+			name:     "short text",
+			snapshot: []byte("hello"),
+			want:     ErrSnapshotVersion,
+			message:  `begins with "hello"`,
+		},
+		{
+			name:     "text",
+			snapshot: []byte("not a snapshot at all"),
+			want:     ErrSnapshotVersion,
+			message:  `begins with "not a s"`,
+		},
+		{
+			name:     "newer version",
+			snapshot: seal("raftkv\x03\x00\x00\x00"),
+			want:     ErrSnapshotVersion,
+			message:  `begins with "raftkv\x03"`,
+		},
+		{
+			name:     "trailing byte",
+			snapshot: append(dump(t, small()), 0),
+			want:     ErrSnapshotDamaged,
+			message:  "goes on",
+		},
+		{
+			name:     "two",
+			snapshot: slices.Concat(dump(t, small()), dump(t, small())),
+			want:     ErrSnapshotDamaged,
+			message:  "goes on",
+		},
+		{
+			name:     "overflowing index",
+			snapshot: seal(snapshotHeader + huge[:9] + "\x02\x00\x00"),
+			want:     ErrSnapshotDamaged,
+			message:  "applied index is too large",
+		},
+		{
+			name:     "endless index",
+			snapshot: seal(snapshotHeader + strings.Repeat("\xff", 20)),
+			want:     ErrSnapshotDamaged,
+			message:  "applied index is too large",
+		},
+		{
+			name:     "item too few",
+			snapshot: seal(head + "\x02" + "\x01a\x01v\x05" + "\x00\x00"),
+			want:     ErrSnapshotDamaged,
+		},
+		{
+			name:     "item too many",
+			snapshot: seal(head + "\x01" + "\x01a\x01v\x05\x01b\x01v\x05" + "\x00\x00"),
+			want:     ErrSnapshotDamaged,
+		},
+		{
+			name:     "huge number of items",
+			snapshot: seal(head + huge),
+			want:     ErrSnapshotDamaged,
+			message:  "ends in",
+		},
+		{
+			name:     "descending",
+			snapshot: seal(head + "\x02" + "\x01b\x01v\x05\x01a\x01v\x05"),
+			want:     ErrSnapshotDamaged,
+			message:  "key 2 of 2 is out of order",
+		},
+		{
+			name:     "key twice",
+			snapshot: seal(head + "\x02" + "\x01a\x01v\x05\x01a\x01v\x05"),
+			want:     ErrSnapshotDamaged,
+			message:  "key 2 of 2 is out of order",
+		},
+		{
+			name:     "empty key twice",
+			snapshot: seal(head + "\x02" + "\x00\x01v\x05\x00\x01v\x05"),
+			want:     ErrSnapshotDamaged,
+			message:  "key 2 of 2 is out of order",
+		},
+		{
+			name:     "item of the future",
+			snapshot: seal(head + "\x01" + "\x01a\x01v\x06"),
+			want:     ErrSnapshotDamaged,
+			message:  "key 1 of 1 was set at index 6, after 5",
+		},
+		{
+			name:     "long key",
+			snapshot: seal(head + "\x01" + "\x81\x80\x04" + strings.Repeat("k", maxSnapshotKey+1) + "\x01v\x05"),
+			want:     ErrSnapshotDamaged,
+			message:  "length of key is 65537",
+		},
+		{
+			name:     "long value",
+			snapshot: seal(head + "\x01" + "\x01a\x81\x80\x80\x20"),
+			want:     ErrSnapshotDamaged,
+			message:  "length of value is 67108865",
+		},
+		{
+			name:     "huge value",
+			snapshot: seal(head + "\x01" + "\x01a" + huge),
+			want:     ErrSnapshotDamaged,
+			message:  "length of value",
+		},
+		{
+			name:     "record twice",
+			snapshot: seal(head + "\x00" + "\x02" + "\x01a\x01v\x01a\x01w" + "\x00"),
+			want:     ErrSnapshotDamaged,
+			message:  "idempotency record 2 of 2 has the key of another",
+		},
+		{
+			name:     "too many records",
+			snapshot: seal(head + "\x00" + "\xa1\x8d\x06"),
+			want:     ErrSnapshotDamaged,
+			message:  "number of idempotency records is 100001, 100000 at most",
+		},
+		{
+			name:     "huge number of records",
+			snapshot: seal(head + "\x00" + huge),
+			want:     ErrSnapshotDamaged,
+			message:  "number of idempotency records",
+		},
+		{
+			name:     "long idempotency key",
+			snapshot: seal(head + "\x00" + "\x01" + "\x81\x80\x04"),
+			want:     ErrSnapshotDamaged,
+			message:  "length of idempotency key is 65537",
+		},
+		{
+			name:     "long record",
+			snapshot: seal(head + "\x00" + "\x01" + "\x01a\x81\x80\x80\x20"),
+			want:     ErrSnapshotDamaged,
+			message:  "length of idempotency record is 67108865",
+		},
+		{
+			name:     "staging area of another term",
+			snapshot: seal(head + "\x00\x00" + "\x01" + "\x00\x00"),
+			want:     ErrSnapshotDamaged,
+			message:  "staging area is of term 1, the last entry of 3",
+		},
+		{
+			name:     "staged item of the future",
+			snapshot: seal(head + "\x00\x00" + "\x03" + "\x01" + "\x01a\x01v\x06" + "\x00"),
+			want:     ErrSnapshotDamaged,
+			message:  "key 1 of 1 was set at index 6, after 5",
+		},
+		{
+			name:     "short of a staging area",
+			snapshot: seal(head + "\x00\x00" + "\x03"),
+			want:     ErrSnapshotDamaged,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := checkRefused(t, bytes.NewReader(tt.snapshot), tt.want)
-			if err != nil && !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("got %v, want it to say %q", err, tt.says)
+			if err != nil && !strings.Contains(err.Error(), tt.message) {
+				t.Errorf("got %v, want %q in it", err, tt.message)
 			}
 		})
 	}
@@ -263,7 +385,8 @@ func TestReaderFails(t *testing.T) {
 }
 
 func TestDamagedLengthAllocatesLittle(t *testing.T) {
-	snapshot := []byte(snapshotHeader + "\x05\x01" + strings.Repeat("c", 32) + "\x01" + "\x01a\x80\x80\x80\x20" + "64 MiB, it says")
+	head := snapshotHeader + "\x05\x01" + strings.Repeat("c", 32) + "\x01"
+	snapshot := []byte(head + "\x01a\x80\x80\x80\x20" + "not 64 MiB")
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	checkRefused(t, bytes.NewReader(snapshot), ErrSnapshotDamaged)
@@ -305,8 +428,8 @@ func TestWriterFails(t *testing.T) {
 // TestWriteRefusesWhatCouldNotBeRead is why a backup can always be restored.
 func TestWriteRefusesWhatCouldNotBeRead(t *testing.T) {
 	for _, tt := range []struct{ key, value string }{
-		{strings.Repeat("k", maxSnapshotKey+1), ""},
-		{"k", strings.Repeat("v", maxSnapshotValue+1)},
+		{key: strings.Repeat("k", maxSnapshotKey+1)},
+		{key: "k", value: strings.Repeat("v", maxSnapshotValue+1)},
 	} {
 		for name, change := range map[string]func(tx *Tx){
 			"item":          func(tx *Tx) { tx.Set(tt.key, []byte(tt.value)) },

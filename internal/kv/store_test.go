@@ -124,11 +124,11 @@ func TestAscend(t *testing.T) {
 		max  int
 		want []string
 	}{
-		{"", 9, []string{"a", "ab", "b", "c", "\xff"}},
-		{"ab", 9, []string{"ab", "b", "c", "\xff"}},
-		{"aa", 2, []string{"ab", "b"}},
-		{"a", 1, []string{"a"}},
-		{"\xff\x00", 9, nil},
+		{max: 9, want: []string{"a", "ab", "b", "c", "\xff"}},
+		{from: "ab", max: 9, want: []string{"ab", "b", "c", "\xff"}},
+		{from: "aa", max: 2, want: []string{"ab", "b"}},
+		{from: "a", max: 1, want: []string{"a"}},
+		{from: "\xff\x00", max: 9},
 	} {
 		var got []string
 		s.Ascend(tt.from, func(key string, item Item) bool {
@@ -168,7 +168,11 @@ func TestHash(t *testing.T) {
 	for _, e := range []struct {
 		index, term uint64
 		entry       string
-	}{{1, 1, "one"}, {2, 1, ""}, {0x1122334455667788, 0x99, strings.Repeat("long", 1<<19)}} {
+	}{
+		{index: 1, term: 1, entry: "one"},
+		{index: 2, term: 1},
+		{index: 0x1122334455667788, term: 0x99, entry: strings.Repeat("long", 1<<19)},
+	} {
 		s.Update(e.index, e.term, []byte(e.entry), func(*Tx) {})
 		hashed := binary.BigEndian.AppendUint64(want[:], e.index)
 		hashed = binary.BigEndian.AppendUint64(hashed, e.term)
@@ -230,13 +234,13 @@ func TestUpdateAllocatesLittle(t *testing.T) {
 		change func(tx *Tx)
 		want   float64
 	}{
-		{"nothing", func(*Tx) {}, 0},
-		{"a set: the value, the event", func(tx *Tx) { tx.Set("k", value) }, 2},
-		{"three sets: the values, the event, its changes", func(tx *Tx) {
+		{name: "nothing", change: func(*Tx) {}},
+		{name: "a set: the value, the event", change: func(tx *Tx) { tx.Set("k", value) }, want: 2},
+		{name: "three sets: the values, the event, its changes", change: func(tx *Tx) {
 			tx.Set("k", value)
 			tx.Set("l", value)
 			tx.Set("m", value)
-		}, 5},
+		}, want: 5},
 	} {
 		got := testing.AllocsPerRun(2*historyEvents, func() {
 			index++

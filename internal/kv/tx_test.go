@@ -36,9 +36,17 @@ func within(s *Store, check func(tx *Tx)) {
 func TestRemovePrefix(t *testing.T) {
 	keys := []string{"", "a", "ab", "ab\xff", "ab\xff\xff", "abc", "ac", "b", "\xff", "\xff\xff"}
 	for _, tt := range []struct{ prefix, removed string }{
-		{"none", ""}, {"a", `["a" "ab" "abc" "ab\xff" "ab\xff\xff" "ac"]`}, {"ab", `["ab" "abc" "ab\xff" "ab\xff\xff"]`},
-		{"ab\xff", `["ab\xff" "ab\xff\xff"]`}, {"b", `["b"]`}, {"\xff", `["\xff" "\xff\xff"]`}, {"abcd", ""},
-		{"", `["" "a" "ab" "abc" "ab\xff" "ab\xff\xff" "ac" "b" "\xff" "\xff\xff"]`},
+		{prefix: "none"}, {prefix: "a", removed: `["a" "ab" "abc" "ab\xff" "ab\xff\xff" "ac"]`}, {
+			prefix:  "ab",
+			removed: `["ab" "abc" "ab\xff" "ab\xff\xff"]`,
+		},
+		{prefix: "ab\xff", removed: `["ab\xff" "ab\xff\xff"]`}, {prefix: "b", removed: `["b"]`}, {
+			prefix:  "\xff",
+			removed: `["\xff" "\xff\xff"]`,
+		}, {
+			prefix: "abcd",
+		},
+		{removed: `["" "a" "ab" "abc" "ab\xff" "ab\xff\xff" "ac" "b" "\xff" "\xff\xff"]`},
 	} {
 		s, want := New(), make(map[string]Item)
 		for i, key := range keys {

@@ -139,12 +139,12 @@ func BenchmarkWatchers(b *testing.B) {
 		prefix   string
 		change   int // keys an entry
 	}{
-		{"none", 0, "", 1},
-		{"others", keys, "other", 1},
-		{"own", keys, "key", 1},
-		{"none/100", 0, "", 100},
-		{"others/100", keys, "other", 100},
-		{"own/100", keys, "key", 100},
+		{name: "none", change: 1},
+		{name: "others", watchers: keys, prefix: "other", change: 1},
+		{name: "own", watchers: keys, prefix: "key", change: 1},
+		{name: "none/100", change: 100},
+		{name: "others/100", watchers: keys, prefix: "other", change: 100},
+		{name: "own/100", watchers: keys, prefix: "key", change: 100},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
 			s, value, names := New(), make([]byte, 16), make([]string, keys)

@@ -197,13 +197,18 @@ func TestNextWaits(t *testing.T) {
 		through uint64
 		err     error
 	}{
-		{"event", func(s *Store, _ *Watcher, _ func()) { put(s, 1, "k", "v") }, "1.1 k=v; ", 1, nil},
-		{"ctx ends", func(s *Store, _ *Watcher, cancel func()) {
+		{
+			name:    "event",
+			do:      func(s *Store, _ *Watcher, _ func()) { put(s, 1, "k", "v") },
+			want:    "1.1 k=v; ",
+			through: 1,
+		},
+		{name: "ctx ends", do: func(s *Store, _ *Watcher, cancel func()) {
 			put(s, 2, "other", "v")
 			cancel()
-		}, "", 2, context.Canceled},
-		{"close", func(_ *Store, w *Watcher, _ func()) { w.Close() }, "", 0, ErrClosed},
-		{"reset", func(s *Store, _ *Watcher, _ func()) { s.Reset() }, "", 0, ErrHistoryGone},
+		}, through: 2, err: context.Canceled},
+		{name: "close", do: func(_ *Store, w *Watcher, _ func()) { w.Close() }, err: ErrClosed},
+		{name: "reset", do: func(s *Store, _ *Watcher, _ func()) { s.Reset() }, err: ErrHistoryGone},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -324,12 +329,12 @@ func TestHistoryIsBounded(t *testing.T) {
 		value            int
 		want             int // how many events are kept
 	}{
-		{"events", 7, 1 << 20, 100, 7},
-		{"many events", 200, 1 << 20, 1, 200},
-		{"one event", 1, 1 << 20, 1, 1},
-		{"bytes", 1000, 10 * (40 + 3 + 97), 97, 10},
-		{"a byte too few", 1000, 10*(40+3+97) - 1, 97, 9},
-		{"the newest is larger", 1000, 50, 100, 1},
+		{name: "events", maxEvents: 7, bytes: 1 << 20, value: 100, want: 7},
+		{name: "many events", maxEvents: 200, bytes: 1 << 20, value: 1, want: 200},
+		{name: "one event", maxEvents: 1, bytes: 1 << 20, value: 1, want: 1},
+		{name: "bytes", maxEvents: 1000, bytes: 10 * (40 + 3 + 97), value: 97, want: 10},
+		{name: "a byte too few", maxEvents: 1000, bytes: 10*(40+3+97) - 1, value: 97, want: 9},
+		{name: "the newest is larger", maxEvents: 1000, bytes: 50, value: 100, want: 1},
 	} {
 		s := New()
 		s.history.maxEvents, s.history.maxBytes = tt.maxEvents, tt.bytes
@@ -344,7 +349,8 @@ func TestHistoryIsBounded(t *testing.T) {
 		if _, err := s.Watch("", floor-1); !errors.Is(err, ErrHistoryGone) {
 			t.Errorf("%s: after %d: got %v, want %v", tt.name, floor-1, err, ErrHistoryGone)
 		}
-		if events, _, err := watch(t, s, "", floor).Next(ended()); err != nil || len(events) != tt.want || events[0].Index != floor+1 {
+		events, _, err := watch(t, s, "", floor).Next(ended())
+		if err != nil || len(events) != tt.want || events[0].Index != floor+1 {
 			t.Errorf("%s: got %d events, %v, want %d after %d", tt.name, len(events), err, tt.want, floor)
 		}
 		kept := 0
@@ -457,7 +463,7 @@ func TestHistoryGone(t *testing.T) {
 		lose  func(s *Store)
 		floor uint64
 	}{
-		{"restore", func(s *Store) {
+		{name: "restore", lose: func(s *Store) {
 			s.Update(10, 3, nil, func(tx *Tx) {
 				tx.Set("before", nil)
 				tx.Stage("a", nil)
@@ -466,13 +472,13 @@ func TestHistoryGone(t *testing.T) {
 				}
 				tx.Set("after", nil)
 			})
-		}, 10},
-		{"snapshot", func(s *Store) {
+		}, floor: 10},
+		{name: "snapshot", lose: func(s *Store) {
 			if err := s.ReadSnapshot(bytes.NewReader(snapshot)); err != nil {
 				t.Error(err)
 			}
-		}, 300},
-		{"reset", func(s *Store) { s.Reset() }, 0},
+		}, floor: 300},
+		{name: "reset", lose: func(s *Store) { s.Reset() }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := withHistory()
