@@ -1,0 +1,198 @@
+package backup
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+
+	"raftkv/internal/command"
+	"raftkv/internal/kv"
+)
+
+// storeOf returns a store that one Update has changed.
+func storeOf(change func(tx *kv.Tx)) *kv.Store {
+	s := kv.New()
+	s.Update(1, 1, nil, change)
+	return s
+}
+
+func TestCheck(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(tx *kv.Tx)
+		want   string // in the error; empty: none
+	}{
+		{name: "empty", change: func(*kv.Tx) {}},
+		{
+			name: "largest",
+			change: func(tx *kv.Tx) {
+				tx.Set(strings.Repeat("k", command.MaxKey), make([]byte, command.MaxValue))
+				tx.AddRecord(strings.Repeat("k", command.MaxIdempotencyKey), "record")
+			},
+		},
+		{
+			name:   "no key",
+			change: func(tx *kv.Tx) { tx.Set("", nil) },
+			want:   "a key of 0 bytes",
+		},
+		{
+			name:   "long key",
+			change: func(tx *kv.Tx) { tx.Set(strings.Repeat("k", command.MaxKey+1), nil) },
+			want:   "a key of 1025 bytes",
+		},
+		{
+			name:   "large value, before a good one",
+			change: func(tx *kv.Tx) { tx.Set("a", make([]byte, command.MaxValue+1)); tx.Set("b", nil) },
+			want:   "a value of 1048577",
+		},
+		{
+			name:   "no idempotency key",
+			change: func(tx *kv.Tx) { tx.AddRecord("", "record") },
+			want:   "an idempotency key of 0 bytes",
+		},
+		{
+			name: "long idempotency key",
+			change: func(tx *kv.Tx) {
+				tx.AddRecord(strings.Repeat("k", command.MaxIdempotencyKey+1), "record")
+				tx.AddRecord("good", "record")
+			},
+			want: "an idempotency key of 256 bytes",
+		},
+		{
+			name: "a bad key, and a good idempotency key",
+			change: func(tx *kv.Tx) {
+				tx.Set("", nil)
+				tx.AddRecord("good", "record")
+			},
+			want: "a key of 0 bytes",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := Check(storeOf(tt.change))
+			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("got %v, want %q in it", err, tt.want)
+			}
+		})
+	}
+}
+
+// TestCommands: the commands, encoded as entries, bring the content and the idempotency
+// records into another store, which had something else before, and no entry is large.
+func TestCommands(t *testing.T) {
+	for _, tt := range []struct {
+		name           string
+		keys, records  int
+		value          int // bytes
+		wantMoreStages int // beyond one for keys and one for records, where there are any
+	}{
+		{name: "empty"},
+		{name: "keys", keys: 100, value: 10},
+		{name: "records", records: 100, value: 10},
+		{name: "both", keys: 3, records: 2},
+		{name: "several entries", keys: 1000, records: 10, value: 1000, wantMoreStages: 3},
+		{name: "large values", keys: 3, value: command.MaxValue, wantMoreStages: 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			backup := storeOf(func(tx *kv.Tx) {
+				for i := range tt.keys {
+					tx.Set(fmt.Sprintf("key%04d", i), []byte(strings.Repeat("v", tt.value)))
+				}
+				for i := range tt.records {
+					tx.AddRecord(fmt.Sprintf("id%04d", 9999-i), strings.Repeat("r", tt.value))
+				}
+			})
+			s := storeOf(func(tx *kv.Tx) {
+				tx.Set("before", nil)
+				tx.AddRecord("before", "")
+				tx.Stage("left by another restore", nil)
+			})
+			stages, index, restored := 0, uint64(1), false
+			for c := range Commands(backup) {
+				if restored {
+					t.Fatalf("got kind %d after the restore", c.Kind)
+				}
+				if _, ok := s.Get("before"); !ok {
+					t.Fatal("the content has changed before the last command")
+				}
+				entry := command.Append(nil, c)
+				if limit := stageBytes + command.MaxValue + 4096; len(entry) > limit {
+					t.Errorf("got an entry of %d bytes, want %d at most", len(entry), limit)
+				}
+				if _, err := command.Decode(entry); err != nil {
+					t.Fatal(err)
+				}
+				index++
+				s.Update(index, 1, entry, func(tx *kv.Tx) {
+					switch c.Kind {
+					case command.Unstage:
+						tx.Unstage()
+					case command.Stage:
+						stages++
+						for _, p := range c.Pairs {
+							tx.Stage(p.Key, p.Value)
+						}
+					case command.StageRecords:
+						stages++
+						for _, p := range c.Pairs {
+							tx.StageRecord(p.Key, string(p.Value))
+						}
+					case command.Restore:
+						restored = tx.Restore(int(c.Items), int(c.Records))
+					}
+				})
+			}
+			if !restored {
+				t.Error("the last command restored nothing")
+			}
+			want := min(tt.keys, 1) + min(tt.records, 1) + tt.wantMoreStages
+			if stages != want {
+				t.Errorf("got %d commands that stage, want %d", stages, want)
+			}
+			if got, want := values(s), values(backup); !maps.Equal(got, want) {
+				t.Errorf("content: got %.300v, want %.300v", got, want)
+			}
+			if got, want := records(s), records(backup); got != want {
+				t.Errorf("records: got %.300s, want %.300s", got, want)
+			}
+		})
+	}
+}
+
+// TestCommandsCanBeStopped stops after each number of commands.
+func TestCommandsCanBeStopped(t *testing.T) {
+	backup := storeOf(func(tx *kv.Tx) {
+		tx.Set("a", nil)
+		tx.AddRecord("id", "record")
+	})
+	for n := 1; n <= 4; n++ { // Unstage, Stage, StageRecords, Restore
+		got := 0
+		for range Commands(backup) {
+			if got++; got == n {
+				break
+			}
+		}
+		if got != n {
+			t.Errorf("got %d commands, want %d", got, n)
+		}
+	}
+}
+
+func values(s *kv.Store) map[string]string {
+	all := make(map[string]string)
+	s.Ascend("", func(key string, item kv.Item) bool {
+		all[key] = item.Value
+		return true
+	})
+	return all
+}
+
+// records returns the idempotency records in their order.
+func records(s *kv.Store) string {
+	var all strings.Builder
+	s.AscendRecords(func(key, record string) bool {
+		fmt.Fprintf(&all, "%s=%s ", key, record)
+		return true
+	})
+	return all.String()
+}
