@@ -56,7 +56,7 @@ func (c Command) appendCanonical(dst []byte) []byte {
 //
 // A replica that finds a record of a version it does not know refuses the command as
 // one with a reused key: a client may get an error for a command that was applied, but
-// no command is ever applied twice. The hash chain by which replicas are compared is
+// none is applied twice because of it. The hash chain by which replicas are compared is
 // over entries, not records.
 const laterRecord = 0x00
 
