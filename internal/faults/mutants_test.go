@@ -47,7 +47,7 @@ var mutants = []mutant{
 		"if err := n.adoptable(r); false {"}}, tests("TestThreeNodes", "-only", "joins that are refused|isolated leader")},
 	{"snapshots without their checksums", []edit{
 		{"raft/file_snapshot.go", "bytes.Compare(meta.CRC, computed) != 0", "bytes.Compare(meta.CRC, computed) > 1"},
-		{"internal/kv/decoder.go", "d.err == nil && binary.BigEndian.Uint32(got) != want {", "false && got != nil {"},
+		{"internal/kv/snapshot_decoder.go", "d.err == nil && binary.BigEndian.Uint32(got) != want {", "false && got != nil {"},
 	}, tests("TestThreeNodes", "-only", "damage to snapshots", "-faults", "-duration", "12m")},
 	{"no fsync", []edit{{"internal/node/volume.go",
 		"Path: boltPath(dir),",
