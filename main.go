@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/sirupsen/logrus"
 
+	"raftkv/internal/api"
 	"raftkv/internal/console"
 	"raftkv/internal/node"
 )
@@ -119,7 +120,7 @@ func start(c config, out io.Writer) (*service, error) {
 	}
 	s.server = newServer(newHandler(s.node, s.machine.store, s.log, c.httpNames), s.log)
 	s.log.Infof("Node %s: HTTP on %s, raft on %s, volume %s", c.nodeID, s.listener.Addr(), s.node.RaftAddress(), c.volume)
-	go func() { s.served <- serveBounded(s.server, s.listener) }()
+	go func() { s.served <- api.Serve(s.server, s.listener) }()
 	return s, nil
 }
 
