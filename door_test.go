@@ -259,7 +259,7 @@ func serveDoor(t testing.TB, s *service, serve func(*http.Server, net.Listener) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newServer(newHandler(s.node, s.machine.store, s.log, nil), s.log)
+	server := api.NewServer(newHandler(s.node, s.machine.store, s.log, nil), s.log.Warnf)
 	server.ErrorLog = log.New(io.Discard, "", 0)
 	served := make(chan error, 1)
 	go func() { served <- serve(server, l) }()
@@ -360,10 +360,10 @@ func heap() int64 {
 }
 
 // TestSlowSenders: who does not end a header in time is let go, whether it sends nothing
-// or a byte now and then. newServer's limit is 10 s; here it is less.
+// or a byte now and then. api.NewServer's limit is 10 s; here it is less.
 func TestSlowSenders(t *testing.T) {
 	s := startOne(t)
-	if got := newServer(newHandler(s.node, s.machine.store, s.log, nil), s.log).ReadHeaderTimeout; got <= 0 || got > 10*time.Second {
+	if got := api.NewServer(newHandler(s.node, s.machine.store, s.log, nil), s.log.Warnf).ReadHeaderTimeout; got <= 0 || got > 10*time.Second {
 		t.Errorf("ReadHeaderTimeout: got %v, want 10s at most", got)
 	}
 	const limit = 200 * time.Millisecond

@@ -129,13 +129,6 @@ func (h *handler) methodNotAllowed(w http.ResponseWriter, r *http.Request) error
 	return api.Errorf(http.StatusMethodNotAllowed, "method %s: %s takes %s", r.Method, r.URL.Path, methods)
 }
 
-// newServer returns the server of h. Its watches end when it shuts down.
-func newServer(h *handler, log *logrus.Logger) *http.Server {
-	server := api.NewServer(h, log.Warnf)
-	server.RegisterOnShutdown(h.cancel)
-	return server
-}
-
 // set sets one key, or several at once: all or none of them, in one entry of the log.
 func (h *handler) set(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Set handler called")
@@ -190,16 +183,10 @@ func (h *handler) prepareRead(w http.ResponseWriter, r *http.Request, stale bool
 	if err != nil {
 		return err
 	}
-	setAppliedIndexHeader(w, f.AppliedIndex)
+	api.SetAppliedIndexHeader(w, f.AppliedIndex)
 	w.Header().Set("Raftkv-Leader", f.Leader)
 	w.Header().Set("Raftkv-Last-Contact", f.LastContact)
 	return nil
-}
-
-// setAppliedIndexHeader sets the header with the index of the last entry whose effects an
-// answer contains.
-func setAppliedIndexHeader(w http.ResponseWriter, index uint64) {
-	w.Header().Set("Raftkv-Applied-Index", strconv.FormatUint(index, 10))
 }
 
 // get answers the raw bytes of a value.
@@ -236,10 +223,7 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, q.Stale); err != nil {
 		return err
 	}
-	view := h.store.Clone()
-	index, _ := view.Applied()
-	setAppliedIndexHeader(w, index)
-	_ = api.WriteList(w, view, q)
+	_ = api.WriteList(w, h.store.Clone(), q)
 	return nil
 }
 
@@ -358,11 +342,7 @@ func (h *handler) snapshot(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
-	view := h.store.Clone()
-	index, _ := view.Applied()
-	setAppliedIndexHeader(w, index)
-	w.Header().Set("Content-Type", "application/octet-stream")
-	if err := view.WriteSnapshot(api.DeadlineWriter(w)); err != nil {
+	if err := api.WriteSnapshot(w, h.store.Clone()); err != nil {
 		panic(http.ErrAbortHandler) // the status is sent: only a connection that breaks off shows the error
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -32,6 +33,12 @@ func WriteJSON(w http.ResponseWriter, value any) {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	_ = e.Encode(value)
+}
+
+// SetAppliedIndexHeader sets the header with the index of the last entry that the answer to
+// a read takes into account.
+func SetAppliedIndexHeader(w http.ResponseWriter, index uint64) {
+	w.Header().Set("Raftkv-Applied-Index", strconv.FormatUint(index, 10))
 }
 
 // ClearDeadlines lifts the time limits of the http.Server from a request that may take

@@ -47,6 +47,8 @@ func (i *item) setValue(value string) {
 // WriteList writes the keys of view that q asks for, in order, one JSON object a line. If
 // view is a Clone, no other reader or writer of the store waits for it.
 func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest) error {
+	index, _ := view.Applied()
+	SetAppliedIndexHeader(w, index)
 	w.Header().Set("Content-Type", "application/jsonl")
 	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
 	lines := json.NewEncoder(out)
@@ -68,6 +70,14 @@ func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest) error {
 		return err == nil && n != q.Limit
 	})
 	return errors.Join(err, out.Flush())
+}
+
+// WriteSnapshot writes a snapshot of view, which nothing else may change meanwhile.
+func WriteSnapshot(w http.ResponseWriter, view *kv.Store) error {
+	index, _ := view.Applied()
+	SetAppliedIndexHeader(w, index)
+	w.Header().Set("Content-Type", "application/octet-stream")
+	return view.WriteSnapshot(DeadlineWriter(w))
 }
 
 // WriteWatch writes the events of watcher as server-sent events until ctx ends, the
