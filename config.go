@@ -8,14 +8,16 @@ import (
 	"math"
 	"net"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"raftkv/internal/api"
+	"raftkv/internal/version"
 )
 
-// config is what the environment says, checked. parseConfig makes it.
+// config is the configuration of a node, checked. parseConfig makes it.
 type config struct {
 	nodeID            string
 	volume            string
@@ -25,6 +27,7 @@ type config struct {
 	snapshotThreshold uint64
 	electionTimeout   time.Duration
 	logLevel          string
+	gcBallast         bool // the user has not set the garbage collector by GOGC or GOMEMLIMIT
 
 	dial func(ctx context.Context, address string) (net.Conn, error) // reaches raft ports, for tests; nil: TCP
 }
@@ -35,59 +38,60 @@ var errUsage = errors.New("usage")
 
 // variable is one variable of the environment.
 type variable struct {
-	name, fallback, meaning string
-	set                     func(c *config, value string) error
+	name, def, usage string
+	set              func(c *config, value string) error
 }
 
-// variables are all that configure a node, in the order of the -h text. Each set
-// names in its error what it wants; parseConfig adds the name and the value.
+// variables are all that configure a node, in the order of the -h text. The error of set
+// is what the value should be; parseConfig adds the name and the value.
 var variables = []variable{
-	{"HTTP_SERVER_PORT", "8000", "port of the HTTP API; 0: any free one", func(c *config, v string) error {
-		return setPort(&c.httpAddress, v)
-	}},
-	{"RAFT_SERVER_PORT", "9000", "port for the other nodes; 0: any free one", func(c *config, v string) error {
-		return setPort(&c.raftAddress, v)
-	}},
+	{"HTTP_SERVER_PORT", "8000", "port of the HTTP API; 0: any free one",
+		func(c *config, v string) error { return setPort(&c.httpAddress, v) }},
+	{"RAFT_SERVER_PORT", "9000", "port for the other nodes; 0: any free one",
+		func(c *config, v string) error { return setPort(&c.raftAddress, v) }},
 	{"RAFT_NODE_ID", "n1", "name of this node in the cluster", func(c *config, v string) error {
 		c.nodeID = v
-		return checkNodeID(v)
+		return api.CheckNodeID(v)
 	}},
 	{"RAFT_VOLUME_DIR", "data/<node id>", "directory of this node's log and snapshots", func(c *config, v string) error {
 		c.volume = v
 		return nil
 	}},
-	{"HTTP_SERVER_HOST", "127.0.0.1", "address the HTTP API listens on; 0.0.0.0: all of them", func(c *config, v string) error {
-		return setHost(&c.httpAddress, v)
-	}},
-	{"HTTP_SERVER_NAMES", "", "host names that requests may use beside localhost and IP addresses, with commas between", func(c *config, v string) error {
-		c.httpNames = strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' })
-		for _, name := range c.httpNames {
-			if !hostName.MatchString(name) {
-				return errors.New("want host names without ports, with commas between")
+	{"HTTP_SERVER_HOST", "127.0.0.1", "address the HTTP API listens on; 0.0.0.0: all of them",
+		func(c *config, v string) error { return setHost(&c.httpAddress, v) }},
+	{"HTTP_SERVER_NAMES", "", "host names that requests may use beside localhost and IP addresses, with commas between",
+		func(c *config, v string) error {
+			c.httpNames = strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' })
+			for _, name := range c.httpNames {
+				if strings.Contains(name, ":") || api.CheckHost(name) != nil {
+					return errors.New("want host names without ports, with commas between")
+				}
 			}
-		}
-		return nil
-	}},
-	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on and the other nodes dial", func(c *config, v string) error {
-		if ip := net.ParseIP(v); ip != nil && ip.IsUnspecified() {
-			return errors.New("want an address that the other nodes can dial, such as this machine's own")
-		}
-		return setHost(&c.raftAddress, v)
-	}},
-	{"RAFT_ELECTION_TIMEOUT", "500ms", "without a leader for this long, a node stands for election", func(c *config, v string) (err error) {
-		c.electionTimeout, err = time.ParseDuration(v)
-		if err != nil || c.electionTimeout < 50*time.Millisecond || c.electionTimeout > time.Minute {
-			return errors.New("want a duration from 50ms to 1m")
-		}
-		return nil
-	}},
-	{"RAFT_SNAPSHOT_THRESHOLD", "8192", "raft entries since the last snapshot before the next is taken", func(c *config, v string) (err error) {
-		c.snapshotThreshold, err = strconv.ParseUint(v, 10, 64)
-		if err != nil || c.snapshotThreshold < 1 || c.snapshotThreshold > math.MaxInt64 {
-			return errors.New("want a whole number of at least 1")
-		}
-		return nil
-	}},
+			return nil
+		}},
+	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on and the other nodes dial",
+		func(c *config, v string) error {
+			if ip := net.ParseIP(v); ip != nil && ip.IsUnspecified() {
+				return errors.New("want an address that the other nodes can dial, such as this machine's own")
+			}
+			return setHost(&c.raftAddress, v)
+		}},
+	{"RAFT_ELECTION_TIMEOUT", "500ms", "without a leader for this long, a node stands for election",
+		func(c *config, v string) (err error) {
+			c.electionTimeout, err = time.ParseDuration(v)
+			if err != nil || c.electionTimeout < 50*time.Millisecond || c.electionTimeout > time.Minute {
+				return errors.New("want a duration from 50ms to 1m")
+			}
+			return nil
+		}},
+	{"RAFT_SNAPSHOT_THRESHOLD", "8192", "raft entries since the last snapshot before the next is taken",
+		func(c *config, v string) (err error) {
+			c.snapshotThreshold, err = strconv.ParseUint(v, 10, 64)
+			if err != nil || c.snapshotThreshold < 1 || c.snapshotThreshold > math.MaxInt64 {
+				return errors.New("want a whole number of at least 1")
+			}
+			return nil
+		}},
 	{"LOG_LEVEL", "debug", "what the console shows: debug, info, warn or error", func(c *config, v string) error {
 		c.logLevel = v
 		if !slices.Contains([]string{"debug", "info", "warn", "error"}, v) {
@@ -102,7 +106,7 @@ var variables = []variable{
 func parseConfig(getenv func(string) string) (config, error) {
 	var c config
 	for _, v := range variables {
-		value := cmp.Or(getenv(v.name), v.fallback)
+		value := cmp.Or(getenv(v.name), v.def)
 		if err := v.set(&c, value); err != nil {
 			return c, fmt.Errorf("%w: %s=%q: %w", errUsage, v.name, value, err)
 		}
@@ -110,22 +114,27 @@ func parseConfig(getenv func(string) string) (config, error) {
 	if getenv("RAFT_VOLUME_DIR") == "" {
 		c.volume = filepath.Join("data", c.nodeID)
 	}
+	c.gcBallast = getenv("GOGC") == "" && getenv("GOMEMLIMIT") == ""
 	httpHost, httpPort, _ := net.SplitHostPort(c.httpAddress)
 	raftHost, raftPort, _ := net.SplitHostPort(c.raftAddress)
-	if ip := net.ParseIP(httpHost); httpPort == raftPort && httpPort != "0" && (httpHost == raftHost || (ip != nil && ip.IsUnspecified())) {
+	ip := net.ParseIP(httpHost)
+	overlap := httpHost == raftHost || (ip != nil && ip.IsUnspecified())
+	if httpPort == raftPort && httpPort != "0" && overlap {
 		return c, fmt.Errorf("%w: HTTP_SERVER_PORT and RAFT_SERVER_PORT are the same: give each its own", errUsage)
 	}
 	return c, nil
 }
 
-// usage is the -h text.
+// usage returns the -h text.
 func usage() string {
 	var b strings.Builder
-	b.WriteString("raftkv: an HTTP key/value node, replicated by raft. It takes no arguments; the environment configures it:\n\n")
+	fmt.Fprintf(&b, "raftkv %s: an HTTP key/value node, replicated by raft. It takes no arguments; "+
+		"the environment configures it:\n\n", version.String())
 	for _, v := range variables {
-		fmt.Fprintf(&b, "  %-23s  %s (default %s)\n", v.name, v.meaning, cmp.Or(v.fallback, "none"))
+		fmt.Fprintf(&b, "  %-23s  %s (default %s)\n", v.name, v.usage, cmp.Or(v.def, "none"))
 	}
-	b.WriteString("\nExit code: 0 stopped by SIGINT or SIGTERM, 1 failed, 2 wrong usage.\n")
+	b.WriteString("\n-h prints this, -version the version. " +
+		"Exit code: 0 stopped by SIGINT or SIGTERM, 1 failed, 2 wrong usage.\n")
 	return b.String()
 }
 
@@ -139,23 +148,6 @@ func setPort(address *string, value string) error {
 }
 
 func setHost(address *string, value string) error {
-	if net.ParseIP(value) == nil && !hostName.MatchString(value) {
-		return errors.New("want an IP address or a host name, without a port")
-	}
 	*address = net.JoinHostPort(value, strings.TrimPrefix(*address, ":"))
-	return nil
-}
-
-var (
-	nodeIDPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-	hostName      = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
-)
-
-// checkNodeID returns an error unless id may name a node: it is part of paths and
-// of console lines.
-func checkNodeID(id string) error {
-	if !nodeIDPattern.MatchString(id) {
-		return errors.New("want 1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit")
-	}
-	return nil
+	return api.CheckHost(value)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"raftkv/internal/version"
 )
 
 // environment is a getenv of the variables in it.
@@ -28,6 +31,7 @@ func TestConfig(t *testing.T) {
 		snapshotThreshold: 8192,
 		electionTimeout:   500 * time.Millisecond,
 		logLevel:          "debug",
+		gcBallast:         true,
 	}
 	unset := make(environment)
 	for _, v := range variables {
@@ -46,7 +50,11 @@ func TestConfig(t *testing.T) {
 		{"defaults", nil, defaults},
 		{"empty is unset", unset, defaults},
 		{"the four", environment{"HTTP_SERVER_PORT": "8001", "RAFT_SERVER_PORT": "9001", "RAFT_NODE_ID": "n2", "RAFT_VOLUME_DIR": "/tmp/node2"},
-			config{"n2", "/tmp/node2", "127.0.0.1:8001", nil, "127.0.0.1:9001", 8192, 500 * time.Millisecond, "debug", nil}},
+			with(func(c *config) {
+				c.nodeID, c.volume, c.httpAddress, c.raftAddress = "n2", "/tmp/node2", "127.0.0.1:8001", "127.0.0.1:9001"
+			})},
+		{"GOGC", environment{"GOGC": "50"}, with(func(c *config) { c.gcBallast = false })},
+		{"GOMEMLIMIT", environment{"GOMEMLIMIT": "1GiB"}, with(func(c *config) { c.gcBallast = false })},
 		{"volume of another node", environment{"RAFT_NODE_ID": "Eu-1.a_b"}, with(func(c *config) {
 			c.nodeID, c.volume = "Eu-1.a_b", filepath.Join("data", "Eu-1.a_b")
 		})},
@@ -139,18 +147,25 @@ func TestUsageNamesEveryVariable(t *testing.T) {
 			t.Errorf("%s: got %q on the error output, want nothing", flag, errs.String())
 		}
 		for _, v := range variables {
-			fallback := v.fallback
-			if fallback == "" {
-				fallback = "none"
-			}
+			def := cmp.Or(v.def, "none")
 			found := false
 			for line := range strings.Lines(out.String()) {
 				name := strings.Fields(line + " -")[0]
-				found = found || name == v.name && strings.Contains(line, v.meaning) && strings.HasSuffix(line, "(default "+fallback+")\n")
+				found = found || name == v.name && strings.Contains(line, v.usage) && strings.HasSuffix(line, "(default "+def+")\n")
 			}
 			if !found {
-				t.Errorf("%s: got %q, want a line for %s with its default %s", flag, out.String(), v.name, fallback)
+				t.Errorf("%s: got %q, want a line for %s with its default %s", flag, out.String(), v.name, def)
 			}
+		}
+	}
+}
+
+func TestVersionFlag(t *testing.T) {
+	for _, flag := range []string{"-version", "--version"} {
+		var out bytes.Buffer
+		err, want := run(t.Context(), []string{flag}, &out, io.Discard), "raftkv "+version.String()+"\n"
+		if err != nil || out.String() != want {
+			t.Errorf("%s: got %q, %v, want %q", flag, out.String(), err, want)
 		}
 	}
 }
@@ -183,7 +198,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- run(ctx, nil, io.Discard, out) }()
 	waitFor(t, "a node that serves", func() error {
-		if !strings.Contains(out.String(), "Node n1: HTTP on 127.0.0.1:") {
+		if !strings.Contains(out.String(), "Node n1 (version "+version.String()+"): HTTP on 127.0.0.1:") {
 			return errors.New(out.String())
 		}
 		return nil
@@ -192,8 +207,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("got %v, want no error", err)
 	}
-	if got := out.String(); !strings.Contains(got, "Stopping") {
-		t.Errorf("got %q, want that it is stopping", got)
+	if got := out.String(); !strings.Contains(got, "Shutting down; interrupt again to exit immediately") {
+		t.Errorf("got %q, want that it is shutting down", got)
 	}
 }
 

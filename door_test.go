@@ -21,11 +21,12 @@ import (
 	"testing"
 	"time"
 
+	"raftkv/internal/api"
 	"raftkv/internal/connlimit"
 	"raftkv/internal/kv"
 )
 
-// documented are the statuses of DESIGN section 3, and 301: mux cleans paths. The node
+// documented are the statuses of docs/http.md, and 301: mux cleans paths. The node
 // of these tests always leads, so that 307, 503 and 504 are not among them.
 var documented = []int{200, 301, 304, 400, 403, 404, 405, 409, 410, 412, 413, 422}
 
@@ -123,7 +124,7 @@ func FuzzHandler(f *testing.F) {
 	h := &checked{s: s, h: newHandler(s.node, s.machine.Store, s.log, []string{"kv.example"})}
 	address := serveDoor(f, s, func(server *http.Server, l net.Listener) error {
 		server.Handler = h
-		return serveBounded(server, l)
+		return api.Serve(server, l)
 	})
 	var backup bytes.Buffer
 	if err := kv.New().WriteSnapshot(&backup); err != nil {
@@ -258,7 +259,7 @@ func serveDoor(t testing.TB, s *service, serve func(*http.Server, net.Listener) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newServer(newHandler(s.node, s.machine.Store, s.log, nil), s.log)
+	server := api.NewServer(newHandler(s.node, s.machine.Store, s.log, nil), s.log.Warnf)
 	server.ErrorLog = log.New(io.Discard, "", 0)
 	served := make(chan error, 1)
 	go func() { served <- serve(server, l) }()
@@ -323,12 +324,12 @@ func TestGiantHeaders(t *testing.T) {
 }
 
 // TestHeldHeadersAreBounded: connections that never end their headers hold no more than
-// maxHeld together; here a server is given less.
+// api.MaxHeaderBytes together; here a server is given less.
 func TestHeldHeadersAreBounded(t *testing.T) {
 	s := startOne(t)
 	const most = 8 * mebi
 	address := serveDoor(t, s, func(server *http.Server, l net.Listener) error {
-		return server.Serve(connlimit.Listen(l, maxConnections, most))
+		return server.Serve(connlimit.Listen(l, api.MaxConnections, most))
 	})
 	before := heap()
 	text := "GET /set?key=a&value=" + strings.Repeat("v", mebi)
@@ -359,16 +360,16 @@ func heap() int64 {
 }
 
 // TestSlowSenders: who does not end a header in time is let go, whether it sends nothing
-// or a byte now and then. newServer's limit is 10 s; here it is less.
+// or a byte now and then. api.NewServer's limit is 10 s; here it is less.
 func TestSlowSenders(t *testing.T) {
 	s := startOne(t)
-	if got := newServer(newHandler(s.node, s.machine.Store, s.log, nil), s.log).ReadHeaderTimeout; got <= 0 || got > 10*time.Second {
+	if got := api.NewServer(newHandler(s.node, s.machine.Store, s.log, nil), s.log.Warnf).ReadHeaderTimeout; got <= 0 || got > 10*time.Second {
 		t.Errorf("ReadHeaderTimeout: got %v, want 10s at most", got)
 	}
 	const limit = 200 * time.Millisecond
 	address := serveDoor(t, s, func(server *http.Server, l net.Listener) error {
 		server.ReadHeaderTimeout = limit
-		return serveBounded(server, l)
+		return api.Serve(server, l)
 	})
 	checkUnchanged(t, s, func() {
 		for name, text := range map[string]string{
@@ -405,7 +406,7 @@ func TestIdleConnections(t *testing.T) {
 	set(t, s, "k", "v")
 	address := serveDoor(t, s, func(server *http.Server, l net.Listener) error {
 		server.ReadHeaderTimeout, server.IdleTimeout = time.Hour, time.Hour // it is not these that make room
-		return serveBounded(server, l)
+		return api.Serve(server, l)
 	})
 	count := 10000
 	var limit syscall.Rlimit
@@ -414,7 +415,7 @@ func TestIdleConnections(t *testing.T) {
 	}
 	// Both ends of each are in this process.
 	if room := max(1, int(min(limit.Cur, 1<<20))/2-500); count > room {
-		t.Logf("ulimit -n is %d: %d connections in place of %d; the bound is at %d", limit.Cur, room, count, maxConnections)
+		t.Logf("ulimit -n is %d: %d connections in place of %d; the bound is at %d", limit.Cur, room, count, api.MaxConnections)
 		count = room
 	}
 	watch := dialDoor(t, address)
@@ -464,13 +465,13 @@ func TestIdleConnections(t *testing.T) {
 			}
 		}
 		t.Logf("10 new clients beside %d idle connections took %v", count, time.Since(begin))
-		if count > maxConnections {
+		if count > api.MaxConnections {
 			_ = conns[0].SetReadDeadline(time.Now().Add(30 * time.Second))
 			if _, err := conns[0].Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("the oldest connection: got %v, want that it is closed", err)
 			}
 		}
-		each := (heap() - before) / int64(min(count, maxConnections))
+		each := (heap() - before) / int64(min(count, api.MaxConnections))
 		t.Logf("an idle connection takes %d bytes, both ends", each)
 		if each > 64<<10 {
 			t.Errorf("an idle connection takes %d bytes, want 65536 at most", each)

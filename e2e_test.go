@@ -350,7 +350,7 @@ func e2eSecondSignal(t *testing.T, binary string) {
 		n.signal(t, syscall.SIGTERM)
 		first := time.Now()
 		for line := range lines {
-			if strings.Contains(line, "Stopping") {
+			if strings.Contains(line, "Shutting down") {
 				n.signal(t, syscall.SIGTERM)
 				break
 			}
@@ -379,7 +379,7 @@ func e2eConsoleGone(t *testing.T, binary string) {
 	n := e2eNewNode(t, "n1")
 	lines := n.startPiped(t, binary)
 	for line := range lines {
-		if strings.Contains(line, "Node n1: HTTP on") {
+		if strings.Contains(line, ": HTTP on") {
 			break
 		}
 	}

@@ -1,16 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	stdlog "log"
-	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,398 +17,281 @@ import (
 	"raftkv/internal/api"
 	"raftkv/internal/backup"
 	"raftkv/internal/command"
-	"raftkv/internal/connlimit"
 	"raftkv/internal/kv"
 	"raftkv/internal/node"
 )
 
-// Bounds of the door (DESIGN section 8). A stream lasts as long as its client reads.
+// Limits of the endpoints (docs/design.md, "Bounds"). A stream lasts as long as its client
+// reads, so streams have a limit of their own.
 const (
-	maxConnections = 8192
-	maxHeld        = 256 << 20 // bytes of headers that are not yet whole, of all connections
-	maxInFlight    = 2048      // requests other than streams
-	maxStreams     = 4096
-	keepAlive      = 15 * time.Second // of a watch
+	maxRequests = 2048             // in flight
+	maxStreams  = 4096             // in flight
+	keepAlive   = 15 * time.Second // of a watch
 )
 
-// handler answers the HTTP API. HTTP knows nothing of raft's types: it asks the
-// node, and reads the store.
+// handler answers the HTTP API. It knows nothing of raft's types: writes and changes of the
+// cluster go to the node, reads to the store.
 type handler struct {
-	http.Handler // the routes
+	http.Handler // the router
 	node         *node.Node
 	store        *kv.Store
 	log          *logrus.Logger
-	names        []string      // host names that requests may use
-	inFlight     chan struct{} // a place for each request under way
-	streams      chan struct{}
-	restoring    sync.Mutex // held by the restore under way
-	ending       context.Context
-	end          context.CancelFunc // ends the watches
+	names        []string   // host names that requests may use
+	restoring    sync.Mutex // held by the restore that is under way
+	ctx          context.Context
+	cancel       context.CancelFunc // cancels ctx, which ends the watches
+	paths        []string           // all paths, in the order of the routes
+	methods      map[string]string  // path: the methods that it takes, as the Allow header has them
 }
 
-// endpoint answers one path. An error goes through the error table.
-type endpoint struct {
-	path    string
-	methods []string
-	places  chan struct{}
-	answer  func(w http.ResponseWriter, r *http.Request) error
-}
+// endpoint answers the requests of one route. If it returns an error, it has answered
+// nothing: writeError does.
+type endpoint func(w http.ResponseWriter, r *http.Request) error
 
 func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string) *handler {
-	h := &handler{node: n, store: store, log: log, names: names,
-		inFlight: make(chan struct{}, maxInFlight), streams: make(chan struct{}, maxStreams)}
-	h.ending, h.end = context.WithCancel(context.Background())
+	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string)}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
 	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
+	request, stream := h.limit(maxRequests), h.limit(maxStreams)
+
 	router := mux.NewRouter()
-	paths := ""
-	for _, e := range []endpoint{
-		{"/set", []string{get, post, put}, h.inFlight, h.set},
-		{"/get", []string{get, head, post}, h.inFlight, h.get},
-		{"/remove", []string{get, post}, h.inFlight, h.remove},
-		{"/list", []string{get, post}, h.streams, h.list},
-		{"/watch", []string{get, post}, h.streams, h.watch},
-		{"/join", []string{get, post}, h.inFlight, h.join},
-		{"/leave", []string{get, post}, h.inFlight, h.leave},
-		{"/transfer", []string{get, post}, h.inFlight, h.transfer},
-		{"/status", []string{get, head, post}, h.inFlight, h.status},
-		{"/snapshot", []string{get, post}, h.streams, h.snapshot},
-		{"/restore", []string{put}, h.streams, h.restore},
-		{"/healthz", []string{get, head, post}, h.inFlight, h.healthz},
-		{"/readyz", []string{get, head, post}, h.inFlight, h.readyz},
-	} {
-		router.Handle(e.path, h.serve(e))
-		paths += " " + e.path
-	}
-	router.NotFoundHandler = h.serve(endpoint{places: h.inFlight, answer: func(http.ResponseWriter, *http.Request) error {
-		return api.Refuse(http.StatusNotFound, "no such path; there are%s", paths)
-	}})
+	router.Handle("/set", request(h.set)).Methods(get, post, put)
+	router.Handle("/get", request(h.get)).Methods(get, head, post)
+	router.Handle("/remove", request(h.remove)).Methods(get, post)
+	router.Handle("/list", stream(h.list)).Methods(get, post)
+	router.Handle("/watch", stream(h.watch)).Methods(get, post)
+	router.Handle("/join", request(h.join)).Methods(get, post)
+	router.Handle("/leave", request(h.leave)).Methods(get, post)
+	router.Handle("/transfer", request(h.transfer)).Methods(get, post)
+	router.Handle("/status", request(h.status)).Methods(get, head, post)
+	router.Handle("/snapshot", stream(h.snapshot)).Methods(get, post)
+	router.Handle("/restore", stream(h.restore)).Methods(put)
+	router.Handle("/healthz", request(h.healthz)).Methods(get, head, post)
+	router.Handle("/readyz", request(h.readyz)).Methods(get, head, post)
+
+	// mux runs the middleware of Use for a request that matches a route. For one that
+	// matches none it does not, so these two handlers are wrapped here: otherwise a web
+	// page could find out by them that a node is there.
+	router.Use(h.checkOrigin)
+	router.NotFoundHandler = h.checkOrigin(request(h.notFound))
+	router.MethodNotAllowedHandler = h.checkOrigin(request(h.methodNotAllowed))
+
+	_ = router.Walk(func(route *mux.Route, _ *mux.Router, _ []*mux.Route) error {
+		path, _ := route.GetPathTemplate() // every route has a path and methods
+		methods, _ := route.GetMethods()
+		h.paths, h.methods[path] = append(h.paths, path), strings.Join(methods, ", ")
+		return nil
+	})
 	h.Handler = router
 	return h
 }
 
-// newServer bounds what one connection can take of the node.
-func newServer(h *handler, log *logrus.Logger) *http.Server {
-	server := &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      60 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    2 * api.Max, // a value may come in the query; larger ones get our own 413
-		ConnState:         connlimit.StateChanged,
-		ErrorLog:          stdlog.New(warnings{log}, "", 0),
-	}
-	server.RegisterOnShutdown(h.end)
-	return server
-}
-
-// serveBounded serves l with at most maxConnections at once, until the server is closed.
-func serveBounded(server *http.Server, l net.Listener) error {
-	return server.Serve(connlimit.Listen(l, maxConnections, maxHeld))
-}
-
-// warnings is where net/http's own lines go.
-type warnings struct{ log *logrus.Logger }
-
-func (w warnings) Write(line []byte) (int, error) {
-	w.log.Warnf("%s", bytes.TrimSpace(line))
-	return len(line), nil
-}
-
-// serve is what is done around every endpoint: the guard of DESIGN section 8, the
-// bound on requests, the method, the error table.
-func (h *handler) serve(e endpoint) http.Handler {
+// checkOrigin is the middleware around every endpoint that protects the node from web
+// pages, and web pages from values that a browser would run as a script.
+func (h *handler) checkOrigin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		if err := api.Guard(r, h.names); err != nil {
-			h.fail(w, r, err)
+		if err := api.CheckOrigin(r, h.names); err != nil {
+			h.writeError(w, r, err)
 			return
 		}
-		select {
-		case e.places <- struct{}{}:
-			defer func() { <-e.places }()
-		default:
-			h.fail(w, r, fmt.Errorf("%w: %d requests of this kind are under way already", node.ErrNotApplied, cap(e.places)))
-			return
-		}
-		if e.methods != nil && !slices.Contains(e.methods, r.Method) {
-			takes := strings.Join(e.methods, ", ")
-			w.Header().Set("Allow", takes)
-			h.fail(w, r, api.Refuse(http.StatusMethodNotAllowed, "method %s: %s takes %s", r.Method, r.URL.Path, takes))
-			return
-		}
-		if err := e.answer(w, r); err != nil {
-			h.fail(w, r, err)
-		}
+		next.ServeHTTP(w, r)
 	})
 }
 
-// set stores one value, or several at once: all or nothing, in one entry.
+// limit returns a function that makes handlers of endpoints. Together, these handlers have
+// at most n requests in flight; further ones are not applied.
+func (h *handler) limit(n int) func(endpoint) http.Handler {
+	semaphore := make(chan struct{}, n)
+	return func(answer endpoint) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case semaphore <- struct{}{}:
+				defer func() { <-semaphore }()
+			default:
+				h.writeError(w, r, fmt.Errorf("%w: %d requests of this kind are under way already", node.ErrNotApplied, n))
+				return
+			}
+			if err := answer(w, r); err != nil {
+				h.writeError(w, r, err)
+			}
+		})
+	}
+}
+
+func (h *handler) notFound(http.ResponseWriter, *http.Request) error {
+	return api.Errorf(http.StatusNotFound, "no such path; there are %s", strings.Join(h.paths, " "))
+}
+
+func (h *handler) methodNotAllowed(w http.ResponseWriter, r *http.Request) error {
+	methods := h.methods[r.URL.Path]
+	w.Header().Set("Allow", methods)
+	return api.Errorf(http.StatusMethodNotAllowed, "method %s: %s takes %s", r.Method, r.URL.Path, methods)
+}
+
+// set sets one key, or several at once: all or none of them, in one entry of the log.
 func (h *handler) set(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Set handler called")
 	c, err := api.Set(r)
 	if err != nil {
 		return err
 	}
-	done, err := h.propose(r, c)
+	result, err := h.propose(r.Context(), c)
 	if err != nil {
 		return err
 	}
-	w.Header().Set("ETag", api.ETag(done.Index))
-	return answerLine(w, "OK index=%d", done.Index)
+	w.Header().Set("ETag", api.ETag(result.Index))
+	api.WriteLine(w, "OK index=%d", result.Index)
+	return nil
 }
 
-// remove removes one key, several at once, or all with a prefix: all or nothing, in
-// one entry.
+// remove removes one key, several at once, or all with a prefix: all or none of them, in
+// one entry of the log.
 func (h *handler) remove(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Remove handler called")
 	c, err := api.Remove(r)
 	if err != nil {
 		return err
 	}
-	done, err := h.propose(r, c)
+	result, err := h.propose(r.Context(), c)
 	if err != nil {
 		return err
 	}
-	return answerLine(w, "OK index=%d removed=%d", done.Index, done.Removed)
+	api.WriteLine(w, "OK index=%d removed=%d", result.Index, result.Removed)
+	return nil
 }
 
-// propose has the cluster do c, and returns what the state machine made of it.
-func (h *handler) propose(r *http.Request, c command.Command) (command.Result, error) {
-	_, response, err := h.node.Propose(r.Context(), c)
+// propose replicates c and returns what the state machine made of it. If that is nothing,
+// because a condition of c does not hold, it returns an api.Error.
+func (h *handler) propose(ctx context.Context, c command.Command) (command.Result, error) {
+	_, response, err := h.node.Propose(ctx, c)
 	if err != nil {
 		return command.Result{}, err
 	}
-	done := response.(command.Result)
-	switch {
-	case done.Reused:
-		return done, api.Refuse(http.StatusUnprocessableEntity, "Idempotency-Key: it came with another request before: nothing was done; take a new key for each request")
-	case done.Failed != 0:
-		return done, failedCondition(c, done)
-	}
-	return done, nil
+	result := response.(command.Result)
+	return result, api.ResultError(c, result)
 }
 
-func failedCondition(c command.Command, done command.Result) error {
-	header, has, advice := "If-None-Match", "has ETag "+api.ETag(done.Current), "get it to see what it is"
-	if !c.Match.IsNone() && !c.Match.Holds(done.Current) {
-		header, advice = "If-Match", "get it again, and send the ETag that it has then"
-		if done.Current == 0 {
-			has, advice = "is not there", "set it with If-None-Match: *, if it should be"
-		}
+// prepareRead returns when the store may be read: at once for a stale read, which gets
+// headers that tell how old it may be, and else as soon as the store has all that was
+// acknowledged by any node before the request came.
+func (h *handler) prepareRead(w http.ResponseWriter, r *http.Request, stale bool) error {
+	if !stale {
+		return h.node.ReadIndex(r.Context())
 	}
-	return api.Refuse(http.StatusPreconditionFailed, "%s: key %s %s: nothing was done; %s",
-		header, command.AppendQuoted(nil, c.Pairs[done.Failed-1].Key), has, advice)
+	f, err := h.node.Freshness()
+	if err != nil {
+		return err
+	}
+	api.SetAppliedIndexHeader(w, f.AppliedIndex)
+	w.Header().Set("Raftkv-Leader", f.Leader)
+	w.Header().Set("Raftkv-Last-Contact", f.LastContact)
+	return nil
 }
 
-// get answers the raw bytes of a value: by default as new as any that was
-// acknowledged before, on every node; with consistency=stale what this node has.
+// get answers the raw bytes of a value.
 func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
-	values, err := api.Parse(r, "key", "consistency")
+	key, stale, err := api.Get(r)
 	if err != nil {
 		return err
 	}
-	key, err := values.Key()
-	if err != nil {
-		return err
-	}
-	if err := h.consistent(w, r, values); err != nil {
+	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
 	item, ok := h.store.Get(key)
 	if !ok {
-		return api.Refuse(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
+		return api.Errorf(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
 	}
-	tag := api.ETag(item.Index)
-	w.Header().Set("ETag", tag)
-	if api.Unchanged(r, tag) {
+	etag := api.ETag(item.Index)
+	w.Header().Set("ETag", etag)
+	if api.NotModified(r, etag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Content-Length", strconv.Itoa(len(item.Value)))
-	_, err = io.WriteString(w, item.Value)
-	return dropped(err)
+	_, _ = io.WriteString(w, item.Value)
+	return nil
 }
 
-// list answers keys in order, from one view of the store, a JSON object a line.
+// list answers keys in order, a JSON object a line, from one view of the store.
 func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
-	values, err := api.Parse(r, "prefix", "after", "limit", "consistency")
+	q, err := api.List(r)
 	if err != nil {
 		return err
 	}
-	prefix, err := values.Prefix()
-	if err != nil {
+	if err := h.prepareRead(w, r, q.Stale); err != nil {
 		return err
 	}
-	after, err := values.Optional("after", "")
-	if err != nil {
-		return err
-	}
-	limit := 0
-	if values.Has("limit") {
-		text, err := values.One("limit")
-		if err != nil {
-			return err
-		}
-		if limit, err = strconv.Atoi(text); err != nil || limit < 1 {
-			return api.Refuse(http.StatusBadRequest, "limit: want a number of keys, 1 or more; leave it out for all")
-		}
-	}
-	if err := h.consistent(w, r, values); err != nil {
-		return err
-	}
-	view := h.store.Clone()
-	h.tellApplied(w, view)
-	w.Header().Set("Content-Type", "application/jsonl")
-	return dropped(api.List(w, view, prefix, after, limit))
+	_ = api.WriteList(w, h.store.Clone(), q)
+	return nil
 }
 
-// watch answers server-sent events, one for each entry that changes a key with the
-// prefix, after the index of Last-Event-ID or from, or else from now on.
+// watch answers server-sent events, one for each entry that changes a key with the prefix.
 func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
-	values, err := api.Parse(r, "prefix", "from", "consistency")
+	q, err := api.Watch(r)
 	if err != nil {
 		return err
 	}
-	prefix, err := values.Prefix()
+	if err := h.prepareRead(w, r, q.Stale); err != nil {
+		return err
+	}
+	watcher, after, err := q.Open(h.store)
 	if err != nil {
 		return err
-	}
-	name, from := "Last-Event-ID", r.Header.Get("Last-Event-ID") // of one that comes back: newer than from
-	if from == "" {
-		name = "from"
-		if from, err = values.Optional("from", ""); err != nil {
-			return err
-		}
-	}
-	var after uint64
-	if from != "" || values.Has("from") {
-		if after, err = strconv.ParseUint(from, 10, 64); err != nil {
-			return api.Refuse(http.StatusBadRequest, "%s: want an index, such as a list or an event gave it", name)
-		}
-	}
-	if err := h.consistent(w, r, values); err != nil {
-		return err
-	}
-	var watcher *kv.Watcher
-	if from == "" {
-		watcher, after = h.store.WatchNow(prefix)
-	} else {
-		applied, _ := h.store.Applied()
-		if after > applied && values.Get("consistency") != "stale" {
-			return api.Refuse(http.StatusGone, "%s: %d is not reached yet, so it is another cluster's; list, then watch from the Raftkv-Applied-Index of that", name, after)
-		}
-		if watcher, err = h.store.Watch(prefix, after); err != nil {
-			return api.Refuse(http.StatusGone, "%s: %v; list, then watch from the Raftkv-Applied-Index of that", name, err)
-		}
 	}
 	defer watcher.Close()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	defer context.AfterFunc(h.ending, cancel)()
-	return dropped(api.Watch(ctx, w, watcher, after, keepAlive))
+	defer context.AfterFunc(h.ctx, cancel)()
+	_ = api.WriteWatch(ctx, w, watcher, after, keepAlive)
+	return nil
 }
 
-// tellApplied says of which index a view is.
-func (h *handler) tellApplied(w http.ResponseWriter, view *kv.Store) {
-	index, _ := view.Applied()
-	w.Header().Set("Raftkv-Applied-Index", strconv.FormatUint(index, 10))
-}
-
-// consistent makes sure that the store is as new as the request wants it. A stale
-// read says how old it may be.
-func (h *handler) consistent(w http.ResponseWriter, r *http.Request, values api.Values) error {
-	consistency, err := values.Optional("consistency", "linearizable")
-	if err != nil {
-		return err
-	}
-	switch consistency {
-	case "linearizable":
-		return h.node.ReadIndex(r.Context())
-	case "stale":
-		f, err := h.node.Freshness()
-		if err != nil {
-			return err
-		}
-		w.Header().Set("Raftkv-Applied-Index", strconv.FormatUint(f.AppliedIndex, 10))
-		w.Header().Set("Raftkv-Leader", f.Leader)
-		w.Header().Set("Raftkv-Last-Contact", f.LastContact)
-		return nil
-	default:
-		return api.Refuse(http.StatusBadRequest, "consistency: want linearizable (the default) or stale")
-	}
-}
-
-// join makes a node a member of the cluster that this node leads. While the node
-// catches up, the caller is told, about once a second.
+// join makes a node a member of the cluster that this node leads. While that node catches
+// up, the client gets a line about once a second. After such a line the status is sent, so
+// that an error is the last line: ERROR, the status that it would have had, the message.
 func (h *handler) join(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Join handler called")
-	values, err := api.Parse(r, "nodeId", "raftPort", "raftHost", "suffrage")
+	j, err := api.Join(r)
 	if err != nil {
 		return err
 	}
-	id, err := nodeID(values)
-	if err != nil {
-		return err
-	}
-	port, err := values.One("raftPort")
-	if err != nil {
-		return err
-	}
-	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
-		return api.Refuse(http.StatusBadRequest, "raftPort: want a port, 1 to 65535, such as 9001")
-	}
-	host, err := values.Optional("raftHost", "127.0.0.1")
-	if err != nil {
-		return err
-	}
-	if net.ParseIP(host) == nil && !hostName.MatchString(host) {
-		return api.Refuse(http.StatusBadRequest, "raftHost: want an IP address or a host name, without a port")
-	}
-	suffrage, err := values.Optional("suffrage", "voter")
-	if err != nil {
-		return err
-	}
-	if suffrage != "voter" && suffrage != "nonvoter" {
-		return api.Refuse(http.StatusBadRequest, "suffrage: want voter or nonvoter")
-	}
-	h.log.Infof("node is %s", id)
+	h.log.Infof("node is %s", j.NodeID)
 	if !h.node.Leads() {
 		return node.ErrNotLeader
 	}
-	address := net.JoinHostPort(host, port)
-	h.log.Infof("Joining node %s on host %s", id, address)
-	if err := unhurried(w); err != nil {
+	h.log.Infof("Joining node %s on host %s", j.NodeID, j.Address)
+	if err := api.ClearDeadlines(w); err != nil {
 		return err
 	}
-	told := false
-	joined, err := h.node.Join(r.Context(), node.JoinRequest{ID: id, Address: address, Nonvoter: suffrage == "nonvoter",
-		Progress: func(has, of uint64) {
-			told = true
-			_, _ = fmt.Fprintf(w, "%s: %d of %d entries\n", id, has, of)
-			_ = http.NewResponseController(w).Flush()
-		}})
+	sent := false
+	progress := func(has, of uint64) {
+		sent = true
+		_, _ = fmt.Fprintf(w, "%s: %d of %d entries\n", j.NodeID, has, of)
+		_ = http.NewResponseController(w).Flush()
+	}
+	joined, err := h.node.Join(r.Context(), node.JoinRequest{
+		ID: j.NodeID, Address: j.Address, Nonvoter: j.Nonvoter, Progress: progress,
+	})
 	switch {
-	case err != nil && told: // the status is out already
-		status, text := statusOf(err)
-		return answerLine(w, "failed, as a status of %d would say: %s", status, text)
-	case err != nil:
+	case err != nil && !sent:
 		return err
+	case err != nil:
+		status, message := statusOf(err)
+		api.WriteLine(w, "ERROR %d %s", status, message)
 	case joined.Index == 0:
-		return answerLine(w, "OK %s is a member already, members=%d", id, joined.Members)
+		api.WriteLine(w, "OK %s is a member already, members=%d", j.NodeID, joined.Members)
+	default:
+		api.WriteLine(w, "OK %s joined, index=%d members=%d", j.NodeID, joined.Index, joined.Members)
 	}
-	return answerLine(w, "OK %s joined, index=%d members=%d", id, joined.Index, joined.Members)
+	return nil
 }
 
-// leave takes a node out of the cluster that this node leads.
+// leave removes a node from the cluster that this node leads.
 func (h *handler) leave(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Leave handler called")
-	values, err := api.Parse(r, "nodeId")
-	if err != nil {
-		return err
-	}
-	id, err := nodeID(values)
+	id, err := api.Leave(r)
 	if err != nil {
 		return err
 	}
@@ -422,30 +300,26 @@ func (h *handler) leave(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return answerLine(w, "OK %s left, members=%d", id, members)
+	api.WriteLine(w, "OK %s left, members=%d", id, members)
+	return nil
 }
 
-// transfer hands leadership over, to the best voter unless one is named.
+// transfer hands leadership over, to the voter that has caught up best unless one is named.
 func (h *handler) transfer(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Transfer handler called")
-	values, err := api.Parse(r, "nodeId")
+	id, err := api.Transfer(r)
 	if err != nil {
 		return err
-	}
-	id := ""
-	if values.Has("nodeId") {
-		if id, err = nodeID(values); err != nil {
-			return err
-		}
 	}
 	leader, err := h.node.Transfer(r.Context(), id)
 	if err != nil {
 		return err
 	}
-	return answerLine(w, "OK the leader is %s", leader)
+	api.WriteLine(w, "OK the leader is %s", leader)
+	return nil
 }
 
-// status tells of this node and of every member that answers.
+// status answers the state of this node and of every member that it reaches.
 func (h *handler) status(w http.ResponseWriter, r *http.Request) error {
 	if _, err := api.Parse(r); err != nil {
 		return err
@@ -454,39 +328,32 @@ func (h *handler) status(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", node.ErrNotApplied, err)
 	}
-	return answerJSON(w, status)
+	api.WriteJSON(w, status)
+	return nil
 }
 
-// snapshot answers a backup of all keys, and of the answers to idempotency keys, as
-// they are now.
+// snapshot answers a backup: all keys and all idempotency records, as they are now.
 func (h *handler) snapshot(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Snapshot handler called")
-	values, err := api.Parse(r, "consistency")
+	stale, err := api.Snapshot(r)
 	if err != nil {
 		return err
 	}
-	if err := h.consistent(w, r, values); err != nil {
+	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
-	view := h.store.Clone()
-	h.tellApplied(w, view)
-	w.Header().Set("Content-Type", "application/octet-stream")
-	if err := view.WriteSnapshot(api.Writer(w)); err != nil {
-		panic(http.ErrAbortHandler) // so that the client knows: the status is out already
+	if err := api.WriteSnapshot(w, h.store.Clone()); err != nil {
+		panic(http.ErrAbortHandler) // the status is sent: only a connection that breaks off shows the error
 	}
 	return nil
 }
 
-// restore replaces all data by that of a backup, on every node. The whole of it is
-// read and verified before anything is proposed; then it goes through the log into
-// a staging area, and takes effect with one last entry: a leader that dies in the
-// middle has changed nothing.
+// restore replaces all data by those of a backup, on every node. The whole backup is read
+// and verified before anything is proposed. Then it goes through the log into a staging
+// area, and takes effect with one last entry: a leader that fails before has changed nothing.
 func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Restore handler called")
-	if _, err := api.Parse(r); err != nil {
-		return err
-	}
-	if err := api.Unconditional(r); err != nil {
+	if err := api.Restore(r); err != nil {
 		return err
 	}
 	if !h.node.Leads() {
@@ -496,80 +363,57 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 		return fmt.Errorf("%w: another restore is under way", node.ErrNotApplied)
 	}
 	defer h.restoring.Unlock()
-	if err := unhurried(w); err != nil {
+	if err := api.ClearDeadlines(w); err != nil {
 		return err
 	}
-	data := kv.New()
-	if err := data.ReadSnapshot(api.Reader(w, r)); err != nil {
-		return api.Refuse(http.StatusBadRequest, "body: %v: nothing was changed; send what /snapshot gave, whole (curl -T FILE)", err)
+	data, err := backup.Read(api.DeadlineReader(w, r))
+	if err != nil {
+		return api.Errorf(http.StatusBadRequest, "body: %v", err)
 	}
-	if err := backup.Check(data); err != nil {
-		return api.Refuse(http.StatusBadRequest, "body: %v: nothing was changed", err)
+	index, unchanged, err := backup.Restore(r.Context(), data, h.propose)
+	if unchanged {
+		return fmt.Errorf("%w: %v", node.ErrNotApplied, err) // not err's own code, which is about one entry
 	}
-	var done command.Result
-	var err error
-	for c := range backup.Commands(data) {
-		if done, err = h.propose(r, c); err == nil {
-			continue
-		}
-		if c.Kind == command.Restore {
-			return err
-		}
-		break
+	if err != nil {
+		return err
 	}
-	if err == nil && done.Counted {
-		return answerLine(w, "OK index=%d keys=%d", done.Index, data.Len())
-	}
-	if err == nil {
-		err = errors.New("the leader has changed in the middle of it")
-	}
-	// What is staged is in nobody's way; without this it stays until the next term.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), time.Second)
-	defer cancel()
-	_, _, _ = h.node.Propose(ctx, command.Command{Kind: command.Unstage})
-	return fmt.Errorf("%w: %v", node.ErrNotApplied, err) // not what err is: without the last entry nothing has changed
+	api.WriteLine(w, "OK index=%d keys=%d", index, data.Len())
+	return nil
 }
 
-// healthz says that the process is alive.
+// healthz answers OK: the process is alive.
 func (h *handler) healthz(w http.ResponseWriter, r *http.Request) error {
 	if _, err := api.Parse(r); err != nil {
 		return err
 	}
-	return answerLine(w, "OK")
+	api.WriteLine(w, "OK")
+	return nil
 }
 
-// readyz says whether clients should use this node: it answers with the newest state,
-// and no other node has another one. It tells of a disk that is nearly full, too.
+// readyz answers OK if clients should use this node: its reads are linearizable, and no
+// member has a different state. A disk that is nearly full is a warning in the same line.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
 	if _, err := api.Parse(r); err != nil {
 		return err
 	}
 	health := h.node.Health()
 	if health.Replicas != "" {
-		return api.Refuse(http.StatusServiceUnavailable, "%s", health.Replicas)
+		return api.Errorf(http.StatusServiceUnavailable, "%s", health.Replicas)
 	}
 	if err := h.node.ReadIndex(r.Context()); err != nil {
 		return err
 	}
 	if health.Space != "" {
-		return answerLine(w, "OK, but %s", health.Space)
+		api.WriteLine(w, "OK, but %s", health.Space)
+		return nil
 	}
-	return answerLine(w, "OK")
+	api.WriteLine(w, "OK")
+	return nil
 }
 
-func nodeID(values api.Values) (string, error) {
-	id, err := values.One("nodeId")
-	if err != nil {
-		return "", err
-	}
-	if err := checkNodeID(id); err != nil {
-		return "", api.Refuse(http.StatusBadRequest, "nodeId: %v", err)
-	}
-	return id, nil
-}
-
-// errorTable is the one place that says which error of the node is which status,
-// and what the client should do. 503 is definitely not applied, 504 may be.
+// errorTable is the one place that maps the errors of the node to statuses and to what the
+// client should do. 503 is definitely not applied, 504 may be: the two must never blur.
+// ErrNotLeader is not here, as writeError redirects to the leader.
 var errorTable = []struct {
 	err    error
 	status int
@@ -577,83 +421,51 @@ var errorTable = []struct {
 }{
 	{node.ErrNotApplied, http.StatusServiceUnavailable, "it is safe to send it again"},
 	{node.ErrNoRead, http.StatusServiceUnavailable, "send it again, or add consistency=stale to read what this node has"},
-	{node.ErrNoLeader, http.StatusServiceUnavailable, "nothing was done; send it again when a majority of the nodes is up"},
+	{node.ErrNoLeader, http.StatusServiceUnavailable,
+		"nothing was done; send it again when a majority of the nodes is up"},
 	{node.ErrConflict, http.StatusConflict, ""},
 	{node.ErrNoSuchNode, http.StatusNotFound, ""},
 	{node.ErrUnknown, http.StatusGatewayTimeout, "it may yet be applied: read before you send it again"},
 }
 
-// fail answers err by the error table.
-func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
+// writeError answers err: with a redirect to the leader if this node would have to be the
+// leader, and by the error table otherwise.
+func (h *handler) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, node.ErrNotLeader) {
 		h.log.Info("Not a leader, do nothing")
-		id, leader, lookup := h.node.LeaderURL(r.Context())
-		if lookup == nil {
+		id, leader, lookupErr := h.node.LeaderURL(r.Context())
+		if lookupErr == nil {
 			w.Header().Set("Location", leader+r.URL.RequestURI())
-			plain(w, http.StatusTemporaryRedirect, fmt.Sprintf("not the leader: nothing was done; send it to the leader, %s, at %s (curl -L does)", id, leader))
+			api.WriteText(w, http.StatusTemporaryRedirect, fmt.Sprintf("not the leader: nothing was done; "+
+				"send it to the leader, %s, at %s (curl -L does)", id, leader))
 			return
 		}
-		err = lookup
+		err = lookupErr
 	}
-	status, text := statusOf(err)
-	switch status {
-	case http.StatusServiceUnavailable:
+	status, message := statusOf(err)
+	switch {
+	case status == http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "1")
-	case http.StatusInternalServerError:
-		if r.Context().Err() != nil {
-			break // the client has gone: no error of the node's
-		}
+	case status == http.StatusInternalServerError && r.Context().Err() == nil: // else the client has gone
 		h.log.Errorf("%s %s: %v", r.Method, r.URL.Path, err)
 	}
-	plain(w, status, text)
+	api.WriteText(w, status, message)
 }
 
-// statusOf is err by the error table: its status, and its line.
-func statusOf(err error) (status int, text string) {
-	var refused api.Refusal
-	if errors.As(err, &refused) {
-		return refused.Status, refused.Text
+// statusOf returns the status and the line for the client of an error: those of an
+// api.Error, or else by the error table.
+func statusOf(err error) (status int, message string) {
+	if e, ok := errors.AsType[api.Error](err); ok {
+		return e.Status, e.Message
 	}
 	for _, row := range errorTable {
-		if !errors.Is(err, row.err) {
-			continue
-		}
-		if row.advice == "" {
+		switch {
+		case !errors.Is(err, row.err):
+		case row.advice == "":
 			return row.status, err.Error()
+		default:
+			return row.status, err.Error() + ": " + row.advice
 		}
-		return row.status, err.Error() + ": " + row.advice
 	}
 	return http.StatusInternalServerError, err.Error()
 }
-
-// unhurried lifts the time limits of a request that may take long.
-func unhurried(w http.ResponseWriter) error {
-	c := http.NewResponseController(w)
-	return errors.Join(c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{}))
-}
-
-// plain answers one line.
-func plain(w http.ResponseWriter, status int, text string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.WriteHeader(status)
-	_, _ = io.WriteString(w, strings.ReplaceAll(text, "\n", "; ")+"\n")
-}
-
-// answerLine answers one line with status 200.
-func answerLine(w http.ResponseWriter, format string, args ...any) error {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, err := fmt.Fprintf(w, format+"\n", args...)
-	return dropped(err)
-}
-
-// answerJSON answers value, indented: people read it too.
-func answerJSON(w http.ResponseWriter, value any) error {
-	w.Header().Set("Content-Type", "application/json")
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return dropped(e.Encode(value))
-}
-
-// dropped is for the error of writing an answer: the client has gone, and there is
-// nobody to tell.
-func dropped(error) error { return nil }

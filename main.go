@@ -1,5 +1,10 @@
-// Command raftkv is one node of a replicated HTTP key/value store. README.md is
-// the way in.
+// Command raftkv is one node of a replicated HTTP key/value store.
+//
+// The four files of this package are the way in, best read in this order. main.go starts
+// and stops a node. config.go has the variables that configure it. handler.go has the
+// routes of the HTTP API: a write goes on to node.Propose and through raft's log, a read
+// waits for node.ReadIndex. fsm.go is the state machine that raft drives with the entries
+// of that log, on every node. docs/design.md has the whole picture.
 package main
 
 import (
@@ -19,8 +24,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/sirupsen/logrus"
 
+	"raftkv/internal/api"
 	"raftkv/internal/console"
 	"raftkv/internal/node"
+	"raftkv/internal/version"
 )
 
 func main() {
@@ -28,8 +35,8 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE)
 	signals, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	ctx, cancel := context.WithCancel(context.Background())
-	// From the first signal on, and before run knows of it, a second one ends the
-	// process at once.
+	// A second signal ends the process at once. The handler is removed before run gets to
+	// know of the first one, so that it holds as soon as run announces it.
 	context.AfterFunc(signals, func() { stop(); cancel() })
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	switch {
@@ -39,16 +46,19 @@ func main() {
 		fmt.Fprintf(os.Stderr, "raftkv: %v (raftkv -h lists all variables)\n", err)
 		os.Exit(2)
 	default:
-		fmt.Fprintf(os.Stderr, "raftkv: %v\n", oneLine(err))
+		fmt.Fprintf(os.Stderr, "raftkv: %v\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		os.Exit(1)
 	}
 }
 
-// run is the node, from its configuration until ctx ends or it fails. An error
-// that wraps errUsage is the user's to mend.
+// run runs a node until ctx ends or the node fails. An error that wraps errUsage is for the
+// user to correct.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	switch {
 	case len(args) == 0:
+	case args[0] == "-version" || args[0] == "--version":
+		_, err := fmt.Fprintln(stdout, "raftkv", version.String())
+		return err
 	case args[0] == "-h" || args[0] == "-help" || args[0] == "--help":
 		_, err := io.WriteString(stdout, usage())
 		return err
@@ -59,10 +69,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
-		// Memory that is never touched, and so takes none, has the garbage collector
-		// run when a small node has made 64 MiB of garbage, not 4: an eighth of its
-		// processor time, as measured with 64 clients.
+	if c.gcBallast {
+		// GC ballast: raises the minimum heap to 64 MiB. The garbage collector runs when
+		// the heap has doubled, which a small node, with a live heap of a few MiB, does
+		// many times a second: an eighth of its processor time, as measured with 64
+		// clients. A higher GOGC would do the same, but as a percentage it also applies to
+		// a large heap, and would let one of 1 GiB grow to many. The ballast is never
+		// touched, so it takes no memory.
 		defer runtime.KeepAlive(make([]byte, 64<<20))
 	}
 	s, err := start(c, stderr)
@@ -71,7 +84,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	select {
 	case <-ctx.Done():
-		s.log.Info("Stopping: a second signal ends at once")
+		s.log.Info("Shutting down; interrupt again to exit immediately")
 		return s.stop()
 	case err = <-s.node.Failed():
 	case err = <-s.served:
@@ -88,13 +101,14 @@ type service struct {
 	log      *logrus.Logger
 	listener net.Listener
 	server   *http.Server
-	served   chan error // receives why the HTTP server ended
+	served   chan error // of capacity 1: the error with which the HTTP server has ended
 }
 
-// start opens both ports and the volume, and serves. Its lines go to out.
+// start opens both ports and the volume, and serves HTTP. The console is out.
 func start(c config, out io.Writer) (*service, error) {
 	lines := console.New(out)
 	s := &service{console: lines, log: newLogger(lines, c.logLevel), served: make(chan error, 1)}
+	raftLog := hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.LevelFromString(c.logLevel), Output: lines})
 	s.machine = newFSM(s.log)
 	var err error
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
@@ -103,12 +117,13 @@ func start(c config, out io.Writer) (*service, error) {
 	}
 	s.node, err = node.Open(node.Config{
 		ID:                c.nodeID,
+		Version:           version.String(),
 		Dir:               c.volume,
 		RaftAddress:       c.raftAddress,
 		HTTPAddress:       s.listener.Addr().String(),
 		SnapshotThreshold: c.snapshotThreshold,
 		ElectionTimeout:   c.electionTimeout,
-		RaftLog:           hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.LevelFromString(c.logLevel), Output: lines}),
+		RaftLog:           raftLog,
 		Logf:              s.log.Infof,
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
@@ -117,21 +132,25 @@ func start(c config, out io.Writer) (*service, error) {
 		s.console.Close()
 		return nil, errors.Join(portHint(err, "RAFT_SERVER_PORT"), s.listener.Close())
 	}
-	s.server = newServer(newHandler(s.node, s.machine.Store, s.log, c.httpNames), s.log)
-	s.log.Infof("Node %s: HTTP on %s, raft on %s, volume %s", c.nodeID, s.listener.Addr(), s.node.RaftAddress(), c.volume)
-	go func() { s.served <- serveBounded(s.server, s.listener) }()
+	h := newHandler(s.node, s.machine.Store, s.log, c.httpNames)
+	s.server = api.NewServer(h, s.log.Warnf)
+	s.server.RegisterOnShutdown(h.cancel)
+	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",
+		c.nodeID, version.String(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
+	go func() { s.served <- api.Serve(s.server, s.listener) }()
 	return s, nil
 }
 
-// Shutdown takes less than 5 s.
+// Each step of stop has a limit of its own. With the last lines of the console, which may
+// take half a second, a shutdown is over within 5 s.
 const (
 	stepDownLimit = 1500 * time.Millisecond
 	drainLimit    = 1500 * time.Millisecond
 	closeLimit    = 1500 * time.Millisecond
 )
 
-// stop hands leadership over, answers the requests that are under way, and closes
-// raft, its port and the volume, in this order.
+// stop shuts a running node down: it hands leadership over, drains the requests that are
+// under way, and closes raft, its port and the volume, in this order.
 func (s *service) stop() error {
 	defer s.console.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
@@ -149,8 +168,8 @@ func (s *service) stop() error {
 	return s.node.Close(ctx)
 }
 
-// abort closes everything without a word and gives leadership up, as far as that can be
-// done: for a node that has failed.
+// abort is stop for a node that has failed: it closes without draining, and makes another
+// voter stand for election, as far as that can be done.
 func (s *service) abort() {
 	defer s.console.Close()
 	_ = s.server.Close()
@@ -162,18 +181,17 @@ func (s *service) abort() {
 	_ = s.node.Close(ctx)
 }
 
-// portHint adds what to do to the error of a port that can't be had.
+// portHint adds to the error of a port that can't be opened what the user should do.
 func portHint(err error, variable string) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("%w: stop what listens there, or choose another %s", err, variable)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("%w: no interface of this machine has that address; correct %s", err, strings.Replace(variable, "PORT", "HOST", 1))
+		return fmt.Errorf("%w: no interface of this machine has that address; correct %s",
+			err, strings.Replace(variable, "PORT", "HOST", 1))
 	}
 	return err
 }
-
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 func newLogger(out io.Writer, level string) *logrus.Logger {
 	log := logrus.New()

@@ -11,19 +11,20 @@ import (
 // maxETags bounds the ETags of one condition.
 const maxETags = 100
 
-// ETag is the ETag of what the entry at index has set.
+// ETag returns the ETag of a key that was last set by the entry at index.
 func ETag(index uint64) string { return `"` + strconv.FormatUint(index, 10) + `"` }
 
-// Unconditional refuses headers that r's path does not heed: a safe write must not
-// become an unsafe one.
-func Unconditional(r *http.Request) error {
-	return refuseHeaders(r, "If-Match", "If-None-Match", "If-Unmodified-Since", "If-Modified-Since", "Idempotency-Key", "Content-Range")
+// RejectPreconditions rejects headers that r's path does not honor: a client that sends a
+// condition must not get an unconditional write.
+func RejectPreconditions(r *http.Request) error {
+	return rejectHeaders(r, "If-Match", "If-None-Match", "If-Unmodified-Since", "If-Modified-Since",
+		"Idempotency-Key", "Content-Range")
 }
 
-func refuseHeaders(r *http.Request, names ...string) error {
+func rejectHeaders(r *http.Request, names ...string) error {
 	for _, name := range names {
 		if len(r.Header.Values(name)) > 0 {
-			return bad("%s: not supported by %s; nothing was done; leave it out", name, r.URL.Path)
+			return badRequest("%s: not supported by %s; nothing was done; leave it out", name, r.URL.Path)
 		}
 	}
 	return nil
@@ -32,7 +33,7 @@ func refuseHeaders(r *http.Request, names ...string) error {
 // options reads the conditions of RFC 9110, section 13, and the Idempotency-Key of
 // the IETF's draft; nil when there are none.
 func options(r *http.Request) (*command.Options, error) {
-	if err := refuseHeaders(r, "If-Unmodified-Since", "If-Modified-Since", "Content-Range"); err != nil {
+	if err := rejectHeaders(r, "If-Unmodified-Since", "If-Modified-Since", "Content-Range"); err != nil {
 		return nil, err
 	}
 	match, err := condition(r, "If-Match")
@@ -53,8 +54,8 @@ func options(r *http.Request) (*command.Options, error) {
 	return &command.Options{IdempotencyKey: key, Match: match, NoneMatch: noneMatch}, nil
 }
 
-// condition reads * or a list of ETags. A well-formed ETag that is none of ours is
-// index 0, which no key has.
+// condition reads * or a list of ETags. A well-formed ETag that this program has not made
+// becomes index 0, which no key has.
 func condition(r *http.Request, name string) (c command.Condition, err error) {
 	lines := r.Header.Values(name)
 	if len(lines) == 0 {
@@ -70,24 +71,25 @@ func condition(r *http.Request, name string) (c command.Condition, err error) {
 			break
 		}
 		if strings.HasPrefix(text, `W/"`) {
-			return c, bad(`%s: weak ETags compare equal to nothing here; send the ETag as /get gave it, such as "12"`, name)
+			return c, badRequest(`%s: weak ETags compare equal to nothing here; `+
+				`send the ETag as /get gave it, such as "12"`, name)
 		}
 		tag, rest, ok := strings.Cut(strings.TrimPrefix(text, `"`), `"`)
 		rest = strings.TrimLeft(rest, " \t")
 		if !ok || text[0] != '"' || (rest != "" && rest[0] != ',') {
-			return c, bad(`%s: want * or ETags in double quotes, such as "12", with commas between`, name)
+			return c, badRequest(`%s: want * or ETags in double quotes, such as "12", with commas between`, name)
 		}
 		index, err := strconv.ParseUint(tag, 10, 64)
 		if err != nil || ETag(index) != `"`+tag+`"` {
 			index = 0
 		}
 		if c.Indexes = append(c.Indexes, index); len(c.Indexes) > maxETags {
-			return c, bad("%s: more than %d ETags; send fewer", name, maxETags)
+			return c, badRequest("%s: more than %d ETags; send fewer", name, maxETags)
 		}
 		text = rest
 	}
 	if c.IsNone() {
-		return c, bad(`%s: empty; want * or an ETag such as "12", or leave it out`, name)
+		return c, badRequest(`%s: empty; want * or an ETag such as "12", or leave it out`, name)
 	}
 	return c, nil
 }
@@ -101,22 +103,23 @@ func idempotencyKey(r *http.Request) (string, error) {
 		return "", nil
 	}
 	if len(lines) > 1 {
-		return "", bad("%s: given %d times; give it once", name, len(lines))
+		return "", badRequest("%s: given %d times; give it once", name, len(lines))
 	}
 	key := strings.TrimSpace(lines[0])
 	if quoted, ok := strings.CutPrefix(key, `"`); ok {
 		if key, ok = unquote(quoted); !ok {
-			return "", bad(`%s: want a string in double quotes, in which only \" and \\ are escaped, and nothing after it`, name)
+			return "", badRequest(`%s: want a string in double quotes, `+
+				`in which only \" and \\ are escaped, and nothing after it`, name)
 		}
 	} else if strings.ContainsAny(key, " \",;\\") {
-		return "", bad(`%s: put it in double quotes`, name)
+		return "", badRequest(`%s: put it in double quotes`, name)
 	}
 	if len(key) == 0 || len(key) > command.MaxIdempotencyKey {
-		return "", bad("%s: %d bytes; want 1 to %d, a UUID for instance", name, len(key), command.MaxIdempotencyKey)
+		return "", badRequest("%s: %d bytes; want 1 to %d, a UUID for instance", name, len(key), command.MaxIdempotencyKey)
 	}
 	for _, b := range []byte(key) {
 		if b < ' ' || b > '~' {
-			return "", bad("%s: want printable ASCII, a UUID for instance", name)
+			return "", badRequest("%s: want printable ASCII, a UUID for instance", name)
 		}
 	}
 	return key, nil
@@ -140,10 +143,33 @@ func unquote(text string) (string, bool) {
 	return "", false
 }
 
-// Unchanged reports whether the client of a read has what tag stands for already.
-func Unchanged(r *http.Request, tag string) bool {
+// ResultError returns why the state machine has not applied c, as result has it; nil if it
+// has applied it.
+func ResultError(c command.Command, result command.Result) error {
+	switch {
+	case result.Reused:
+		return Errorf(http.StatusUnprocessableEntity, "Idempotency-Key was already used for a different request; "+
+			"nothing was applied; use a new key for each request")
+	case result.Failed == 0:
+		return nil
+	}
+	header, has, advice := "If-None-Match", "has ETag "+ETag(result.Current), "get it to see what it is"
+	if !c.Match.IsNone() && !c.Match.Holds(result.Current) {
+		header, advice = "If-Match", "get it again, and send the ETag that it has then"
+		if result.Current == 0 {
+			has, advice = "is not there", "set it with If-None-Match: *, if it should be"
+		}
+	}
+	return Errorf(http.StatusPreconditionFailed, "%s: key %s %s: nothing was done; %s",
+		header, command.AppendQuoted(nil, c.Pairs[result.Failed-1].Key), has, advice)
+}
+
+// NotModified reports whether the client of a read has the version with this ETag already:
+// status 304 will do. http.ServeContent does not do here: it answers 412 to POST, with an
+// empty body, and costs a small read a tenth of its time.
+func NotModified(r *http.Request, etag string) bool {
 	for known := range strings.SplitSeq(strings.Join(r.Header.Values("If-None-Match"), ","), ",") {
-		if known = strings.TrimSpace(known); known == "*" || strings.TrimPrefix(known, "W/") == tag {
+		if known = strings.TrimSpace(known); known == "*" || strings.TrimPrefix(known, "W/") == etag {
 			return true
 		}
 	}

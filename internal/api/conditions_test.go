@@ -10,8 +10,8 @@ import (
 	"raftkv/internal/command"
 )
 
-// TestOptions is what is understood; what is refused is in handler_test.go at the
-// top, with what the client is told.
+// TestOptions has the headers that are accepted; those that are rejected are in
+// handler_test.go at the top, with the status and the line that the client gets.
 func TestOptions(t *testing.T) {
 	tags := func(indexes ...uint64) command.Condition { return command.Condition{Indexes: indexes} }
 	any := command.Condition{Any: true}
@@ -20,19 +20,55 @@ func TestOptions(t *testing.T) {
 		header http.Header
 		want   *command.Options
 	}{
-		{"nothing", nil, nil},
-		{"match", http.Header{"If-Match": {`"12"`}}, &command.Options{Match: tags(12)}},
-		{"any", http.Header{"If-Match": {" * "}}, &command.Options{Match: any}},
-		{"none match", http.Header{"If-None-Match": {`*`}}, &command.Options{NoneMatch: any}},
-		{"a list", http.Header{"If-Match": {`"1","2" , "18446744073709551615"`}}, &command.Options{Match: tags(1, 2, 1<<64-1)}},
-		{"a list of lines", http.Header{"If-Match": {`"1"`, `"2", "3"`}}, &command.Options{Match: tags(1, 2, 3)}},
-		{"empty elements", http.Header{"If-Match": {`, "1",, "2" ,`}}, &command.Options{Match: tags(1, 2)}},
-		{"not ours", http.Header{"If-Match": {`"", "abc", "012", "+1", "-1", "1 ", "18446744073709551616", "a,b", "W/"`}}, &command.Options{Match: tags(0, 0, 0, 0, 0, 0, 0, 0, 0)}},
-		{"both", http.Header{"If-Match": {`"1"`}, "If-None-Match": {`"2"`}}, &command.Options{Match: tags(1), NoneMatch: tags(2)}},
-		{"key", http.Header{"Idempotency-Key": {`"8e03-97"`}}, &command.Options{IdempotencyKey: "8e03-97"}},
-		{"bare key", http.Header{"Idempotency-Key": {` 8e03-97 `}}, &command.Options{IdempotencyKey: "8e03-97"}},
-		{"escaped key", http.Header{"Idempotency-Key": {`"a \"b\" \\, c;"`}}, &command.Options{IdempotencyKey: `a "b" \, c;`}},
-		{"longest key", http.Header{"Idempotency-Key": {strings.Repeat("k", 255)}}, &command.Options{IdempotencyKey: strings.Repeat("k", 255)}},
+		{name: "nothing"},
+		{name: "match", header: http.Header{"If-Match": {`"12"`}}, want: &command.Options{Match: tags(12)}},
+		{name: "any", header: http.Header{"If-Match": {" * "}}, want: &command.Options{Match: any}},
+		{name: "none match", header: http.Header{"If-None-Match": {`*`}}, want: &command.Options{NoneMatch: any}},
+		{
+			name:   "a list",
+			header: http.Header{"If-Match": {`"1","2" , "18446744073709551615"`}},
+			want:   &command.Options{Match: tags(1, 2, 1<<64-1)},
+		},
+		{
+			name:   "a list of lines",
+			header: http.Header{"If-Match": {`"1"`, `"2", "3"`}},
+			want:   &command.Options{Match: tags(1, 2, 3)},
+		},
+		{
+			name:   "empty elements",
+			header: http.Header{"If-Match": {`, "1",, "2" ,`}},
+			want:   &command.Options{Match: tags(1, 2)},
+		},
+		{
+			name:   "not ours",
+			header: http.Header{"If-Match": {`"", "abc", "012", "+1", "-1", "1 ", "18446744073709551616", "a,b", "W/"`}},
+			want:   &command.Options{Match: tags(0, 0, 0, 0, 0, 0, 0, 0, 0)},
+		},
+		{
+			name:   "both",
+			header: http.Header{"If-Match": {`"1"`}, "If-None-Match": {`"2"`}},
+			want:   &command.Options{Match: tags(1), NoneMatch: tags(2)},
+		},
+		{
+			name:   "key",
+			header: http.Header{"Idempotency-Key": {`"8e03-97"`}},
+			want:   &command.Options{IdempotencyKey: "8e03-97"},
+		},
+		{
+			name:   "bare key",
+			header: http.Header{"Idempotency-Key": {` 8e03-97 `}},
+			want:   &command.Options{IdempotencyKey: "8e03-97"},
+		},
+		{
+			name:   "escaped key",
+			header: http.Header{"Idempotency-Key": {`"a \"b\" \\, c;"`}},
+			want:   &command.Options{IdempotencyKey: `a "b" \, c;`},
+		},
+		{
+			name:   "longest key",
+			header: http.Header{"Idempotency-Key": {strings.Repeat("k", 255)}},
+			want:   &command.Options{IdempotencyKey: strings.Repeat("k", 255)},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := httptest.NewRequest(http.MethodGet, "/set", nil)
@@ -47,18 +83,19 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// FuzzOptions: whatever the headers are, they are understood or refused, and what is
-// understood can be replicated.
+// FuzzOptions: whatever the headers are, they are accepted or rejected, and options that
+// are accepted can be replicated.
 func FuzzOptions(f *testing.F) {
 	f.Add(`"1", "2"`, `*`, `"key"`)
 	f.Add(`W/"1"`, `"`, `"\`)
 	f.Fuzz(func(t *testing.T, match, noneMatch, key string) {
 		r := httptest.NewRequest(http.MethodGet, "/set", nil)
-		r.Header["If-Match"], r.Header["If-None-Match"], r.Header["Idempotency-Key"] = []string{match}, []string{noneMatch}, []string{key}
+		r.Header["If-Match"], r.Header["If-None-Match"] = []string{match}, []string{noneMatch}
+		r.Header["Idempotency-Key"] = []string{key}
 		o, err := options(r)
 		if err != nil {
-			if refused, ok := err.(Refusal); !ok || refused.Status != http.StatusBadRequest || strings.Contains(refused.Text, "\n") {
-				t.Fatalf("got %v, want a refusal in one line", err)
+			if e, ok := err.(Error); !ok || e.Status != http.StatusBadRequest || strings.Contains(e.Message, "\n") {
+				t.Fatalf("got %v, want an Error of one line with status 400", err)
 			}
 			return
 		}

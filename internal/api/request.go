@@ -1,168 +1,47 @@
-// Package api makes of an HTTP request what it asks for: parameters, a command
-// with its conditions, or one line that says what is wrong with it.
+// Package api is the HTTP API without raft: it parses a request into a command or a
+// read, checks where it comes from, and writes lines, JSON and streams. It knows
+// commands and the store, and neither raft nor the node.
+//
+// Whatever is wrong with a request is an Error: one line for the client that names the
+// parameter, the limit and the way out.
 package api
 
 import (
 	"fmt"
-	"io"
-	"mime"
 	"net"
 	"net/http"
-	"net/url"
-	"slices"
-	"strings"
+	"strconv"
 
 	"raftkv/internal/command"
+	"raftkv/internal/kv"
 )
 
-// Max is the limit of a query and of a form, in bytes.
-const Max = 2 << 20
-
-// Refusal is the error of all of this package: what the client's request causes.
-type Refusal struct {
-	Status int
-	Text   string // one line that names the parameter, the limit and the way out
+// Error is a request that can't be carried out as it was sent. All errors of this
+// package but those of writing are Errors.
+type Error struct {
+	Status  int
+	Message string // one line for the client
 }
 
-func (r Refusal) Error() string { return r.Text }
+func (e Error) Error() string { return e.Message }
 
-// Refuse returns a Refusal.
-func Refuse(status int, format string, args ...any) error {
-	return Refusal{status, fmt.Sprintf(format, args...)}
+// Errorf returns an Error.
+func Errorf(status int, format string, args ...any) error {
+	return Error{Status: status, Message: fmt.Sprintf(format, args...)}
 }
 
-// bad is a Refusal with the status that most of them have.
-func bad(format string, args ...any) error {
-	return Refuse(http.StatusBadRequest, format, args...)
+// badRequest returns an Error with the status that most of them have.
+func badRequest(format string, args ...any) error {
+	return Errorf(http.StatusBadRequest, format, args...)
 }
 
 func tooLarge(what string, limit int64) error {
-	return Refuse(http.StatusRequestEntityTooLarge, "%s: larger than %d bytes; a value may have %d, best sent with PUT (curl -T)", what, limit, command.MaxValue)
+	return Errorf(http.StatusRequestEntityTooLarge,
+		"%s: larger than %d bytes; a value may have %d, best sent with PUT (curl -T)", what, limit, command.MaxValue)
 }
 
-// Guard lets in what a person or a program sends, and keeps out what a web page
-// makes a browser send: sets arrive as GET, so a link or an image could carry one.
-// names are the host names of this node, beside localhost.
-func Guard(r *http.Request, names []string) error {
-	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" {
-		return Refuse(http.StatusForbidden, "Sec-Fetch-Site: %q; requests from web pages of other sites are refused", site)
-	}
-	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host {
-		return Refuse(http.StatusForbidden, "Origin: %q; requests from web pages of other sites are refused", origin)
-	}
-	host := r.Host
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	host = strings.ToLower(strings.Trim(host, "[]"))
-	known := func(name string) bool { return strings.EqualFold(name, host) }
-	if net.ParseIP(host) == nil && host != "localhost" && !slices.ContainsFunc(names, known) {
-		return Refuse(http.StatusForbidden, "Host: %q is not a name of this node; use its IP address or localhost, or name it in HTTP_SERVER_NAMES at its start", host)
-	}
-	return nil
-}
-
-// Values are the parameters of a request.
-type Values struct{ url.Values }
-
-// Parse reads the query and, with POST, the form. A name that is not allowed is
-// refused: a misspelt one must not be taken for none.
-func Parse(r *http.Request, allowed ...string) (Values, error) {
-	if len(r.URL.RawQuery) > Max {
-		return Values{}, tooLarge("query", Max)
-	}
-	values, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return Values{}, bad("query: %v; percent-encode it (curl -G --data-urlencode)", err)
-	}
-	if r.Method == http.MethodPost {
-		body, err := readBody(r, "form", Max)
-		if err != nil {
-			return Values{}, err
-		}
-		kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
-		if len(body) > 0 && kind != "application/x-www-form-urlencoded" {
-			return Values{}, bad("Content-Type: %q; POST takes application/x-www-form-urlencoded, PUT a raw value", kind)
-		}
-		form, err := url.ParseQuery(string(body))
-		if err != nil {
-			return Values{}, bad("form: %v; percent-encode it (curl --data-urlencode)", err)
-		}
-		for name, given := range form {
-			values[name] = append(values[name], given...)
-		}
-	}
-	for name := range values {
-		if !slices.Contains(allowed, name) {
-			takes := "none"
-			if len(allowed) > 0 {
-				takes = strings.Join(allowed, ", ")
-			}
-			return Values{}, bad("%s: unknown parameter; %s takes %s", command.AppendQuoted(nil, name), r.URL.Path, takes)
-		}
-	}
-	return Values{values}, nil
-}
-
-// One returns the value of a parameter that must be given once.
-func (v Values) One(name string) (string, error) {
-	switch given := v.Values[name]; len(given) {
-	case 0:
-		return "", bad("%s: missing; add %s=…", name, name)
-	case 1:
-		return given[0], nil
-	default:
-		return "", bad("%s: given %d times; give it once", name, len(given))
-	}
-}
-
-// Optional is One, with what stands for none.
-func (v Values) Optional(name, fallback string) (string, error) {
-	if !v.Has(name) {
-		return fallback, nil
-	}
-	return v.One(name)
-}
-
-// Key returns the key of a request that takes one.
-func (v Values) Key() (string, error) {
-	key, err := v.One("key")
-	if err != nil {
-		return "", err
-	}
-	return key, checkKeys([]string{key})
-}
-
-// Prefix returns the prefix that keys are to have, empty for all keys.
-func (v Values) Prefix() (string, error) {
-	prefix, err := v.Optional("prefix", "")
-	if err == nil && len(prefix) > command.MaxKey {
-		err = bad("prefix: %d bytes; a key has at most %d", len(prefix), command.MaxKey)
-	}
-	return prefix, err
-}
-
-func checkKeys(keys []string) error {
-	if len(keys) == 0 {
-		return bad("key: missing; add key=NAME")
-	}
-	seen := make(map[string]bool, len(keys))
-	for _, key := range keys {
-		switch {
-		case key == "":
-			return bad("key: empty; a key has 1 to %d bytes", command.MaxKey)
-		case len(key) > command.MaxKey:
-			return bad("key: %d bytes; a key has 1 to %d bytes", len(key), command.MaxKey)
-		case seen[key]:
-			return bad("key: %s is given twice in one request; give it once", command.AppendQuoted(nil, key))
-		}
-		seen[key] = true
-	}
-	return nil
-}
-
-// Set makes the command of keys and values in the query and, with POST, a form; with
-// PUT the body is the value.
+// Set returns the command that sets the keys and values in the query and, with POST,
+// in a form; with PUT the body is the value.
 func Set(r *http.Request) (command.Command, error) {
 	c := command.Command{Kind: command.Set}
 	values, err := Parse(r, "key", "value")
@@ -178,10 +57,10 @@ func Set(r *http.Request) (command.Command, error) {
 	}
 	if r.Method == http.MethodPut {
 		if len(given) > 0 {
-			return c, bad("value: with PUT the body is the value; leave the parameter out, or use GET or POST")
+			return c, badRequest("value: with PUT the body is the value; leave the parameter out, or use GET or POST")
 		}
 		if len(keys) > 1 {
-			return c, bad("key: %d given; PUT takes one key, whose value is the body", len(keys))
+			return c, badRequest("key: %d given; PUT takes one key, whose value is the body", len(keys))
 		}
 		body, err := readBody(r, "value", command.MaxValue)
 		if err != nil {
@@ -191,7 +70,8 @@ func Set(r *http.Request) (command.Command, error) {
 		return c, nil
 	}
 	if len(given) != len(keys) {
-		return c, bad("value: %d given for %d of key; each key needs one value (value= for an empty one)", len(given), len(keys))
+		return c, badRequest("value: %d given for %d of key; each key needs one value (value= for an empty one)",
+			len(given), len(keys))
 	}
 	c.Pairs = make([]command.Pair, len(keys))
 	for i, key := range keys {
@@ -203,7 +83,7 @@ func Set(r *http.Request) (command.Command, error) {
 	return c, nil
 }
 
-// Remove makes the command of the keys to remove, or of their prefix.
+// Remove returns the command that removes keys, or all keys with a prefix.
 func Remove(r *http.Request) (command.Command, error) {
 	c := command.Command{Kind: command.Remove}
 	values, err := Parse(r, "key", "prefix")
@@ -221,32 +101,195 @@ func Remove(r *http.Request) (command.Command, error) {
 		}
 		return c, checkKeys(keys)
 	}
-	prefix, err := values.Prefix()
+	prefix, err := values.prefix()
 	switch {
 	case err != nil:
 		return c, err
 	case len(keys) > 0:
-		return c, bad("prefix: given together with key; remove them in two requests")
+		return c, badRequest("prefix: given together with key; remove them in two requests")
 	case prefix == "":
-		return c, bad("prefix: empty, which would remove every key; name at least the first byte of the keys")
+		return c, badRequest("prefix: empty, which would remove every key; name at least the first byte of the keys")
 	case c.Options != nil && !(c.Match.IsNone() && c.NoneMatch.IsNone()):
-		return c, bad("prefix: with If-Match or If-None-Match; conditions are for keys: remove by key, or leave them out")
+		return c, badRequest("prefix: with If-Match or If-None-Match; " +
+			"conditions are for keys: remove by key, or leave them out")
 	}
 	c.Kind, c.Pairs = command.RemovePrefix, []command.Pair{{Key: prefix}}
 	return c, nil
 }
 
-// readBody reads a body of at most limit bytes.
-func readBody(r *http.Request, what string, limit int64) ([]byte, error) {
-	if r.ContentLength > limit {
-		return nil, tooLarge(what, limit)
-	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+// Get returns the key to read, and whether a stale value will do.
+func Get(r *http.Request) (key string, stale bool, err error) {
+	values, err := Parse(r, "key", "consistency")
 	if err != nil {
-		return nil, bad("%s: the body ends early: %v", what, err)
+		return "", false, err
 	}
-	if int64(len(body)) > limit {
-		return nil, tooLarge(what, limit)
+	if key, err = values.key(); err != nil {
+		return "", false, err
 	}
-	return body, nil
+	stale, err = values.stale()
+	return key, stale, err
+}
+
+// Snapshot returns whether a stale snapshot will do.
+func Snapshot(r *http.Request) (stale bool, err error) {
+	values, err := Parse(r, "consistency")
+	if err != nil {
+		return false, err
+	}
+	return values.stale()
+}
+
+// Restore checks the request to restore the backup that is its body.
+func Restore(r *http.Request) error {
+	if _, err := Parse(r); err != nil {
+		return err
+	}
+	return RejectPreconditions(r)
+}
+
+// ListRequest asks for keys in order. See WriteList.
+type ListRequest struct {
+	Prefix string
+	After  string // the keys behind this one; empty: from the first
+	Limit  int    // of the number of keys; 0: none
+	Stale  bool
+}
+
+// List parses a ListRequest.
+func List(r *http.Request) (q ListRequest, err error) {
+	values, err := Parse(r, "prefix", "after", "limit", "consistency")
+	if err != nil {
+		return q, err
+	}
+	if q.Prefix, err = values.prefix(); err != nil {
+		return q, err
+	}
+	if q.After, err = values.StringOr("after", ""); err != nil {
+		return q, err
+	}
+	if values.Has("limit") {
+		limit, err := values.Required("limit")
+		if err != nil {
+			return q, err
+		}
+		if q.Limit, err = strconv.Atoi(limit); err != nil || q.Limit < 1 {
+			return q, badRequest("limit: want a number of keys, 1 or more; leave it out for all")
+		}
+	}
+	q.Stale, err = values.stale()
+	return q, err
+}
+
+// WatchRequest asks for the entries that change keys with a prefix. See WriteWatch.
+type WatchRequest struct {
+	Prefix string
+	Stale  bool
+
+	after uint64 // the watch begins with the first entry behind this index
+	given string // what gave that index, Last-Event-ID or from; empty: the watch begins now
+}
+
+// Watch parses a WatchRequest. A client that reconnects repeats its from and sends
+// Last-Event-ID, which is newer and so takes precedence.
+func Watch(r *http.Request) (q WatchRequest, err error) {
+	values, err := Parse(r, "prefix", "from", "consistency")
+	if err != nil {
+		return q, err
+	}
+	if q.Prefix, err = values.prefix(); err != nil {
+		return q, err
+	}
+	index := r.Header.Get("Last-Event-ID")
+	switch {
+	case index != "":
+		q.given = "Last-Event-ID"
+	case values.Has("from"):
+		q.given = "from"
+		if index, err = values.Required("from"); err != nil {
+			return q, err
+		}
+	}
+	if q.given != "" {
+		if q.after, err = strconv.ParseUint(index, 10, 64); err != nil {
+			return q, badRequest("%s: want an index, such as a list or an event gave it", q.given)
+		}
+	}
+	q.Stale, err = values.stale()
+	return q, err
+}
+
+// Open begins the watch, which the caller must close. It begins behind the index after.
+// An index that store no longer has the history of, or has not reached, is an Error with
+// status 410: the client has to list again.
+func (q WatchRequest) Open(store *kv.Store) (watcher *kv.Watcher, after uint64, err error) {
+	if q.given == "" {
+		watcher, after = store.WatchNow(q.Prefix)
+		return watcher, after, nil
+	}
+	const advice = "list, then watch from the Raftkv-Applied-Index of that"
+	if applied, _ := store.Applied(); q.after > applied && !q.Stale {
+		return nil, 0, Errorf(http.StatusGone, "%s: %d is not reached yet, so it is another cluster's; %s",
+			q.given, q.after, advice)
+	}
+	if watcher, err = store.Watch(q.Prefix, q.after); err != nil {
+		return nil, 0, Errorf(http.StatusGone, "%s: %v; %s", q.given, err, advice)
+	}
+	return watcher, q.after, nil
+}
+
+// JoinRequest asks to make a node a member.
+type JoinRequest struct {
+	NodeID   string
+	Address  string // host:port of its raft port
+	Nonvoter bool   // a read replica, which has no vote
+}
+
+// Join parses a JoinRequest.
+func Join(r *http.Request) (j JoinRequest, err error) {
+	values, err := Parse(r, "nodeId", "raftPort", "raftHost", "suffrage")
+	if err != nil {
+		return j, err
+	}
+	if j.NodeID, err = values.nodeID(); err != nil {
+		return j, err
+	}
+	port, err := values.Required("raftPort")
+	if err != nil {
+		return j, err
+	}
+	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
+		return j, badRequest("raftPort: want a port, 1 to 65535, such as 9001")
+	}
+	host, err := values.StringOr("raftHost", "127.0.0.1")
+	if err != nil {
+		return j, err
+	}
+	if err := CheckHost(host); err != nil {
+		return j, badRequest("raftHost: %v", err)
+	}
+	j.Address = net.JoinHostPort(host, port)
+	suffrage, err := values.StringOr("suffrage", "voter")
+	if err == nil && suffrage != "voter" && suffrage != "nonvoter" {
+		err = badRequest("suffrage: want voter or nonvoter")
+	}
+	j.Nonvoter = suffrage == "nonvoter"
+	return j, err
+}
+
+// Leave returns the ID of the node to remove from the cluster.
+func Leave(r *http.Request) (nodeID string, err error) {
+	values, err := Parse(r, "nodeId")
+	if err != nil {
+		return "", err
+	}
+	return values.nodeID()
+}
+
+// Transfer returns the ID of the node that is to lead; empty: any.
+func Transfer(r *http.Request) (nodeID string, err error) {
+	values, err := Parse(r, "nodeId")
+	if err != nil || !values.Has("nodeId") {
+		return "", err
+	}
+	return values.nodeID()
 }

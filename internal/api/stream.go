@@ -1,6 +1,7 @@
-// The streams write what takes as long as its reader does: lists and watches.
-// Nothing here holds a lock while the client reads.
 package api
+
+// Streams last as long as their client reads: lists and watches. Nothing here holds a
+// lock while it waits for the client.
 
 import (
 	"bufio"
@@ -8,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -16,50 +16,6 @@ import (
 
 	"raftkv/internal/kv"
 )
-
-// idle is how long one write or read of a stream may wait for the client. Tests have
-// another.
-var idle = 30 * time.Second
-
-// Writer returns a writer to w whose limit of time is for each write, not for the
-// whole: whoever reads on may take as long as it likes.
-func Writer(w http.ResponseWriter) io.Writer {
-	return patient{w, http.NewResponseController(w)}
-}
-
-type patient struct {
-	w          io.Writer
-	controller *http.ResponseController
-}
-
-func (p patient) Write(b []byte) (int, error) {
-	if err := p.controller.SetWriteDeadline(time.Now().Add(idle)); err != nil {
-		return 0, err
-	}
-	return p.w.Write(b)
-}
-
-// Reader returns the body of r with a limit of time for each read, as Writer. At the
-// end of the body it lifts the limit, which would end the request's context.
-func Reader(w http.ResponseWriter, r *http.Request) io.Reader {
-	return patientBody{r.Body, http.NewResponseController(w)}
-}
-
-type patientBody struct {
-	body       io.Reader
-	controller *http.ResponseController
-}
-
-func (p patientBody) Read(b []byte) (int, error) {
-	if err := p.controller.SetReadDeadline(time.Now().Add(idle)); err != nil {
-		return 0, err
-	}
-	n, err := p.body.Read(b)
-	if err != nil {
-		_ = p.controller.SetReadDeadline(time.Time{})
-	}
-	return n, err
-}
 
 // item is a key in JSON: the member key, or key64 with its base64 when it is not
 // UTF-8, and the same for value.
@@ -88,20 +44,22 @@ func (i *item) setValue(value string) {
 	}
 }
 
-// List writes the keys of s that have the prefix and come after after, in order and
-// limit at most (0: all), one JSON object a line. It ascends s without a lock that
-// anybody else needs, if s is a Clone.
-func List(w http.ResponseWriter, s *kv.Store, prefix, after string, limit int) error {
-	out := bufio.NewWriterSize(Writer(w), 32<<10)
+// WriteList writes the keys of view that q asks for, in order, one JSON object a line. If
+// view is a Clone, no other reader or writer of the store waits for it.
+func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest) error {
+	index, _ := view.Applied()
+	SetAppliedIndexHeader(w, index)
+	w.Header().Set("Content-Type", "application/jsonl")
+	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
 	lines := json.NewEncoder(out)
 	lines.SetEscapeHTML(false)
 	var err error
 	n := 0
-	s.Ascend(max(prefix, after), func(key string, found kv.Item) bool {
-		if !strings.HasPrefix(key, prefix) {
+	view.Ascend(max(q.Prefix, q.After), func(key string, found kv.Item) bool {
+		if !strings.HasPrefix(key, q.Prefix) {
 			return false
 		}
-		if key <= after {
+		if key <= q.After {
 			return true
 		}
 		line := item{Index: found.Index}
@@ -109,18 +67,29 @@ func List(w http.ResponseWriter, s *kv.Store, prefix, after string, limit int) e
 		line.setValue(found.Value)
 		err = lines.Encode(line)
 		n++
-		return err == nil && n != limit
+		return err == nil && n != q.Limit
 	})
 	return errors.Join(err, out.Flush())
 }
 
-// Watch writes the events of watcher as server-sent events until ctx ends, the
-// client goes, or the watcher is dropped: first its index, then each event, and when
-// there was none for keepAlive a comment. Each has an id to resume from.
-func Watch(ctx context.Context, w http.ResponseWriter, watcher *kv.Watcher, through uint64, keepAlive time.Duration) error {
+// WriteSnapshot writes a snapshot of view, which nothing else may change meanwhile.
+func WriteSnapshot(w http.ResponseWriter, view *kv.Store) error {
+	index, _ := view.Applied()
+	SetAppliedIndexHeader(w, index)
+	w.Header().Set("Content-Type", "application/octet-stream")
+	return view.WriteSnapshot(DeadlineWriter(w))
+}
+
+// WriteWatch writes the events of watcher as server-sent events until ctx ends, the
+// client goes, or the watcher is dropped: first the index through, behind which the watch
+// begins, then each event, and a comment whenever there was none for keepAlive. Each has
+// an id from which the client can resume.
+func WriteWatch(
+	ctx context.Context, w http.ResponseWriter, watcher *kv.Watcher, through uint64, keepAlive time.Duration,
+) error {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
-	out := bufio.NewWriterSize(Writer(w), 32<<10)
+	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
 	_, _ = fmt.Fprintf(out, ": watching after index %d\nid: %d\n\n", through, through)
 	for {
 		// A bufio.Writer keeps its first error.
@@ -146,7 +115,7 @@ func Watch(ctx context.Context, w http.ResponseWriter, watcher *kv.Watcher, thro
 	}
 }
 
-// encode is e as a server-sent event.
+// encode returns e as a server-sent event.
 func encode(e *kv.Event) []byte {
 	data := struct {
 		Index   uint64 `json:"index"`

@@ -73,7 +73,7 @@ func TestSlowReaderOfAList(t *testing.T) {
 
 	finished := make(chan error, 1)
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		finished <- List(w, store.Clone(), "", "", 0)
+		finished <- WriteList(w, store.Clone(), ListRequest{})
 	})
 	body := get(t, server)
 	if got, want := line(t, body), `{"key":"key-0000000","value":"`+string(value)+`","index":1}`+"\n"; got != want {
@@ -92,7 +92,8 @@ func TestSlowReaderOfAList(t *testing.T) {
 	grown := heap() - before
 	t.Logf("%d keys: %d KiB, after %d changes %d KiB more", keys, whole>>10, 2*changed, grown>>10)
 	if grown > whole/5 {
-		t.Errorf("the reader holds %d bytes after %d changes to %d bytes of keys, want less than a fifth", grown, changed, whole)
+		t.Errorf("the reader holds %d bytes after %d changes to %d bytes of keys, want less than a fifth",
+			grown, changed, whole)
 	}
 	n := 1
 	for ; ; n++ {
@@ -120,7 +121,7 @@ func TestListEndsWithItsReader(t *testing.T) {
 		}
 	})
 	finished := make(chan error, 1)
-	server := serve(t, func(w http.ResponseWriter, r *http.Request) { finished <- List(w, store, "", "", 0) })
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) { finished <- WriteList(w, store, ListRequest{}) })
 	r, err := http.Get(server.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -138,7 +139,7 @@ func TestQuietWatch(t *testing.T) {
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		watcher, after := store.WatchNow("k")
 		defer watcher.Close()
-		_ = Watch(r.Context(), w, watcher, after, 5*time.Millisecond)
+		_ = WriteWatch(r.Context(), w, watcher, after, 5*time.Millisecond)
 	})
 	body := get(t, server)
 	for _, want := range []string{": watching after index 0\n", "id: 0\n", "\n", ": keep-alive\n", "id: 0\n", "\n"} {
@@ -165,18 +166,18 @@ func TestQuietWatch(t *testing.T) {
 // TestReadBodyIsNoLimit: what is done with a body, once it was read, may take longer
 // than a read of it.
 func TestReadBodyIsNoLimit(t *testing.T) {
-	was := idle
-	t.Cleanup(func() { idle = was }) // after the server is closed
-	idle = 50 * time.Millisecond
+	was := ioTimeout
+	t.Cleanup(func() { ioTimeout = was }) // after the server is closed
+	ioTimeout = 50 * time.Millisecond
 	finished := make(chan error, 1)
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		body := Reader(w, r)
+		body := DeadlineReader(w, r)
 		_, err := io.ReadAll(body)
 		_, _ = body.Read(make([]byte, 1)) // as a bufio.Reader may
 		select {
 		case <-r.Context().Done():
 			err = r.Context().Err()
-		case <-time.After(4 * idle):
+		case <-time.After(4 * ioTimeout):
 		}
 		finished <- err
 	})
@@ -190,8 +191,8 @@ func TestReadBodyIsNoLimit(t *testing.T) {
 	}
 }
 
-// TestWatchEnds: each end of a watch leaves no goroutine behind, and tells a client
-// that is still there why.
+// TestWatchEnds: each end of a watch leaves no goroutine behind, and a client that is
+// still there gets the reason.
 func TestWatchEnds(t *testing.T) {
 	store := kv.New()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -201,9 +202,9 @@ func TestWatchEnds(t *testing.T) {
 		watcher, after := store.WatchNow("")
 		defer watcher.Close()
 		if r.URL.Path == "/gone" {
-			finished <- Watch(r.Context(), w, watcher, after, time.Hour)
+			finished <- WriteWatch(r.Context(), w, watcher, after, time.Hour)
 		} else {
-			finished <- Watch(ctx, w, watcher, after, time.Hour)
+			finished <- WriteWatch(ctx, w, watcher, after, time.Hour)
 		}
 	})
 	body := get(t, server)
@@ -221,8 +222,9 @@ func TestWatchEnds(t *testing.T) {
 	line(t, reader)
 	store.Reset()
 	text, err := io.ReadAll(reader)
-	if err != nil || !strings.HasSuffix(string(text), ": watch \"\": the history is gone; watch again with the last id\n\n") {
-		t.Errorf("everything is replaced: got %q, %v, want to be told", text, err)
+	reason := ": watch \"\": the history is gone; watch again with the last id\n\n"
+	if err != nil || !strings.HasSuffix(string(text), reason) {
+		t.Errorf("everything is replaced: got %q, %v, want the reason", text, err)
 	}
 	gone.Body.Close()
 

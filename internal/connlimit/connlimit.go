@@ -1,6 +1,11 @@
-// Package connlimit bounds the connections of an http.Server. A flood of connections on
-// which nothing happens keeps nobody out: a newcomer takes the place of the one that
-// has waited longest.
+// Package connlimit bounds the connections of an http.Server, and evicts the longest-idle
+// connection when a new one arrives and all are open.
+//
+// netutil.LimitListener of golang.org/x/net does not do: when its limit is reached it
+// accepts no connection until one closes. A flood of connections on which nothing happens,
+// which costs an attacker next to nothing (slowloris), would keep every client out for as
+// long as it goes on. The timeouts of http.Server alone do not help, as each closed
+// connection is opened again. Here such connections only evict each other.
 package connlimit
 
 import (
@@ -10,46 +15,46 @@ import (
 	"sync"
 )
 
-// Listener hands on the connections of another listener, with two bounds. A
-// connection waits while no request of it is being answered: it is new, or between
-// two requests, or still sends the header of one.
+// Listener hands on the connections of another listener, with two bounds. A connection is
+// idle while no request of it is being answered: it is new, or between two requests, or
+// still sends the header of one.
 //
 // Its methods may be called by several goroutines.
 type Listener struct {
 	net.Listener
-	most     int // connections that are open at once
-	mostHeld int // bytes that those that wait have sent
+	maxConns       int
+	maxHeaderBytes int
 
-	mu      sync.Mutex // guards what follows, and the fields of every Conn
-	changed *sync.Cond // a place is free, or a connection began to wait, or closed
-	open    int
-	held    int
-	waiting *list.List // of *Conn, the one that has waited longest first
-	closed  bool
+	mu          sync.Mutex // guards what follows, and the fields of every Conn
+	changed     *sync.Cond // a connection became idle or closed, or the Listener closed
+	open        int
+	headerBytes int        // that the idle connections have sent
+	idle        *list.List // of *Conn, the longest-idle one first
+	closed      bool
 }
 
-// Listen bounds l to most connections. When all are open, a newcomer takes the place of
-// the one that has waited longest, which is closed; when none waits, the newcomer waits
-// for a place. When those that wait have sent more than mostHeld bytes, those that have
-// waited longest with some of it are closed.
+// Listen bounds l to maxConns open connections. When all are open and one more arrives, the
+// longest-idle one is closed; when none is idle, the new one waits. When the idle
+// connections together have sent more than maxHeaderBytes, which are held in memory until
+// the headers are complete, the longest-idle ones that have sent some are closed.
 //
 // ConnState of the server must be StateChanged.
-func Listen(l net.Listener, most, mostHeld int) *Listener {
-	d := &Listener{Listener: l, most: most, mostHeld: mostHeld, waiting: list.New()}
-	d.changed = sync.NewCond(&d.mu)
-	return d
+func Listen(l net.Listener, maxConns, maxHeaderBytes int) *Listener {
+	limited := &Listener{Listener: l, maxConns: maxConns, maxHeaderBytes: maxHeaderBytes, idle: list.New()}
+	limited.changed = sync.NewCond(&limited.mu)
+	return limited
 }
 
 // Accept implements net.Listener. Its connections are *Conn.
 func (l *Listener) Accept() (net.Conn, error) {
-	newcomer, err := l.Listener.Accept()
+	accepted, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{Conn: newcomer, listener: l}
+	c := &Conn{Conn: accepted, listener: l}
 	l.mu.Lock()
-	for l.open >= l.most && !l.closed {
-		oldest := l.waiting.Front()
+	for l.open >= l.maxConns && !l.closed {
+		oldest := l.idle.Front()
 		if oldest == nil {
 			l.changed.Wait()
 			continue
@@ -59,11 +64,11 @@ func (l *Listener) Accept() (net.Conn, error) {
 	closed := l.closed
 	if !closed {
 		l.open++
-		c.place = l.waiting.PushBack(c)
+		c.element = l.idle.PushBack(c)
 	}
 	l.mu.Unlock()
 	if closed {
-		_ = newcomer.Close()
+		_ = accepted.Close()
 		return nil, net.ErrClosed
 	}
 	return c, nil
@@ -78,45 +83,44 @@ func (l *Listener) Close() error {
 	return l.Listener.Close()
 }
 
-// StateChanged is for http.Server.ConnState. Connections of other listeners it leaves
-// alone.
+// StateChanged is for http.Server.ConnState. It ignores connections of other listeners.
 func StateChanged(c net.Conn, state http.ConnState) {
-	d, ok := c.(*Conn)
+	conn, ok := c.(*Conn)
 	if !ok {
 		return
 	}
-	l := d.listener
+	l := conn.listener
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case d.closed:
+	case conn.closed:
 	case state == http.StateIdle:
-		l.leave(d)
-		d.place = l.waiting.PushBack(d)
+		l.setBusy(conn)
+		conn.element = l.idle.PushBack(conn)
 		l.changed.Signal()
 	case state == http.StateActive:
-		l.leave(d)
+		l.setBusy(conn)
 	}
 }
 
-// leave takes c off those that wait. l.mu is held.
-func (l *Listener) leave(c *Conn) {
-	if c.place == nil {
+// setBusy takes c off the idle connections. l.mu is held.
+func (l *Listener) setBusy(c *Conn) {
+	if c.element == nil {
 		return
 	}
-	l.waiting.Remove(c.place)
-	l.held -= c.held
-	c.place, c.held = nil, 0
+	l.idle.Remove(c.element)
+	l.headerBytes -= c.headerBytes
+	c.element, c.headerBytes = nil, 0
 }
 
-// closeLocked closes c once, and frees its place. l.mu is held.
+// closeLocked closes c once. l.mu is held.
 func (l *Listener) closeLocked(c *Conn) error {
 	if c.closed {
 		return net.ErrClosed
 	}
 	c.closed = true
 	l.open--
-	l.leave(c)
+	l.setBusy(c)
 	l.changed.Signal()
 	return c.Conn.Close()
 }
@@ -126,9 +130,9 @@ type Conn struct {
 	net.Conn
 	listener *Listener
 
-	place  *list.Element // among those that wait; nil: a request is under way
-	held   int           // bytes read since it began to wait
-	closed bool
+	element     *list.Element // of Listener.idle; nil: a request is being answered
+	headerBytes int           // read since it became idle
+	closed      bool
 }
 
 // NetConn returns the connection of the listener below.
@@ -140,15 +144,15 @@ func (c *Conn) Read(b []byte) (int, error) {
 	l := c.listener
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if c.place == nil {
+	if c.element == nil {
 		return n, err
 	}
-	c.held += n
-	l.held += n
-	for e := l.waiting.Front(); e != nil && l.held > l.mostHeld; {
+	c.headerBytes += n
+	l.headerBytes += n
+	for e := l.idle.Front(); e != nil && l.headerBytes > l.maxHeaderBytes; {
 		oldest := e.Value.(*Conn)
 		e = e.Next()
-		if oldest.held > 0 {
+		if oldest.headerBytes > 0 {
 			_ = l.closeLocked(oldest)
 		}
 	}

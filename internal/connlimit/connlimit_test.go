@@ -11,13 +11,13 @@ import (
 
 // serve starts a server behind a Listener; a request for /hold is answered when the
 // channel that it returns is closed.
-func serve(t testing.TB, most, mostHeld int) (l *Listener, release chan struct{}) {
+func serve(t testing.TB, maxConns, maxHeaderBytes int) (l *Listener, release chan struct{}) {
 	t.Helper()
 	below, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, release = Listen(below, most, mostHeld), make(chan struct{})
+	l, release = Listen(below, maxConns, maxHeaderBytes), make(chan struct{})
 	server := &http.Server{ConnState: StateChanged, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/hold" {
 			<-release
@@ -68,24 +68,24 @@ func closed(t testing.TB, c net.Conn) {
 }
 
 // waitFor waits until the counts of l are these.
-func waitFor(t testing.TB, l *Listener, open, waiting int) {
+func waitFor(t testing.TB, l *Listener, open, idle int) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		l.mu.Lock()
-		gotOpen, gotWaiting := l.open, l.waiting.Len()
+		gotOpen, gotIdle := l.open, l.idle.Len()
 		l.mu.Unlock()
-		if gotOpen == open && gotWaiting == waiting {
+		if gotOpen == open && gotIdle == idle {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("got %d open and %d waiting, want %d and %d", gotOpen, gotWaiting, open, waiting)
+			t.Fatalf("got %d open and %d idle, want %d and %d", gotOpen, gotIdle, open, idle)
 		}
 	}
 }
 
 const request, hold = "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "GET /hold HTTP/1.1\r\nHost: x\r\n\r\n"
 
-func TestNewcomerTakesThePlaceOfTheOldest(t *testing.T) {
+func TestLongestIdleIsEvicted(t *testing.T) {
 	l, _ := serve(t, 3, 1<<20)
 	first := dial(t, l, "")
 	waitFor(t, l, 1, 1)
@@ -95,7 +95,7 @@ func TestNewcomerTakesThePlaceOfTheOldest(t *testing.T) {
 	third := dial(t, l, "GET / HTTP")
 	waitFor(t, l, 3, 3)
 	for range 2 {
-		answered(t, dial(t, l, request)) // in place of the first, then of the second
+		answered(t, dial(t, l, request)) // which evicts the first, then the second
 	}
 	closed(t, first)
 	closed(t, second)
@@ -106,7 +106,7 @@ func TestNewcomerTakesThePlaceOfTheOldest(t *testing.T) {
 	waitFor(t, l, 3, 3)
 }
 
-// TestRequestsUnderWayStay: a newcomer waits for one of them to end.
+// TestRequestsUnderWayStay: a new connection waits for one of them to end.
 func TestRequestsUnderWayStay(t *testing.T) {
 	l, release := serve(t, 2, 1<<20)
 	first, second := dial(t, l, hold), dial(t, l, hold)
@@ -114,7 +114,7 @@ func TestRequestsUnderWayStay(t *testing.T) {
 	newcomer := dial(t, l, request)
 	_ = newcomer.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 	if n, err := newcomer.Read(make([]byte, 1)); n != 0 || errors.Is(err, io.EOF) {
-		t.Errorf("the newcomer: got %d bytes, %v, want that it waits", n, err)
+		t.Errorf("the new connection: got %d bytes, %v, want that it waits", n, err)
 	}
 	waitFor(t, l, 2, 0)
 	close(release)
@@ -124,9 +124,9 @@ func TestRequestsUnderWayStay(t *testing.T) {
 	answered(t, second)
 }
 
-// TestHeldBytes: those that have sent the most of nothing whole are closed, and what
-// was part of a request under way does not count.
-func TestHeldBytes(t *testing.T) {
+// TestHeaderBytes: the longest-idle connections that have sent a part of a header are closed,
+// and bytes of a request under way do not count.
+func TestHeaderBytes(t *testing.T) {
 	const text = "GET / HTTP/1.1\r\nHost: x\r\nX: " // 28 bytes
 	l, release := serve(t, 100, 100)
 	defer close(release)
@@ -135,41 +135,41 @@ func TestHeldBytes(t *testing.T) {
 	dial(t, l, hold)
 	waitFor(t, l, 2, 1)
 	first := dial(t, l, text)
-	waitHeld(t, l, 28)
+	waitHeaderBytes(t, l, 28)
 	second, third := dial(t, l, text), dial(t, l, text)
-	waitHeld(t, l, 84)
+	waitHeaderBytes(t, l, 84)
 	fourth := dial(t, l, text)
 	closed(t, first)
-	waitHeld(t, l, 84)
+	waitHeaderBytes(t, l, 84)
 	for _, c := range []net.Conn{second, third, fourth} {
 		if _, err := io.WriteString(c, "\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
 		answered(t, c)
 	}
-	waitHeld(t, l, 0)
+	waitHeaderBytes(t, l, 0)
 	if _, err := io.WriteString(silent, request); err != nil {
 		t.Fatal(err)
 	}
 	answered(t, silent)
 }
 
-func waitHeld(t testing.TB, l *Listener, want int) {
+func waitHeaderBytes(t testing.TB, l *Listener, want int) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		l.mu.Lock()
-		got := l.held
+		got := l.headerBytes
 		l.mu.Unlock()
 		if got == want {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("held: got %d bytes, want %d", got, want)
+			t.Fatalf("header bytes: got %d bytes, want %d", got, want)
 		}
 	}
 }
 
-// TestCloseEndsAccept, also of a newcomer that waits.
+// TestCloseEndsAccept, also of a connection that waits.
 func TestCloseEndsAccept(t *testing.T) {
 	below, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

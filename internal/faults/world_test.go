@@ -134,7 +134,7 @@ func (w *world) try(path string, query url.Values, but *node) error {
 		if answer, err = n.ask(40*time.Second, path, query); err != nil {
 			continue
 		}
-		if strings.Contains(answer, "failed, as a status of ") {
+		if strings.Contains(answer, "\nERROR ") {
 			return fmt.Errorf("%s: %s", n.id, answer)
 		}
 		return nil

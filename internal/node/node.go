@@ -45,6 +45,7 @@ type StateMachine interface {
 // Config is what a Node needs to know. All fields but Dial are required.
 type Config struct {
 	ID                string
+	Version           string        // of this program, for Info
 	Dir               string        // the volume; made if it is not there
 	RaftAddress       string        // host:port to listen on, and to be reached at
 	HTTPAddress       string        // host:port where clients reach this node; the host may be unspecified

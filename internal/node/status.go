@@ -20,7 +20,8 @@ var ErrNoLeader = errors.New("no leader is known")
 type Info struct {
 	NodeID       string `json:"nodeId"`
 	ClusterID    string `json:"clusterId"`
-	State        string `json:"state"` // Leader, Follower, Candidate or Shutdown
+	Version      string `json:"version"` // of the program
+	State        string `json:"state"`   // Leader, Follower, Candidate or Shutdown
 	Leader       string `json:"leader"`
 	Term         uint64 `json:"term"`
 	LastIndex    uint64 `json:"lastIndex"`
@@ -105,6 +106,7 @@ func (n *Node) Info() Info {
 	return Info{
 		NodeID:       n.config.ID,
 		ClusterID:    n.port.ClusterID().String(),
+		Version:      n.config.Version,
 		State:        r.State().String(),
 		Leader:       string(leader),
 		Term:         r.CurrentTerm(),

@@ -1,0 +1,38 @@
+package api
+
+import (
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// CheckOrigin rejects what a web page of another site makes a browser send, with an
+// Error of status 403. It lets in what a person or a program sends. names are the host
+// names of this node, beside localhost and IP addresses.
+//
+// Against cross-site request forgery (CSRF) it goes by Sec-Fetch-Site and Origin, which
+// a page can't change. http.CrossOriginProtection does not do here: it exempts GET as a
+// safe method, and sets arrive as GET, so that a link or an image could carry one.
+//
+// Against DNS rebinding, where a page has its own name resolve to this node and so becomes
+// of the same origin, the Host must be a name that only this node has.
+func CheckOrigin(r *http.Request, names []string) error {
+	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" {
+		return Errorf(http.StatusForbidden, "Sec-Fetch-Site: %q; requests from web pages of other sites are refused", site)
+	}
+	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host {
+		return Errorf(http.StatusForbidden, "Origin: %q; requests from web pages of other sites are refused", origin)
+	}
+	host := r.Host
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.ToLower(strings.Trim(host, "[]"))
+	known := func(name string) bool { return strings.EqualFold(name, host) }
+	if net.ParseIP(host) == nil && host != "localhost" && !slices.ContainsFunc(names, known) {
+		return Errorf(http.StatusForbidden, "Host: %q is not a name of this node; "+
+			"use its IP address or localhost, or name it in HTTP_SERVER_NAMES at its start", host)
+	}
+	return nil
+}

@@ -1,0 +1,107 @@
+package api
+
+import (
+	"errors"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+// TestCheckOrigin: sets arrive as GET, so no web page of another site may send one
+// (docs/design.md, "Browsers"). That a rejected request does nothing, on whatever path,
+// is tested in handler_test.go at the top.
+func TestCheckOrigin(t *testing.T) {
+	const own, port = "127.0.0.1:8000", "8000"
+	for _, tt := range []struct {
+		name, host string
+		header     http.Header
+		rejected   string // what the error names; empty: the request is let in
+	}{
+		{name: "curl", host: own},
+		{name: "typed into a browser", host: own, header: http.Header{"Sec-Fetch-Site": {"none"}}},
+		{
+			name: "own page", host: own,
+			header: http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"http://" + own}},
+		},
+		{name: "own page, older browser", host: own, header: http.Header{"Origin": {"http://" + own}}},
+		{
+			name: "link on another page", host: own,
+			header:   http.Header{"Sec-Fetch-Site": {"cross-site"}},
+			rejected: `Sec-Fetch-Site: "cross-site"`,
+		},
+		{
+			name: "page of another port", host: own,
+			header:   http.Header{"Sec-Fetch-Site": {"same-site"}},
+			rejected: `Sec-Fetch-Site: "same-site"`,
+		},
+		{
+			name: "unknown site", host: own,
+			header:   http.Header{"Sec-Fetch-Site": {"None"}},
+			rejected: "Sec-Fetch-Site",
+		},
+		{
+			name: "foreign origin", host: own,
+			header:   http.Header{"Origin": {"http://evil.example"}},
+			rejected: `Origin: "http://evil.example"`,
+		},
+		{name: "null origin", host: own, header: http.Header{"Origin": {"null"}}, rejected: `Origin: "null"`},
+		{
+			name: "other port's origin", host: own,
+			header:   http.Header{"Origin": {"http://127.0.0.1:1"}},
+			rejected: "Origin",
+		},
+		{
+			name: "other scheme's origin", host: own,
+			header:   http.Header{"Origin": {"https://" + own}},
+			rejected: "Origin",
+		},
+		{
+			name: "foreign origin that calls itself the same", host: own,
+			header:   http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"http://evil.example"}},
+			rejected: "Origin",
+		},
+		{name: "foreign name", host: "evil.example", rejected: `Host: "evil.example"`},
+		{name: "foreign name with the port", host: "evil.example:" + port, rejected: "HTTP_SERVER_NAMES"},
+		{
+			name: "foreign name, own page", host: "evil.example:" + port,
+			header:   http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"http://evil.example:" + port}},
+			rejected: "Host",
+		},
+		{name: "foreign name that begins well", host: "127.0.0.1.evil.example", rejected: "Host"},
+		{name: "foreign name that ends well", host: "evil.localhost", rejected: "Host"},
+		{name: "configured name within another", host: "kv.example.evil.example", rejected: "Host"},
+		{name: "no host, as HTTP/1.0 may have it", host: "", rejected: "Host"},
+		{name: "localhost", host: "localhost"},
+		{name: "localhost with the port", host: "LocalHost:" + port},
+		{name: "IPv4", host: "127.0.0.1"},
+		{name: "another IPv4", host: "192.0.2.1:" + port},
+		{name: "IPv6", host: "[::1]"},
+		{name: "IPv6 with the port", host: "[::1]:" + port},
+		{name: "configured name", host: "KV.Example"},
+		{name: "configured name in lower case, with the port", host: "kv.example:" + port},
+		{
+			name: "configured name, own page", host: "kv.example:" + port,
+			header: http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"http://kv.example:" + port}},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := httptest.NewRequest(http.MethodGet, "/set?key=k&value=v", nil)
+			r.Host = tt.host
+			maps.Copy(r.Header, tt.header)
+			err := CheckOrigin(r, []string{"KV.Example"})
+			if tt.rejected == "" {
+				if err != nil {
+					t.Errorf("got %v, want no error", err)
+				}
+				return
+			}
+			e, ok := errors.AsType[Error](err)
+			if !ok || e.Status != http.StatusForbidden || !strings.Contains(e.Message, tt.rejected) ||
+				strings.Contains(e.Message, "\n") {
+				t.Errorf("got %v, want one line with status 403 that names %s", err, tt.rejected)
+			}
+		})
+	}
+}

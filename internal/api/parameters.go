@@ -1,0 +1,188 @@
+package api
+
+import (
+	"errors"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+
+	"raftkv/internal/command"
+)
+
+// MaxQuery is the limit of a query and of a form, in bytes. A value may come in either.
+const MaxQuery = 2 << 20
+
+// Values are the parameters of a request.
+type Values struct{ url.Values }
+
+// Parse reads the query and, with POST, the form. A name that is not allowed is an
+// error: a misspelt parameter must not be taken for a missing one.
+func Parse(r *http.Request, allowed ...string) (Values, error) {
+	if len(r.URL.RawQuery) > MaxQuery {
+		return Values{}, tooLarge("query", MaxQuery)
+	}
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return Values{}, badRequest("query: %v; percent-encode it (curl -G --data-urlencode)", err)
+	}
+	if r.Method == http.MethodPost {
+		form, err := parseForm(r)
+		if err != nil {
+			return Values{}, err
+		}
+		for name, given := range form {
+			values[name] = append(values[name], given...)
+		}
+	}
+	for name := range values {
+		if slices.Contains(allowed, name) {
+			continue
+		}
+		takes := "none"
+		if len(allowed) > 0 {
+			takes = strings.Join(allowed, ", ")
+		}
+		return Values{}, badRequest("%s: unknown parameter; %s takes %s",
+			command.AppendQuoted(nil, name), r.URL.Path, takes)
+	}
+	return Values{values}, nil
+}
+
+func parseForm(r *http.Request) (url.Values, error) {
+	body, err := readBody(r, "form", MaxQuery)
+	if err != nil {
+		return nil, err
+	}
+	kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if len(body) > 0 && kind != "application/x-www-form-urlencoded" {
+		return nil, badRequest("Content-Type: %q; POST takes application/x-www-form-urlencoded, PUT a raw value", kind)
+	}
+	form, err := url.ParseQuery(string(body))
+	if err != nil {
+		return nil, badRequest("form: %v; percent-encode it (curl --data-urlencode)", err)
+	}
+	return form, nil
+}
+
+// readBody reads a body of at most limit bytes; what names it in the error. A body
+// that ends before its declared length is an error, too.
+func readBody(r *http.Request, what string, limit int64) ([]byte, error) {
+	if r.ContentLength > limit {
+		return nil, tooLarge(what, limit)
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	if err != nil {
+		return nil, badRequest("%s: the body ends early: %v", what, err)
+	}
+	if int64(len(body)) > limit {
+		return nil, tooLarge(what, limit)
+	}
+	return body, nil
+}
+
+// Required returns the value of a parameter that must be given exactly once.
+func (v Values) Required(name string) (string, error) {
+	switch given := v.Values[name]; len(given) {
+	case 0:
+		return "", badRequest("%s: missing; add %s=…", name, name)
+	case 1:
+		return given[0], nil
+	default:
+		return "", badRequest("%s: given %d times; give it once", name, len(given))
+	}
+}
+
+// StringOr returns the value of a parameter that may be given once, and def if it is
+// not given.
+func (v Values) StringOr(name, def string) (string, error) {
+	if !v.Has(name) {
+		return def, nil
+	}
+	return v.Required(name)
+}
+
+// key returns the key of a request that takes one.
+func (v Values) key() (string, error) {
+	key, err := v.Required("key")
+	if err != nil {
+		return "", err
+	}
+	return key, checkKeys([]string{key})
+}
+
+// prefix returns the prefix of the keys that a request is about; empty: all keys.
+func (v Values) prefix() (string, error) {
+	prefix, err := v.StringOr("prefix", "")
+	if err == nil && len(prefix) > command.MaxKey {
+		err = badRequest("prefix: %d bytes; a key has at most %d", len(prefix), command.MaxKey)
+	}
+	return prefix, err
+}
+
+// stale reports whether a read accepts what this node has, be it old.
+func (v Values) stale() (bool, error) {
+	consistency, err := v.StringOr("consistency", "linearizable")
+	if err == nil && consistency != "linearizable" && consistency != "stale" {
+		err = badRequest("consistency: want linearizable (the default) or stale")
+	}
+	return consistency == "stale", err
+}
+
+// nodeID returns the ID of the node that a request is about.
+func (v Values) nodeID() (string, error) {
+	id, err := v.Required("nodeId")
+	if err != nil {
+		return "", err
+	}
+	if err := CheckNodeID(id); err != nil {
+		return "", badRequest("nodeId: %v", err)
+	}
+	return id, nil
+}
+
+func checkKeys(keys []string) error {
+	if len(keys) == 0 {
+		return badRequest("key: missing; add key=NAME")
+	}
+	seen := make(map[string]bool, len(keys))
+	for _, key := range keys {
+		switch {
+		case key == "":
+			return badRequest("key: empty; a key has 1 to %d bytes", command.MaxKey)
+		case len(key) > command.MaxKey:
+			return badRequest("key: %d bytes; a key has 1 to %d bytes", len(key), command.MaxKey)
+		case seen[key]:
+			return badRequest("key: %s is given twice in one request; give it once", command.AppendQuoted(nil, key))
+		}
+		seen[key] = true
+	}
+	return nil
+}
+
+var (
+	nodeIDPattern   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	hostNamePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
+)
+
+// CheckNodeID returns an error unless id may be the ID of a node: it becomes part of
+// paths and of console lines.
+func CheckNodeID(id string) error {
+	if !nodeIDPattern.MatchString(id) {
+		return errors.New("want 1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit")
+	}
+	return nil
+}
+
+// CheckHost returns an error unless host is an IP address or a host name. A port behind
+// it is an error.
+func CheckHost(host string) error {
+	if net.ParseIP(host) == nil && !hostNamePattern.MatchString(host) {
+		return errors.New("want an IP address or a host name, without a port")
+	}
+	return nil
+}

@@ -1,0 +1,47 @@
+package api
+
+import (
+	"bytes"
+	"log"
+	"net"
+	"net/http"
+	"time"
+
+	"raftkv/internal/connlimit"
+)
+
+// Limits of the server over all its connections (docs/design.md, "Bounds").
+const (
+	MaxConnections = 8192
+	MaxHeaderBytes = 256 << 20 // of headers that are not complete yet
+)
+
+// NewServer returns a server for h that bounds each of its connections, in time and in
+// bytes. What net/http itself has to report goes to warnf. A stream lifts the time limits
+// as it goes on: see DeadlineWriter.
+func NewServer(h http.Handler, warnf func(format string, args ...any)) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      60 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    2 * MaxQuery, // a query that is larger than MaxQuery gets the 413 of Parse
+		ConnState:         connlimit.StateChanged,
+		ErrorLog:          log.New(reports(warnf), "", 0),
+	}
+}
+
+// Serve serves at most MaxConnections of l at once, until the server is closed.
+func Serve(server *http.Server, l net.Listener) error {
+	return server.Serve(connlimit.Listen(l, MaxConnections, MaxHeaderBytes))
+}
+
+// reports logs each report of net/http as one entry. (logrus's WriterLevel would make an
+// entry of every line of a panic's trace, and needs a goroutine for it.)
+type reports func(format string, args ...any)
+
+func (warnf reports) Write(report []byte) (int, error) {
+	warnf("%s", bytes.TrimSpace(report))
+	return len(report), nil
+}
