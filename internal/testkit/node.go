@@ -116,6 +116,17 @@ func (n *Node) Messages() (all []string) {
 	return all
 }
 
+// WaitMessage waits until text is in the Messages; between two of them is a newline.
+func (n *Node) WaitMessage(t testing.TB, text string) {
+	t.Helper()
+	Eventually(t, fmt.Sprintf("%q on the console of %s", text, n.ID), func() error {
+		if all := strings.Join(n.Messages(), "\n"); !strings.Contains(all, text) {
+			return fmt.Errorf("got %q", all)
+		}
+		return nil
+	})
+}
+
 // AppliedLines is the Messages about sets and removes that were applied.
 func (n *Node) AppliedLines() []string {
 	return slices.DeleteFunc(n.Messages(), func(m string) bool {
