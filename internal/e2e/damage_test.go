@@ -27,14 +27,14 @@ func TestSnapshotsAndDamage(t *testing.T) {
 	n.Env = []string{"RAFT_SNAPSHOT_THRESHOLD=50", "RAFT_ELECTION_TIMEOUT=50ms"}
 	n.Start(t)
 	want := make(map[string]string)
-	round := 0
+	written := 0
 	write := func(count int) {
-		for i := range count {
-			key, value := fmt.Sprintf("key-%03d", i*7%150), fmt.Sprintf("round-%d-%d", round, i)
+		for range count {
+			key, value := fmt.Sprintf("key-%03d", written*7%150), fmt.Sprint("value-", written)
 			n.Set(t, key, value)
 			want[key] = value
+			written++
 		}
-		round++
 	}
 	copyOf := func(t testing.TB, volume string) *testkit.Node {
 		c := testkit.NewNode(t, binary(t), "n1")
@@ -45,11 +45,12 @@ func TestSnapshotsAndDamage(t *testing.T) {
 		return c
 	}
 
-	write(400)
+	write(150)
 	var bases []*testkit.Node // copies of the volume with one snapshot, and with two
 	var wants []map[string]string
 	for count := 1; count <= 2; count++ {
-		testkit.Eventually(t, fmt.Sprintf("%d snapshots", count), func() error {
+		testkit.Eventually(t, fmt.Sprintf("%d snapshots", count), func() error { // taken while it is written to
+			write(10)
 			if got := len(snapshots(t, n)); got != count {
 				return fmt.Errorf("got %d", got)
 			}
@@ -59,7 +60,8 @@ func TestSnapshotsAndDamage(t *testing.T) {
 		n.Kill(t)
 		bases, wants = append(bases, copyOf(t, n.Volume)), append(wants, maps.Clone(want))
 		unfinished := filepath.Join(n.Volume, "snapshots", "xyz.tmp")
-		if err := errors.Join(os.Mkdir(unfinished, 0o755), os.WriteFile(filepath.Join(unfinished, "state.bin"), []byte("half"), 0o644)); err != nil {
+		half := filepath.Join(unfinished, "state.bin")
+		if err := errors.Join(os.Mkdir(unfinished, 0o755), os.WriteFile(half, []byte("half"), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 		n.Start(t)

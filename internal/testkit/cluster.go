@@ -111,6 +111,9 @@ type Replica struct {
 	List string // as Client.List has it
 }
 
+// Values is the List as a map of values by key.
+func (r Replica) Values() (map[string]string, error) { return valuesOf(r.List) }
+
 // Replicas waits until all nodes have applied the same index, and nothing more while they are asked what they hold.
 func Replicas[P Peer](limit time.Duration, nodes ...P) (all []Replica, err error) {
 	err = Poll(limit, func() error {
@@ -178,7 +181,7 @@ func CheckReplicas[P Peer](t testing.TB, nodes ...P) map[string]string {
 	if err := Compare(all); err != nil {
 		t.Error(err)
 	}
-	values, err := valuesOf(all[0].List)
+	values, err := all[0].Values()
 	if err != nil {
 		t.Fatal(err)
 	}
