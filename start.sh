@@ -53,6 +53,12 @@ for port in "$HTTP_SERVER_PORT" "$RAFT_SERVER_PORT"; do
 	fi
 done
 if [ "$keep" != --keep ]; then
+	# RAFT_VOLUME_DIR may be anything by mistake: what is no volume stays.
+	if [ -n "$(ls -A "$RAFT_VOLUME_DIR" 2>/dev/null)" ] &&
+		[ -z "$(find "$RAFT_VOLUME_DIR" -maxdepth 1 \( -name 'raft.db*' -o -name snapshots \))" ]; then
+		echo "$RAFT_VOLUME_DIR holds something else than a volume, and is not emptied: choose another RAFT_VOLUME_DIR" >&2
+		exit 1
+	fi
 	echo "Cleaning the raft volumes."
 	rm -rf "$RAFT_VOLUME_DIR"
 fi

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"raftkv/internal/testkit"
 	"strings"
 	"syscall"
 	"time"
@@ -90,7 +91,7 @@ func clockJumps(w *hand) error {
 		n.binary = clockBinary
 		n.start(clockVariable + "=2592000")
 		n.binary = ""
-		if err := await(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+		if err := testkit.Poll(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
 			return err
 		}
 	}

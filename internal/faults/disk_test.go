@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"os"
+	"raftkv/internal/testkit"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,7 +75,7 @@ func TestFullDisk(t *testing.T) {
 		up := 0 // while it has no room
 		for range 3 {
 			n.start()
-			if err := await(bound, func() error {
+			if err := testkit.Poll(bound, func() error {
 				if n.running() {
 					_, err := n.ask(time.Second, "/readyz", nil)
 					return err
@@ -106,7 +107,7 @@ func (w *hand) warned(n *node, name string, room int64) {
 	const warning = "MiB left: make room"
 	text := func() (ready string, space string) {
 		var answer struct{ Health struct{ Space string } }
-		if err := await(bound, func() (err error) {
+		if err := testkit.Poll(bound, func() (err error) {
 			if ready, err = n.ask(3*time.Second, "/readyz", nil); err != nil {
 				return err
 			}
@@ -127,7 +128,7 @@ func (w *hand) warned(n *node, name string, room int64) {
 	if err := resize(n.volume, room/4, 0); err != nil {
 		w.t.Fatal(err)
 	}
-	if err := await(bound, func() error {
+	if err := testkit.Poll(bound, func() error {
 		if !strings.Contains(n.console()[before:], warning) {
 			return errors.New("no warning on the console")
 		}
@@ -226,7 +227,7 @@ func (w *hand) stoppedWriting(n *node) {
 	if err := d.freeze(); err != nil {
 		w.t.Fatal(err)
 	}
-	if err := await(bound, func() error {
+	if err := testkit.Poll(bound, func() error {
 		if !n.waits() {
 			return errors.New("it does not write")
 		}
@@ -240,7 +241,7 @@ func (w *hand) stoppedWriting(n *node) {
 	}
 	time.Sleep(hungLimit + hungLimit/10)
 	n.signal(syscall.SIGCONT)
-	if err := await(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+	if err := testkit.Poll(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
 		w.fail("after SIGSTOP for longer than a disk may hang: %v; its last line: %s", err, n.lastLine())
 	}
 }
@@ -265,7 +266,7 @@ func (w *hand) hung(n *node, name string) {
 	if err := w.otherLeader(n); err != nil {
 		w.fail("%s: %v", name, err)
 	}
-	if err := await(bound, func() error {
+	if err := testkit.Poll(bound, func() error {
 		if len(failures(n.console()[before:])) == 0 {
 			return errors.New("it does not say why it ends")
 		}
@@ -296,7 +297,7 @@ func (w *hand) hung(n *node, name string) {
 // writable waits until one of nodes takes a write, and returns how long that took.
 func (w *world) writable(nodes []*node) time.Duration {
 	began := time.Now()
-	if err := await(bound, func() (err error) {
+	if err := testkit.Poll(bound, func() (err error) {
 		for _, n := range nodes {
 			if _, err = n.ask(time.Second, "/set", url.Values{"key": {"probe"}, "value": {"writable"}}); err == nil {
 				return nil

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"raftkv/internal/testkit"
 	"regexp"
 	"slices"
 	"strings"
@@ -107,7 +108,7 @@ var all = []fault{
 				return err
 			}
 			n.start()
-			if err := await(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+			if err := testkit.Poll(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
 				return err
 			}
 		}
@@ -427,7 +428,7 @@ func cutTransfer(w *hand) error {
 		return err
 	}
 	wires.heal()
-	return await(w.patience, func() error {
+	return testkit.Poll(w.patience, func() error {
 		leader, err := w.leader()
 		if err != nil || leader == old {
 			return err
@@ -458,7 +459,7 @@ func refusedJoins(w *hand) error {
 	s := newNode(w.t, 200, w.dir)
 	s.start()
 	defer s.kill()
-	if err := await(bound, func() error {
+	if err := testkit.Poll(bound, func() error {
 		_, err := s.ask(3*time.Second, "/set", url.Values{"key": {"own"}, "value": {"data"}})
 		return err
 	}); err != nil {
@@ -561,7 +562,7 @@ func (w *hand) slowDisks(nodes ...*node) error {
 
 // left takes a node out of the cluster.
 func (w *world) left(n *node) error {
-	return await(bound, func() error {
+	return testkit.Poll(bound, func() error {
 		err := w.try("/leave", url.Values{"nodeId": {n.id}}, n)
 		if err != nil && strings.Contains(err.Error(), " 404 ") {
 			return nil // an earlier try has done it
@@ -575,7 +576,7 @@ func (w *world) left(n *node) error {
 // volume, and is taken out and joined again.
 func (w *hand) damaged(pattern string) error {
 	var n *node
-	if err := await(20*time.Second, func() error { // raft takes a snapshot after 5 to 10 s
+	if err := testkit.Poll(20*time.Second, func() error { // raft takes a snapshot after 5 to 10 s
 		for _, n = range w.shuffled() {
 			if paths, _ := filepath.Glob(filepath.Join(n.volume, pattern)); len(paths) > 0 {
 				return nil
@@ -622,7 +623,7 @@ func (w *hand) damaged(pattern string) error {
 	n.shut.Store(true)
 	n.open.Unlock()
 	n.start()
-	err = await(bound, func() error {
+	err = testkit.Poll(bound, func() error {
 		if !n.running() {
 			return nil
 		}
@@ -689,7 +690,7 @@ func (w *hand) emptied(n *node) error {
 	if wires != nil { // so that no answer from before leads to it while it is another cluster
 		n.http = fmt.Sprint(8000 + w.rounds)
 	} else {
-		n.http = freePort(w.t)
+		n.http = testkit.FreePort(w.t)
 	}
 	return nil
 }
@@ -730,7 +731,7 @@ func killInstalling(w *hand) error {
 	}()
 	killed := 0
 	for range 3 {
-		err := await(bound, func() error {
+		err := testkit.Poll(bound, func() error {
 			select {
 			case <-joined:
 				return nil

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"raftkv/internal/lincheck"
+	"raftkv/internal/testkit"
 )
 
 // What a cluster must bear when some of its packets are late: the switch holds them, by
@@ -39,7 +40,7 @@ func TestLateTimeoutNow(t *testing.T) {
 		}
 		wires.watch(s.next, s.old, tells)
 		wires.release(s.next, s.old, segment.heartbeat)
-		if err := await(bound, func() error {
+		if err := testkit.Poll(bound, func() error {
 			if s.old.leads() {
 				return errors.New("it has not heard of it")
 			}
@@ -67,7 +68,7 @@ func TestLateAnswer(t *testing.T) {
 			return false
 		})
 		wires.watch(s.third, s.old, segment.answer)
-		if err := await(s.patience, func() error {
+		if err := testkit.Poll(s.patience, func() error {
 			if !wires.held(s.third, s.old, func(g segment) bool { return beats[g.to] }) {
 				return fmt.Errorf("%w: %s has answered no heartbeat", errNothing, s.third.id)
 			}

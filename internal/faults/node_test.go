@@ -3,10 +3,7 @@ package faults
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -14,7 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
+	"raftkv/internal/testkit"
 	"strconv"
 	"strings"
 	"sync"
@@ -63,7 +60,7 @@ func newNode(t testing.TB, number int, dir string, env ...string) *node {
 		}
 		n.host = address(number).String()
 	} else {
-		n.http, n.raft = freePort(t), freePort(t)
+		n.http, n.raft = testkit.FreePort(t), testkit.FreePort(t)
 	}
 	t.Cleanup(n.kill)
 	return n
@@ -71,20 +68,6 @@ func newNode(t testing.TB, number int, dir string, env ...string) *node {
 
 // address is that of a host of the nodes' own network.
 func address(host int) netip.Addr { return netip.AddrFrom4([4]byte{10, 77, 0, byte(host)}) }
-
-// freePort returns a port of loopback on which nobody listens, below those of
-// outgoing connections.
-func freePort(t testing.TB) string {
-	for range 1000 {
-		port := strconv.Itoa(12000 + rand.IntN(20000))
-		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
-			_ = l.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return ""
-}
 
 // start starts the process, unless it runs.
 func (n *node) start(more ...string) {
@@ -103,10 +86,7 @@ func (n *node) start(more ...string) {
 	defer func() { _ = console.Close() }()
 	cmd := exec.Command(cmp.Or(n.binary, binary))
 	cmd.Stdout, cmd.Stderr = console, console
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(entry string) bool {
-		return strings.HasPrefix(entry, "RAFT_") || strings.HasPrefix(entry, "HTTP_SERVER_") || strings.HasPrefix(entry, "LOG_LEVEL")
-	})
-	cmd.Env = append(cmd.Env, "RAFT_NODE_ID="+n.id, "RAFT_VOLUME_DIR="+n.volume, "HTTP_SERVER_PORT="+n.http, "RAFT_SERVER_PORT="+n.raft,
+	cmd.Env = append(testkit.Environ(), "RAFT_NODE_ID="+n.id, "RAFT_VOLUME_DIR="+n.volume, "HTTP_SERVER_PORT="+n.http, "RAFT_SERVER_PORT="+n.raft,
 		"HTTP_SERVER_HOST="+n.host, "RAFT_SERVER_HOST="+n.host, "GOTRACEBACK=all")
 	cmd.Env = append(append(cmd.Env, n.env...), more...)
 	if n.space != nil {
@@ -205,29 +185,21 @@ var asking = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4, Dia
 func (n *node) ask(limit time.Duration, path string, query url.Values) (string, error) {
 	c := *asking
 	c.Timeout = limit
-	response, err := c.Get(n.base() + path + "?" + query.Encode())
+	r, err := http.NewRequest(http.MethodGet, n.base()+path+"?"+query.Encode(), nil)
 	if err != nil {
 		return "", err
 	}
-	body, err := io.ReadAll(response.Body)
-	if err := errors.Join(err, response.Body.Close()); err != nil {
-		return "", err
+	a, err := testkit.Send(&c, r)
+	if err == nil && a.Status != http.StatusOK {
+		err = fmt.Errorf("%s: %d %s", n.id, a.Status, strings.TrimSpace(a.Body))
 	}
-	if response.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s: %d %s", n.id, response.StatusCode, strings.TrimSpace(string(body)))
-	}
-	return string(body), nil
+	return a.Body, err
 }
 
-// status is of /status what these tests use.
-type status struct {
-	NodeID, State, Chain                               string
-	Term, LastIndex, CommitIndex, AppliedIndex, Number uint64
-	Keys                                               int
-	Members                                            []struct{ NodeID, Suffrage string }
-}
+// At makes a node a testkit.Peer.
+func (n *node) At() testkit.Client { return testkit.Client{ID: n.id, Base: n.base()} }
 
-func (n *node) status() (s status, err error) {
+func (n *node) status() (s testkit.Status, err error) {
 	body, err := n.ask(1500*time.Millisecond, "/status", nil)
 	if err == nil {
 		err = json.Unmarshal([]byte(body), &s)
@@ -248,27 +220,9 @@ func (n *node) leads() bool {
 	return response.Header.Get("Raftkv-Leader") == n.id
 }
 
-// dump is all keys as the node itself has them, and of which index.
-func (n *node) dump() (string, error) {
-	return n.ask(20*time.Second, "/list", url.Values{"consistency": {"stale"}})
-}
-
 // descriptors is how many the process has open; 0 where that can't be told.
 func (n *node) descriptors() int {
 	cmd, _, _ := n.process()
 	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", cmd.Process.Pid))
 	return len(entries)
-}
-
-// await polls until condition returns nil, and returns its last error.
-func await(limit time.Duration, condition func() error) error {
-	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		err := condition()
-		if err == nil {
-			return nil
-		}
-		if time.Since(start) > limit {
-			return fmt.Errorf("not within %v: %w", limit, err)
-		}
-	}
 }

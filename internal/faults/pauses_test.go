@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"raftkv/internal/lincheck"
+	"raftkv/internal/testkit"
 )
 
 // TestPausedLeader stops the leader by SIGSTOP for longer than an election takes, and
@@ -132,7 +133,7 @@ func TestPausedLeader(t *testing.T) {
 func (w *world) calm(name string) (done int) {
 	w.t.Helper()
 	for _, n := range w.nodes {
-		if err := await(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+		if err := testkit.Poll(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
 			w.fail("%s: %s: %v", name, n.id, err)
 		}
 	}

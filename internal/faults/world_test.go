@@ -1,7 +1,6 @@
 package faults
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"raftkv/internal/lincheck"
+	"raftkv/internal/testkit"
 )
 
 const (
@@ -113,7 +113,7 @@ func newWorld(t testing.TB, name string, size int, prepare func(*node), env ...s
 // join makes a node a member, asked of whoever leads, and lets clients use it.
 func (w *world) join(n *node) {
 	w.t.Helper()
-	if err := await(bound, func() error {
+	if err := testkit.Poll(bound, func() error {
 		return w.try("/join", url.Values{"nodeId": {n.id}, "raftPort": {n.raft}, "raftHost": {n.host}}, n)
 	}); err != nil {
 		w.t.Fatalf("join %s: %v", n.id, err)
@@ -235,10 +235,10 @@ func (w *world) stop() {
 }
 
 // statuses asks all nodes that can answer.
-func (w *world) statuses(nodes []*node) map[*node]status {
+func (w *world) statuses(nodes []*node) map[*node]testkit.Status {
 	var mu sync.Mutex
 	var asked sync.WaitGroup
-	all := make(map[*node]status)
+	all := make(map[*node]testkit.Status)
 	for _, n := range nodes {
 		if !n.active() || n.shut.Load() {
 			continue
@@ -257,7 +257,7 @@ func (w *world) statuses(nodes []*node) map[*node]status {
 
 // leaderOf waits for the leader among nodes, the one of the highest term.
 func (w *world) leaderOf(limit time.Duration, nodes []*node) (leader *node, err error) {
-	err = await(limit, func() error {
+	err = testkit.Poll(limit, func() error {
 		var mu sync.Mutex
 		var asked sync.WaitGroup
 		var leading []*node
@@ -418,7 +418,7 @@ func (w *world) settle(name string) (again time.Duration) {
 	w.t.Helper()
 	healed := time.Now()
 	members := slices.DeleteFunc(slices.Clone(w.nodes), func(n *node) bool { return n.shut.Load() })
-	err := await(bound, func() (err error) {
+	err := testkit.Poll(bound, func() (err error) {
 		for _, n := range members {
 			if _, err = n.ask(time.Second, "/set", url.Values{"key": {"probe"}, "value": {name}}); err == nil {
 				return nil
@@ -440,7 +440,7 @@ func (w *world) settle(name string) (again time.Duration) {
 		w.fail("after %s, a write was taken after %v, want %v", name, again, writesAgain)
 	}
 	for _, n := range members {
-		if err := await(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+		if err := testkit.Poll(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
 			w.fail("after %s, %s ready: %v; its last line: %s", name, n.id, err, n.lastLine())
 			w.t.FailNow()
 		}
@@ -454,7 +454,7 @@ func (w *world) settle(name string) (again time.Duration) {
 	for i, n := range members {
 		c := lincheck.NewClient(1000+i, n.base(), history, w.random, w.problem)
 		for _, group := range w.groups() {
-			if err := await(bound, func() error {
+			if err := testkit.Poll(bound, func() error {
 				if out := c.List(group); out.Result != lincheck.Done {
 					return errors.New(string(out.Result))
 				}
@@ -473,9 +473,10 @@ func (w *world) settle(name string) (again time.Duration) {
 	}
 	lincheck.HTTP.CloseIdleConnections()
 	asking.CloseIdleConnections()
+	testkit.Following.CloseIdleConnections()
 	for _, n := range members {
 		limit := 40 + 15*len(w.nodes)
-		if err := await(bound, func() error {
+		if err := testkit.Poll(bound, func() error {
 			if got := n.descriptors(); got > limit {
 				return fmt.Errorf("got %d, want at most %d", got, limit)
 			}
@@ -513,62 +514,21 @@ func (w *world) tell(name string) {
 var kinds = map[string]int{"get": 20, "set": 10, "set several": 5, "remove": 1, "remove several": 1, "removeall": 1, "list": 10,
 	"set if match": 1, "set if absent": 1, "remove if match": 1}
 
-// replicas checks that all nodes hold the same, byte for byte, at the same index, to which they came by the same entries, and
-// what was acknowledged is there and what was refused is not.
+// replicas checks that all nodes hold the same, byte for byte, at the same index, to which they came by the same
+// entries, and what was acknowledged is there and what was refused is not.
 func (w *world) replicas(name string, members []*node) {
 	w.t.Helper()
-	dumps, chains := make(map[*node]string), make(map[*node]string)
-	err := await(bound, func() error {
-		all := w.statuses(members)
-		indexes := make(map[uint64]bool)
-		for _, n := range members {
-			s, ok := all[n]
-			if !ok || s.AppliedIndex == 0 {
-				return fmt.Errorf("%s has no status", n.id)
-			}
-			indexes[s.AppliedIndex] = true
-		}
-		if len(indexes) > 1 {
-			return fmt.Errorf("applied indexes %v", indexes)
-		}
-		for _, n := range members {
-			var err error
-			if dumps[n], err = n.dump(); err != nil {
-				return err
-			}
-		}
-		after := w.statuses(members) // what had no answer may yet come
-		for _, n := range members {
-			if !indexes[after[n].AppliedIndex] {
-				return errors.New("something was applied meanwhile")
-			}
-			if got := strings.Count(dumps[n], "\n"); got != after[n].Keys {
-				return fmt.Errorf("%s has %d keys by its list, %d by its status", n.id, got, after[n].Keys)
-			}
-			chains[n] = after[n].Chain
-		}
-		return nil
-	})
+	all, err := testkit.Replicas(bound, members...)
 	if err != nil {
 		w.fail("after %s, the same applied index everywhere: %v", name, err)
 		return
 	}
-	first := members[0]
-	for _, n := range members[1:] {
-		if dumps[n] != dumps[first] {
-			w.fail("after %s, replicas differ: %s", name, difference(first.id, dumps[first], n.id, dumps[n]))
-		}
-		if chains[n] == "" || chains[n] != chains[first] {
-			w.fail("after %s, %s came to the same index by other entries than %s: %q, %q", name, n.id, first.id, chains[n], chains[first])
-		}
+	if err := testkit.Compare(all); err != nil {
+		w.fail("after %s, %v", name, err)
 	}
-	has := make(map[string]string)
-	for line := range strings.Lines(dumps[first]) {
-		var item struct{ Key, Value string }
-		if err := json.Unmarshal([]byte(line), &item); err != nil {
-			w.fail("list: %v in %q", err, line)
-		}
-		has[item.Key] = item.Value
+	has, err := all[0].Values()
+	if err != nil {
+		w.fail("after %s: %v", name, err)
 	}
 	w.mu.Lock()
 	lost, extra := 0, 0
@@ -588,17 +548,6 @@ func (w *world) replicas(name string, members []*node) {
 	if extra > 0 {
 		w.fail("after %s, %d writes are there that were answered as not applied", name, extra)
 	}
-}
-
-// difference tells the first line that differs.
-func difference(id1, dump1, id2, dump2 string) string {
-	a, b := strings.Split(dump1, "\n"), strings.Split(dump2, "\n")
-	for i := range min(len(a), len(b)) {
-		if a[i] != b[i] {
-			return fmt.Sprintf("%s has %s, %s has %s", id1, a[i], id2, b[i])
-		}
-	}
-	return fmt.Sprintf("%s has %d lines, %s has %d", id1, len(a), id2, len(b))
 }
 
 // finish ends the clients and checks that enough was done, and the goroutines of each

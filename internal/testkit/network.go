@@ -1,5 +1,3 @@
-// Package testkit is for tests only: a network between nodes of one process whose
-// links can be cut and held.
 package testkit
 
 import (
@@ -33,7 +31,12 @@ type way struct{ from, to string }
 // connections: nodes that use it must be stopped by then, so call it before they are
 // opened.
 func New(t testing.TB) *Network {
-	n := &Network{names: make(map[string]string), cut: make(map[way]bool), held: make(map[way]bool), conns: make(map[*conn]struct{})}
+	n := &Network{
+		names: make(map[string]string),
+		cut:   make(map[way]bool),
+		held:  make(map[way]bool),
+		conns: make(map[*conn]struct{}),
+	}
 	t.Cleanup(n.close)
 	return n
 }

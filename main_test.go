@@ -2,23 +2,195 @@ package main
 
 import (
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
+	"net/http"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/sirupsen/logrus"
+	logrustest "github.com/sirupsen/logrus/hooks/test"
 
+	"raftkv/internal/kv"
 	"raftkv/internal/lincheck"
+	"raftkv/internal/node"
 	"raftkv/internal/peer"
 	"raftkv/internal/testkit"
 )
+
+// Most tests of a running node are black boxes: internal/e2e. Here are those that reach into the process: they change
+// what a state machine holds, or cut links between nodes.
+
+type logBuffer = testkit.Buffer
+
+// startNode starts a node on free ports, or those that mutate (which may be nil)
+// sets, and stops it when t ends. Its console is shown if t failed.
+func startNode(t testing.TB, id, dir string, mutate func(*config)) *service {
+	t.Helper()
+	c := config{
+		nodeID:            id,
+		volume:            dir,
+		httpAddress:       "127.0.0.1:0",
+		raftAddress:       "127.0.0.1:0",
+		snapshotThreshold: 8192,
+		electionTimeout:   250 * time.Millisecond,
+		logLevel:          "debug",
+	}
+	if mutate != nil {
+		mutate(&c)
+	}
+	out := new(logBuffer)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("console of %s:\n%s", id, out)
+		}
+	})
+	s, err := start(c, out)
+	if err != nil {
+		t.Fatalf("start %s: %v", id, err)
+	}
+	t.Cleanup(func() { _ = s.stop() })
+	return s
+}
+
+// At makes a service a testkit.Peer.
+func (s *service) At() testkit.Client {
+	return testkit.Client{ID: s.node.Info().NodeID, Base: "http://" + s.listener.Addr().String()}
+}
+
+// leads waits until s leads, and all of its log is committed.
+func leads(t testing.TB, s *service) {
+	t.Helper()
+	testkit.Leader(t, s)
+}
+
+// join joins s through a member.
+func join(t testing.TB, member, s *service) {
+	t.Helper()
+	testkit.Join(t, member.At(), s.At(), port(s.node.RaftAddress()))
+}
+
+func port(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return port
+}
+
+func waitFor(t testing.TB, what string, condition func() error) {
+	t.Helper()
+	testkit.Eventually(t, what, condition)
+}
+
+// checkReplicas checks that the nodes hold the same data, which it returns. One node alone may have been stopped.
+func checkReplicas(t testing.TB, nodes ...*service) map[string]string {
+	t.Helper()
+	if len(nodes) > 1 {
+		return testkit.CheckReplicas(t, nodes...)
+	}
+	values := make(map[string]string)
+	for key, item := range items(nodes[0].machine.Store.Clone()) {
+		values[key] = item.Value
+	}
+	return values
+}
+
+func items(store *kv.Store) map[string]kv.Item {
+	m := make(map[string]kv.Item, store.Len())
+	store.Ascend("", func(key string, item kv.Item) bool {
+		m[key] = item
+		return true
+	})
+	return m
+}
+
+// answer is what a node has answered.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+var direct = testkit.Direct
+
+// newRequest is a request to s for a path with a query.
+func newRequest(t testing.TB, method string, s *service, target, body string) *http.Request {
+	t.Helper()
+	return s.At().Request(t, method, target, body)
+}
+
+func send(c *http.Client, r *http.Request) (answer, error) {
+	a, err := testkit.Send(c, r)
+	return answer{a.Status, a.Header, a.Body}, err
+}
+
+// ask sends a GET, and takes a redirect for an answer.
+func ask(t testing.TB, s *service, target string) answer {
+	t.Helper()
+	a := s.At().Ask(t, target)
+	return answer{a.Status, a.Header, a.Body}
+}
+
+func pair(key, value string) string { return testkit.Pair(key, value) }
+
+// write sends a request that changes the data to s, or where s leads it, until it
+// is acknowledged, and returns the index in the answer.
+func write(t testing.TB, s *service, target string) (index uint64) {
+	t.Helper()
+	return s.At().Write(t, target)
+}
+
+func set(t testing.TB, s *service, key, value string) (index uint64) {
+	t.Helper()
+	return s.At().Set(t, key, value)
+}
+
+func indexOf(a answer) (uint64, error) { return testkit.Answer{Body: a.body}.Index() }
+
+// oneLineNaming returns an error unless the body is one line of text that contains
+// all that it should name.
+func oneLineNaming(a answer, names ...string) error {
+	return testkit.Answer{Status: a.status, Header: a.header, Body: a.body}.OneLine(names...)
+}
+
+// TestReplicasThatDiffer: a node whose state machine was given what is not in the log
+// is no longer ready, nor is the leader that found it out.
+func TestReplicasThatDiffer(t *testing.T) {
+	t.Parallel()
+	nodes, _ := startLinked(t)
+	set(t, nodes[0], "a", "1")
+	checkReplicas(t, nodes...)
+	leader, followers := testkit.Leader(t, nodes...)
+	console := logrustest.NewLocal(leader.log)
+	wrong := followers[0].machine.Store
+	index, term := wrong.Applied()
+	wrong.Update(index, term, []byte("not of the log"), func(tx *kv.Tx) { tx.Set("a", []byte("2")) })
+	for _, s := range []*service{leader, followers[0]} {
+		waitFor(t, s.node.Info().NodeID+" not ready", func() error {
+			a, err := send(direct, newRequest(t, http.MethodGet, s, "/readyz", ""))
+			if err == nil && (a.status != http.StatusServiceUnavailable || oneLineNaming(a, "the replicas differ", "/leave") != nil) {
+				err = fmt.Errorf("got %d %q, want 503, and that the replicas differ", a.status, a.body)
+			}
+			return err
+		})
+	}
+	var status node.Status
+	if err := json.Unmarshal([]byte(ask(t, leader, "/status").body), &status); err != nil || status.Replicas.Equal || status.Health.Replicas == "" {
+		t.Errorf("status: got %+v, %+v (%v), want that the replicas differ", status.Replicas, status.Health, err)
+	}
+	if !slices.ContainsFunc(console.AllEntries(), func(e *logrus.Entry) bool { return strings.Contains(e.Message, "the replicas differ") }) {
+		t.Error("the leader has printed nothing of it")
+	}
+}
 
 // TestLinearizability: whatever clients are told while the leadership moves and links
 // are cut and stall, there is one order of their operations that explains it.
@@ -89,7 +261,7 @@ func TestLinearizability(t *testing.T) {
 		}, linCrown(t)},
 	} {
 		round.Add(1)
-		leader, followers := nodes.leader(t)
+		leader, followers := testkit.Leader(t, nodes...)
 		linProgress(t, history, fault.name+": before")
 		if fault.begin != nil {
 			var others []string
@@ -111,7 +283,7 @@ func TestLinearizability(t *testing.T) {
 		})
 		linProgress(t, history, fault.name+": meanwhile")
 		network.Heal()
-		nodes.leader(t)
+		testkit.Leader(t, nodes...)
 		linProgress(t, history, fault.name+": after")
 	}
 	stopClients()
@@ -129,7 +301,7 @@ func TestStaleReadsAreNotLinearizable(t *testing.T) {
 	t.Parallel()
 	nodes, network := startLinked(t)
 	history := lincheck.NewRecorder()
-	leader, followers := nodes.leader(t)
+	leader, followers := testkit.Leader(t, nodes...)
 	setDone := func(c *lincheck.Client) {
 		t.Helper()
 		waitFor(t, "a set", func() error {
@@ -162,8 +334,8 @@ func TestStaleReadsAreNotLinearizable(t *testing.T) {
 	checkReplicas(t, nodes...)
 }
 
-// startLinked is startCluster with three nodes, whose links can be cut.
-func startLinked(t testing.TB) (nodes cluster, network *testkit.Network) {
+// startLinked starts a cluster of three, whose links can be cut.
+func startLinked(t testing.TB) (nodes []*service, network *testkit.Network) {
 	t.Helper()
 	network = testkit.New(t)
 	for i := range 3 {

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 import (
 	"context"
@@ -8,33 +8,17 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
-)
 
-// definite is a request to s with headers, given as name, value, name and so on,
-// which is repeated until it has a definite answer, where it leads.
-func definite(t testing.TB, s *service, target string, headers ...string) answer {
-	t.Helper()
-	var a answer
-	waitFor(t, target, func() (err error) {
-		r := newRequest(t, http.MethodGet, s, target, "")
-		for i := 0; i < len(headers); i += 2 {
-			r.Header.Set(headers[i], headers[i+1])
-		}
-		a, err = send(following, r)
-		if err == nil && a.status >= 500 {
-			err = fmt.Errorf("status %d: %s", a.status, a.body)
-		}
-		return err
-	})
-	return a
-}
+	"raftkv/internal/testkit"
+)
 
 // TestConditionalRequests is what a client sees of conditions, through any node.
 func TestConditionalRequests(t *testing.T) {
 	t.Parallel()
-	nodes, _ := startCluster(t, 3)
-	other := set(t, nodes[0], "other", "1")
+	nodes := startThree(t)
+	other := nodes[0].Set(t, "other", "1")
 	was := ""
 	for i, tt := range []struct {
 		target, header, value string // WAS is the ETag that k had last
@@ -55,15 +39,15 @@ func TestConditionalRequests(t *testing.T) {
 		{"/remove?key=k", "If-Match", "WAS", 200, "removed=1"},
 		{"/remove?key=k", "If-Match", "*", 412, "is not there"},
 	} {
-		a := definite(t, nodes[i%3], tt.target, tt.header, strings.ReplaceAll(tt.value, "WAS", was))
-		if says := strings.ReplaceAll(tt.says, "WAS", was); a.status != tt.status || !strings.Contains(a.body, says) {
-			t.Errorf("%d. %s with %s: %s: got %d %q, want %d %q", i+1, tt.target, tt.header, tt.value, a.status, a.body, tt.status, says)
+		a := nodes[i%3].Definite(t, "GET", tt.target, "", tt.header, strings.ReplaceAll(tt.value, "WAS", was))
+		if says := strings.ReplaceAll(tt.says, "WAS", was); a.Status != tt.status || !strings.Contains(a.Body, says) {
+			t.Errorf("%d. %s with %s: %s: got %d %q, want %d %q", i+1, tt.target, tt.header, tt.value, a.Status, a.Body, tt.status, says)
 		}
-		if tag := a.header.Get("ETag"); tag != "" {
+		if tag := a.Header.Get("ETag"); tag != "" {
 			was = tag
 		}
 	}
-	if got := checkReplicas(t, nodes...); !reflect.DeepEqual(got, map[string]string{"other": "1"}) {
+	if got := testkit.CheckReplicas(t, nodes...); !reflect.DeepEqual(got, map[string]string{"other": "1"}) {
 		t.Errorf("the nodes hold %v, want other=1 alone", got)
 	}
 }
@@ -72,47 +56,45 @@ func TestConditionalRequests(t *testing.T) {
 // also after all nodes have been restarted.
 func TestRepeatedRequests(t *testing.T) {
 	t.Parallel()
-	nodes, dirs := startCluster(t, 3)
+	nodes := startThree(t)
 	const key, target = `"8e03978e-40d5-43dd-bc93-6894a57f9324"`, "/set?key=k&value=1"
-	first := definite(t, nodes[0], target, "Idempotency-Key", key)
-	if _, err := indexOf(first); err != nil || first.status != http.StatusOK {
-		t.Fatalf("got %d %q, want 200 OK index=N", first.status, first.body)
+	first := nodes[0].Definite(t, "GET", target, "", "Idempotency-Key", key)
+	if _, err := first.Index(); err != nil || first.Status != http.StatusOK {
+		t.Fatalf("got %d %q, want 200 OK index=N", first.Status, first.Body)
 	}
-	set(t, nodes[0], "k", "later")
-	again := func(when string, nodes ...*service) {
+	nodes[0].Set(t, "k", "later")
+	again := func(when string, nodes ...*testkit.Node) {
 		t.Helper()
 		for i, s := range nodes {
 			name := []string{key, strings.Trim(key, `"`)}[i%2] // in double quotes or without, it is the same
-			if a := definite(t, s, target, "Idempotency-Key", name); a.body != first.body || a.header.Get("ETag") != first.header.Get("ETag") {
-				t.Errorf("%s, at n%d: got %d %q, ETag %s, want the first answer, %q, %s", when, i+1, a.status, a.body, a.header.Get("ETag"), first.body, first.header.Get("ETag"))
+			if a := s.Definite(t, "GET", target, "", "Idempotency-Key", name); a.Body != first.Body || a.Header.Get("ETag") != first.Header.Get("ETag") {
+				t.Errorf("%s, at n%d: got %d %q, ETag %s, want the first answer, %q, %s", when, i+1, a.Status, a.Body, a.Header.Get("ETag"), first.Body, first.Header.Get("ETag"))
 			}
 			for _, other := range []string{"/set?key=k&value=2", "/remove?key=k", "/remove?prefix=k"} {
-				a := definite(t, s, other, "Idempotency-Key", key)
-				if err := oneLineNaming(a, "Idempotency-Key", "take a new key"); err != nil || a.status != http.StatusUnprocessableEntity {
-					t.Errorf("%s, at n%d: %s with the same key: got %d (%v), want 422", when, i+1, other, a.status, err)
+				a := s.Definite(t, "GET", other, "", "Idempotency-Key", key)
+				if err := a.OneLine("Idempotency-Key", "a new key"); err != nil || a.Status != http.StatusUnprocessableEntity {
+					t.Errorf("%s, at n%d: %s with the same key: got %d (%v), want 422", when, i+1, other, a.Status, err)
 				}
 			}
 		}
 	}
 	again("at once", nodes...)
 	for range nodes {
-		leader, _ := nodes.leader(t)
-		waitFor(t, "transfer", func() error {
-			_, err := acknowledged(newRequest(t, http.MethodGet, leader, "/transfer", ""))
+		leader, _ := testkit.Leader(t, nodes...)
+		testkit.Eventually(t, "transfer", func() error {
+			_, err := testkit.Acknowledged(leader.Request(t, http.MethodGet, "/transfer", ""))
 			return err
 		})
 		again("under another leader", nodes...)
 	}
 	for _, s := range nodes {
-		if err := s.stop(); err != nil {
-			t.Fatal(err)
-		}
+		s.Stop(t, syscall.SIGTERM)
 	}
-	for i, s := range nodes {
-		nodes[i] = restart(t, s, dirs[i])
+	for _, s := range nodes {
+		s.Run(t)
 	}
 	again("after a restart", nodes...)
-	if got := checkReplicas(t, nodes...); !reflect.DeepEqual(got, map[string]string{"k": "later"}) {
+	if got := testkit.CheckReplicas(t, nodes...); !reflect.DeepEqual(got, map[string]string{"k": "later"}) {
 		t.Errorf("the nodes hold %v, want k=later", got)
 	}
 }
@@ -121,8 +103,8 @@ func TestRepeatedRequests(t *testing.T) {
 // and setting it with If-Match, at any node.
 func TestNoUpdateIsLost(t *testing.T) {
 	t.Parallel()
-	nodes, _ := startCluster(t, 3)
-	set(t, nodes[0], "counter", "0")
+	nodes := startThree(t)
+	nodes[0].Set(t, "counter", "0")
 	const clients = 200
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -133,30 +115,22 @@ func TestNoUpdateIsLost(t *testing.T) {
 		counting.Go(func() {
 			for ctx.Err() == nil {
 				attempts[i]++
-				was := definite(t, s, "/get?key=counter")
-				n, err := strconv.Atoi(was.body)
+				was := s.Definite(t, "GET", "/get?key=counter", "")
+				n, err := strconv.Atoi(was.Body)
 				if err != nil {
-					t.Errorf("counter: got %d %q, want a number", was.status, was.body)
+					t.Errorf("counter: got %d %q, want a number", was.Status, was.Body)
 					cancel()
 					return
 				}
-				r := newRequest(t, http.MethodGet, s, fmt.Sprintf("/set?key=counter&value=%d", n+1), "")
-				r.Header.Set("If-Match", was.header.Get("ETag"))
 				// The key makes it safe to send again what has no definite answer.
-				r.Header.Set("Idempotency-Key", fmt.Sprintf("%d-%d", i, attempts[i]))
-				var a answer
-				waitFor(t, "a definite answer", func() (err error) {
-					if a, err = send(following, r); err == nil && a.status >= 500 {
-						err = fmt.Errorf("status %d: %s", a.status, a.body)
-					}
-					return err
-				})
-				switch a.status {
+				a := s.Definite(t, http.MethodGet, fmt.Sprintf("/set?key=counter&value=%d", n+1), "",
+					"If-Match", was.Header.Get("ETag"), "Idempotency-Key", fmt.Sprintf("%d-%d", i, attempts[i]))
+				switch a.Status {
 				case http.StatusOK:
 					return
 				case http.StatusPreconditionFailed:
 				default:
-					t.Errorf("set: got %d %q, want 200 or 412", a.status, a.body)
+					t.Errorf("set: got %d %q, want 200 or 412", a.Status, a.Body)
 					cancel()
 					return
 				}
@@ -172,7 +146,7 @@ func TestNoUpdateIsLost(t *testing.T) {
 	if total == clients {
 		t.Error("no attempt failed: the clients did not compete")
 	}
-	if got := checkReplicas(t, nodes...)["counter"]; got != strconv.Itoa(clients) {
+	if got := testkit.CheckReplicas(t, nodes...)["counter"]; got != strconv.Itoa(clients) {
 		t.Errorf("counter: got %s, want %d", got, clients)
 	}
 }
