@@ -1,0 +1,376 @@
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestDocs runs every command block of README.md and of docs/*.md from top to bottom, as
+// a reader would, and compares what is printed with what the page shows. Each page is a
+// story of its own, and starts with nothing running.
+//
+// A block marked "console" has commands ($ …) and exactly what they print. One marked
+// "console n1" starts a program in terminal n1, and one marked "text n1" has more lines
+// of that terminal: they must all appear there after those of the block before (other
+// lines may stand between them). ^C is a Ctrl-C in that terminal, whose program must then
+// end with exit code 0. A block marked "text" alone shows something that is not run.
+//
+// Everything is compared literally, index numbers and terms included, but for times,
+// random IDs and hashes. Where a page has …, anything may be printed; a line that is only
+// … stands for any number of lines.
+//
+// The pages use the ports and volumes of startn1.sh to startn3.sh. Here the scripts are
+// copied, and free ports and a temporary directory are put into them and into the
+// commands, so that a cluster that runs on this machine is not disturbed; what is
+// compared, and what a failure shows, has those of the page again.
+func TestDocs(t *testing.T) {
+	pages := []string{"../../README.md"}
+	more, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(more) == 0 {
+		t.Fatalf("docs/*.md: got %v, %v, want files", more, err)
+	}
+	binary := filepath.Join(t.TempDir(), "raftkv")
+	if out, err := exec.Command("go", "build", "-o", binary, "../..").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	for _, page := range append(pages, more...) {
+		t.Run(filepath.Base(page), func(t *testing.T) {
+			text, err := os.ReadFile(page)
+			if err != nil {
+				t.Fatal(err)
+			}
+			newReader(t, binary).read(string(text))
+		})
+	}
+}
+
+// reader does what a page asks for.
+type reader struct {
+	t         *testing.T
+	dir       string // the working directory: a copy of the scripts, and the binary
+	temp      string // stands for /tmp
+	port      int    // stands for 8000; port+1000 for 9000, and so on for the ports after them
+	terminals map[string]*terminal
+
+	theirs *regexp.Regexp // the ports of this reader, in what is printed
+}
+
+// pagePorts is how many consecutive ports the pages use for HTTP, and how many for raft.
+const pagePorts = 6
+
+func newReader(t *testing.T, binary string) *reader {
+	r := &reader{t: t, dir: t.TempDir(), temp: t.TempDir(), port: freePorts(t), terminals: make(map[string]*terminal)}
+	var ports []string
+	for i := -1; i < pagePorts; i++ {
+		ports = append(ports, strconv.Itoa(r.port+i), strconv.Itoa(r.port+1000+i))
+	}
+	r.theirs = regexp.MustCompile(`\b(` + strings.Join(ports, "|") + `)\b`)
+	scripts, err := filepath.Glob("../../*.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range append(scripts, "../../README.md") {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(r.dir, filepath.Base(path)), []byte(r.toReal(string(text))), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(binary, filepath.Join(r.dir, "raftkv")); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// freePorts returns a port to stand for 8000. It has four digits as that has, so that
+// the lengths of messages are those of the page.
+func freePorts(t *testing.T) int {
+	free := func(port int) bool {
+		for _, host := range []string{"127.0.0.1", "127.0.0.11", "127.0.0.12", "127.0.0.13"} {
+			l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+			if err != nil {
+				return false
+			}
+			_ = l.Close()
+		}
+		return true
+	}
+	for range 100 {
+		first := 3000 + rand.IntN(4000) // above every index, and year, in the pages
+		ok := true
+		for i := range pagePorts {
+			ok = ok && free(first+i) && free(first+1000+i)
+		}
+		if ok {
+			return first
+		}
+	}
+	t.Fatal("no free ports")
+	return 0
+}
+
+// Ports of the pages and scripts, with those that cluster.sh counts from.
+var pagePort = regexp.MustCompile(`\b(7999|8999|[89]00[0-5])\b`)
+
+// toReal puts this reader's ports and directory into a command or script.
+func (r *reader) toReal(text string) string {
+	text = pagePort.ReplaceAllStringFunc(text, func(port string) string {
+		number, _ := strconv.Atoi(port)
+		return strconv.Itoa(number - 8000 + r.port)
+	})
+	return strings.ReplaceAll(text, "/tmp/", r.temp+"/")
+}
+
+// toPage is the inverse of toReal, for what was printed.
+func (r *reader) toPage(text string) string {
+	text = strings.ReplaceAll(text, r.temp+"/", "/tmp/")
+	return r.theirs.ReplaceAllStringFunc(text, func(port string) string {
+		number, _ := strconv.Atoi(port)
+		return strconv.Itoa(number - r.port + 8000)
+	})
+}
+
+// command is a command of the page, ready to run. A node without ports of its own gets
+// those that stand for the default ones.
+func (r *reader) command(text string) *exec.Cmd {
+	// -sS: a person's terminal has curl's progress elsewhere.
+	c := exec.Command("bash", "-c", strings.ReplaceAll(r.toReal(text), "curl ", "curl -sS "))
+	c.Dir = r.dir
+	c.Env = append(os.Environ(), "http_proxy=", fmt.Sprintf("HTTP_SERVER_PORT=%d", r.port), fmt.Sprintf("RAFT_SERVER_PORT=%d", r.port+1000))
+	return c
+}
+
+var fenced = regexp.MustCompile("(?ms)^```(console|text)(?: (\\w+))?\n(.*?)^```$")
+
+// read does what the page asks for, from top to bottom.
+func (r *reader) read(page string) {
+	t := r.t
+	blocks := fenced.FindAllStringSubmatch(page, -1)
+	if fences := strings.Count("\n"+page, "\n```"); fences != 2*len(blocks) {
+		t.Errorf("%d fences, but %d blocks marked console or text: a block that is not run can rot", fences, len(blocks))
+	}
+	for _, block := range blocks {
+		kind, name, lines := block[1], block[2], strings.Split(strings.TrimSuffix(block[3], "\n"), "\n")
+		command, isCommand := strings.CutPrefix(lines[0], "$ ")
+		switch {
+		case isCommand && strings.HasPrefix(command, "go "):
+			// This is it, or takes long. .ci/run makes sure that "go test ./..." runs as written.
+		case isCommand && command == "./cluster.sh":
+			r.open("cluster", command)
+			r.terminals["cluster"].follow(t, []string{"== Ctrl-C stops all three", "^C"})
+		case isCommand && name != "":
+			r.open(name, command)
+			r.terminals[name].follow(t, lines[1:])
+		case isCommand:
+			r.run(lines)
+		case name != "":
+			term := r.terminals[name]
+			if term == nil {
+				t.Fatalf("nothing was started in terminal %s", name)
+			}
+			term.follow(t, lines)
+		case kind == "console":
+			t.Errorf("a console block without a command: %s", lines[0])
+		}
+		if t.Failed() {
+			return // what follows would only fail too
+		}
+	}
+}
+
+// run runs the commands of a block, one after the other, in one shell each.
+func (r *reader) run(lines []string) {
+	for len(lines) > 0 {
+		command := strings.TrimPrefix(lines[0], "$ ")
+		end := 1 + slices.IndexFunc(lines[1:], func(line string) bool { return strings.HasPrefix(line, "$ ") })
+		if end == 0 {
+			end = len(lines)
+		}
+		want := lines[1:end]
+		lines = lines[end:]
+		first := ""
+		// What a person types a second later may come too early from a program: a follower
+		// that has not applied yet, an election. A command that was done is not repeated.
+		for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+			out, _ := r.command(command).CombinedOutput()
+			got := r.printed(string(out))
+			if pattern(want).MatchString(strings.Join(got, "")) {
+				break
+			}
+			difference := fmt.Sprintf("$ %s\nprinted\n%sthe page has\n%s", command, strings.Join(got, ""), strings.Join(want, "\n"))
+			if first == "" {
+				first = difference
+			}
+			if time.Now().After(deadline) || strings.HasPrefix(string(out), "OK") {
+				r.t.Errorf("%s\n\nat first: %s", difference, first)
+				return
+			}
+		}
+	}
+}
+
+// printed is out in lines as the page would have them, without the progress of a join,
+// which only a slow machine shows.
+func (r *reader) printed(out string) (lines []string) {
+	for line := range strings.Lines(r.toPage(out)) {
+		if line = strings.TrimRight(line, "\r\n") + "\n"; !strings.HasSuffix(line, " entries\n") {
+			lines = append(lines, timeless(line))
+		}
+	}
+	return lines
+}
+
+// pattern matches what a page shows: lines, each with its end.
+func pattern(lines []string) *regexp.Regexp {
+	var b strings.Builder
+	b.WriteString("^")
+	for _, line := range lines {
+		if line == "…" {
+			b.WriteString(`(?:.*\n)*`)
+			continue
+		}
+		b.WriteString(strings.ReplaceAll(regexp.QuoteMeta(timeless(line)), "…", ".*") + `\n`)
+	}
+	b.WriteString("$")
+	return regexp.MustCompile(b.String())
+}
+
+// terminal is a program that runs in the background.
+type terminal struct {
+	reader  *reader
+	text    string // the command
+	command *exec.Cmd
+	ended   chan struct{}
+	err     error // of the command, once it has ended
+	out     *os.File
+	read    int // how many of its lines were compared
+}
+
+// open starts a command in the terminal of that name.
+func (r *reader) open(name, command string) {
+	t := r.t
+	out, err := os.CreateTemp(t.TempDir(), "terminal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	term := &terminal{reader: r, text: command, command: r.command(command), ended: make(chan struct{}), out: out}
+	term.command.Stdout, term.command.Stderr = out, out
+	term.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a terminal has it
+	if err := term.command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		term.err = term.command.Wait()
+		close(term.ended)
+	}()
+	t.Cleanup(func() {
+		_ = syscall.Kill(-term.command.Process.Pid, syscall.SIGTERM)
+		select {
+		case <-term.ended:
+		case <-time.After(20 * time.Second):
+			_ = syscall.Kill(-term.command.Process.Pid, syscall.SIGKILL)
+			<-term.ended
+		}
+		if t.Failed() {
+			t.Logf("terminal of %s:\n%s", command, strings.Join(term.lines(t), ""))
+		}
+		_ = out.Close()
+	})
+	r.terminals[name] = term
+}
+
+func (term *terminal) lines(t *testing.T) []string {
+	out, err := os.ReadFile(term.out.Name())
+	if err != nil {
+		t.Error(err)
+	}
+	return term.reader.printed(string(out))
+}
+
+// follow waits until the terminal has printed all of want since the last call. A ^C is
+// the last line of want, or the first.
+func (term *terminal) follow(t *testing.T, want []string) {
+	t.Helper()
+	if len(want) > 0 && want[len(want)-1] == "^C" {
+		defer term.interrupt(t)
+		want = want[:len(want)-1]
+	} else if len(want) > 0 && want[0] == "^C" {
+		term.interrupt(t)
+		want = want[1:]
+	}
+	var missing []string
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		lines := term.lines(t)
+		read := term.read
+		used := make(map[int]bool)
+		missing = nil
+		for _, line := range want {
+			expected := pattern([]string{line})
+			found := false
+			for i := min(term.read, len(lines)); i < len(lines) && !found; i++ {
+				if found = !used[i] && expected.MatchString(lines[i]); found {
+					used[i] = true
+					read = max(read, i+1)
+				}
+			}
+			if !found {
+				missing = append(missing, line)
+			}
+		}
+		if len(missing) == 0 {
+			term.read = read
+			return
+		}
+	}
+	t.Fatalf("%s did not print, within a minute:\n%s", term.text, strings.Join(missing, "\n"))
+}
+
+// interrupt is a Ctrl-C; the program must end with exit code 0. Of curl it is just the
+// end.
+func (term *terminal) interrupt(t *testing.T) {
+	t.Helper()
+	if err := syscall.Kill(-term.command.Process.Pid, syscall.SIGINT); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-term.ended:
+		if term.err != nil && !strings.Contains(term.text, "curl ") {
+			t.Errorf("after Ctrl-C %s ended with %v", term.text, term.err)
+		}
+	case <-time.After(time.Minute):
+		t.Errorf("a minute after Ctrl-C %s still runs", term.text)
+	}
+}
+
+// varying is what differs from run to run.
+var varying = []struct {
+	pattern *regexp.Regexp
+	as      string
+}{
+	{pattern: regexp.MustCompile(`\d{4}-\d\d-\d\dT[\d:.]+(Z|[+-]\d{4})`), as: "TIME"},
+	{pattern: regexp.MustCompile(`\w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT`), as: "TIME"},
+	{pattern: regexp.MustCompile(`\b[0-9a-f]{32}\b`), as: "ID"},
+	{pattern: regexp.MustCompile(`\b[0-9a-f]{64}\b`), as: "HASH"},
+	{pattern: regexp.MustCompile(`in \d+\.\d s\b`), as: "in # s"},
+}
+
+// timeless is line without what differs from run to run.
+func timeless(line string) string {
+	for _, v := range varying {
+		line = v.pattern.ReplaceAllString(line, v.as)
+	}
+	return line
+}
