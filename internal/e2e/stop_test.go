@@ -127,7 +127,7 @@ func TestStopOne(t *testing.T) {
 }
 
 // shutdownLine is in what a node prints when it takes the first signal.
-const shutdownLine = "] Stopping: "
+const shutdownLine = "] Shutting down; interrupt again"
 
 // TestSecondSignal holds a stop up by a request whose body does not come, and sends
 // a second signal as soon as the node says what that does: end the process at once.
@@ -187,7 +187,7 @@ func TestConsoleGone(t *testing.T) {
 	n := testkit.NewNode(t, binary(t), "n1")
 	lines, console := startPiped(t, n)
 	for line := range lines {
-		if strings.Contains(line, "Node n1: HTTP on") {
+		if strings.Contains(line, "Node n1 (version ") {
 			break
 		}
 	}
