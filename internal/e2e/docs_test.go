@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"raftkv/internal/testkit"
 )
 
 // TestDocs runs every command block of README.md and of docs/*.md from top to bottom, as
@@ -143,13 +145,17 @@ func (r *reader) toPage(text string) string {
 	})
 }
 
-// command is a command of the page, ready to run. A node without ports of its own gets
-// those that stand for the default ones.
+// command is a command of the page, ready to run. The default ports of the program are not
+// in the text of a page, so a node that is started without a script gets those that stand
+// for them. The scripts have ports of their own, which the environment would override.
 func (r *reader) command(text string) *exec.Cmd {
 	// -sS: a person's terminal has curl's progress elsewhere.
 	c := exec.Command("bash", "-c", strings.ReplaceAll(r.toReal(text), "curl ", "curl -sS "))
 	c.Dir = r.dir
-	c.Env = append(os.Environ(), "http_proxy=", fmt.Sprintf("HTTP_SERVER_PORT=%d", r.port), fmt.Sprintf("RAFT_SERVER_PORT=%d", r.port+1000))
+	c.Env = append(testkit.Environ(), "http_proxy=")
+	if strings.Contains(text, "./raftkv") {
+		c.Env = append(c.Env, fmt.Sprintf("HTTP_SERVER_PORT=%d", r.port), fmt.Sprintf("RAFT_SERVER_PORT=%d", r.port+1000))
+	}
 	return c
 }
 
