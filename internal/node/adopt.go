@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/peer"
+	"raftkv/internal/storage"
 )
 
 // What a node lets be done to it: adopted by a cluster, released from one that it
@@ -29,7 +30,7 @@ func (n *Node) beAdopted(cluster peer.ClusterID) error {
 			return nil, err
 		}
 		n.config.Logf("Adopted by cluster %s: dropping the log of this empty cluster", cluster)
-		return func() error { return createVolume(n.config.Dir, n.config.ID, cluster, nil) }, nil
+		return func() error { return storage.Create(n.config.Dir, n.config.ID, cluster, nil) }, nil
 	})
 }
 
@@ -95,7 +96,7 @@ func (n *Node) replace(check func(r *raft.Raft) (wipe func() error, err error)) 
 		if err != nil {
 			return err
 		}
-		err = errors.Join(i.stop(), i.volume.close())
+		err = errors.Join(i.stop(), i.volume.Close())
 		if err == nil && wipe != nil {
 			err = wipe()
 		}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"raftkv/internal/storage"
 )
 
 // openCluster opens n nodes and joins them to the first.
@@ -331,7 +333,7 @@ func TestRecovery(t *testing.T) {
 	for _, n := range nodes {
 		n.stop()
 	}
-	path := filepath.Join(n1.config.Dir, recoveryFile)
+	path := filepath.Join(n1.config.Dir, storage.RecoveryFile)
 	for _, bad := range []string{"", "[]", `[{"id":"n1"}]`, `[{"id":"n1","address":"127.0.0.1:1","non_voter":true}]`} {
 		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +19,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/peer"
+	"raftkv/internal/storage"
 )
 
 // StateMachine is what the node replicates. The methods beyond raft.BatchingFSM
@@ -57,7 +57,7 @@ type Config struct {
 
 	// For tests; zero values mean none, stallLimit, freeLimit, commitTimeout, lowSpace and
 	// majorityAt.
-	disk        func(logAndStable) logAndStable // between store and raft-boltdb
+	disk        func(storage.LogAndStable) storage.LogAndStable // between store and raft-boltdb
 	stall, free time.Duration
 	commit      time.Duration
 	lowSpace    uint64
@@ -101,8 +101,8 @@ type Node struct {
 type instance struct {
 	raft      *raft.Raft
 	log       raft.LogStore // as raft sees it
-	transport *transport
-	volume    *volume
+	transport *peer.Transport
+	volume    *storage.Volume
 }
 
 // stop ends raft. Raft waits for its calls to other nodes, up to 10 s for one that
@@ -144,7 +144,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	}
 	n.ending, n.end = context.WithCancel(context.Background())
 	if err := n.open(); err != nil {
-		if errors.Is(err, errDamaged) {
+		if errors.Is(err, storage.ErrCorrupt) {
 			err = fmt.Errorf("%w: it is left as it is; move it away and start this node with an empty one; if it was a member of a cluster, /leave and /join it there", err)
 		}
 		return nil, errors.Join(fmt.Errorf("volume %s: %w", config.Dir, err), port.Close())
@@ -159,7 +159,7 @@ func (n *Node) open() error {
 	if err := os.MkdirAll(n.config.Dir, 0o755); err != nil {
 		return err
 	}
-	lock, err := lockVolume(n.config.Dir)
+	lock, err := storage.Lock(n.config.Dir)
 	if err != nil {
 		return err
 	}
@@ -171,12 +171,12 @@ func (n *Node) open() error {
 }
 
 func (n *Node) openLocked() error {
-	fresh, err := isNew(n.config.Dir)
+	fresh, err := storage.IsNew(n.config.Dir)
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(n.config.Dir, recoveryFile)); fresh && err == nil {
-		return fmt.Errorf("%s is there, but no volume to recover: take it away to start with an empty one", recoveryFile)
+	if _, err := os.Stat(filepath.Join(n.config.Dir, storage.RecoveryFile)); fresh && err == nil {
+		return fmt.Errorf("%s is there, but no volume to recover: take it away to start with an empty one", storage.RecoveryFile)
 	}
 	if fresh {
 		if err := n.bootstrap(); err != nil {
@@ -189,7 +189,7 @@ func (n *Node) openLocked() error {
 // bootstrap makes the volume that of a new cluster of one.
 func (n *Node) bootstrap() error {
 	cluster := peer.NewClusterID()
-	err := createVolume(n.config.Dir, n.config.ID, cluster, &raft.Configuration{Servers: []raft.Server{{
+	err := storage.Create(n.config.Dir, n.config.ID, cluster, &raft.Configuration{Servers: []raft.Server{{
 		ID:      raft.ServerID(n.config.ID),
 		Address: raft.ServerAddress(n.port.Address()),
 	}}})
@@ -201,50 +201,49 @@ func (n *Node) bootstrap() error {
 
 // start opens the volume and runs raft on it.
 func (n *Node) start() error {
-	v, err := openVolume(n.config.Dir, n.config.ID, n.config.RaftLog.Named("snapshot"))
+	v, err := storage.Open(n.config.Dir, storage.Options{
+		NodeID:       n.config.ID,
+		Logger:       n.config.RaftLog.Named("snapshot"),
+		Fatal:        n.fail,
+		WriteTimeout: writeLimit,
+		OnAppend:     n.entriesStored,
+		Wrap:         n.config.disk,
+	})
 	if err != nil {
 		return err
 	}
-	v.store.fail, v.store.limit = n.fail, writeLimit
-	v.store.stored = n.entriesStored
-	if n.config.disk != nil {
-		v.store.bolt = n.config.disk(v.store.bolt)
-	}
-	recovery, err := readRecovery(n.config.Dir, n.config.ID)
+	recovery, err := storage.ReadRecovery(n.config.Dir, n.config.ID)
 	if err == nil && recovery != nil {
-		err = v.recoverAs(*recovery)
+		err = v.Recover(*recovery)
 	}
 	if err != nil {
-		return errors.Join(err, v.close())
+		return errors.Join(err, v.Close())
 	}
-	n.port.SetClusterID(v.cluster)
+	n.port.SetClusterID(v.Cluster)
 	n.machine.Reset()
 	config := n.raftConfig()
-	t := newTransport(n.port.Stream(), n.config.RaftLog, config.HeartbeatTimeout/4)
-	cache, err := raft.NewLogCache(512, v.store)
+	t := peer.NewTransport(n.port.Stream(), n.config.RaftLog, config.HeartbeatTimeout/4)
+	cache, err := raft.NewLogCache(512, v.Log)
 	if err != nil {
-		return errors.Join(err, t.Close(), v.close())
+		return errors.Join(err, t.Close(), v.Close())
 	}
 	r, err := newRaft(config, n.machine, v, cache, t, recovery)
 	if err == nil && recovery != nil {
-		n.config.Logf("Recovered from %s as cluster %s: the members are now %v", recoveryFile, v.cluster, recovery.Servers)
-		err = os.Rename(filepath.Join(n.config.Dir, recoveryFile), filepath.Join(n.config.Dir, recoveryFile+".used"))
-		if err == nil {
-			err = setStable(v.bolt, keyRecoveredFrom, nil)
-		}
+		n.config.Logf("Recovered from %s as cluster %s: the members are now %v", storage.RecoveryFile, n.port.ClusterID(), recovery.Servers)
+		err = v.FinishRecovery()
 	}
 	if errors.Is(err, errStopped) {
 		err = <-n.failed
 	}
 	if err != nil {
-		return errors.Join(err, t.Close(), v.close())
+		return errors.Join(err, t.Close(), v.Close())
 	}
-	wanted := func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
+	stillLeads := func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
 		future := r.GetConfiguration()
 		return r.State() == raft.Leader && r.CurrentTerm() == term && future.Error() == nil &&
 			slices.ContainsFunc(future.Configuration().Servers, func(s raft.Server) bool { return s.ID == id && s.Address == address })
 	}
-	t.wanted.Store(&wanted)
+	t.SetStillLeads(stillLeads)
 	n.current.Store(&instance{raft: r, log: cache, transport: t, volume: v})
 	return nil
 }
@@ -271,134 +270,33 @@ func (n *Node) raftConfig() *raft.Config {
 	return c
 }
 
-// recoveryFile in the volume names the members that are left when a majority is lost
-// for good, in the format that Consul, Nomad and Vault document. It is used once, at
-// the start, and renamed.
-const recoveryFile = "peers.json"
-
-func readRecovery(dir, nodeID string) (*raft.Configuration, error) {
-	path := filepath.Join(dir, recoveryFile)
-	configuration, err := raft.ReadConfigJSON(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w: want a list of {\"id\", \"address\", \"non_voter\"} with a voter in it; mend it, or take it away to start as before", path, err)
-	}
-	if !slices.ContainsFunc(configuration.Servers, func(s raft.Server) bool { return string(s.ID) == nodeID }) {
-		return nil, fmt.Errorf("%s does not name this node, %s: mend it, or take it away to start as before", path, nodeID)
-	}
-	return &configuration, nil
-}
-
 // errStopped is returned when the store has ended the goroutine that called it,
 // after it called fail.
 var errStopped = errors.New("stopped by the store")
 
 // newRaft is raft.NewRaft in a goroutine of its own: the store ends the goroutine
 // of what fails, and raft panics when an entry is missing.
-func newRaft(c *raft.Config, machine StateMachine, v *volume, log raft.LogStore, t raft.Transport, recovery *raft.Configuration) (r *raft.Raft, err error) {
+func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.LogStore, t raft.Transport, recovery *raft.Configuration) (r *raft.Raft, err error) {
 	err = errStopped
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		defer func() {
 			if p := recover(); p != nil {
-				err = fmt.Errorf("%w: %v", errDamaged, p)
+				err = fmt.Errorf("%w: %v", storage.ErrCorrupt, p)
 			}
 		}()
 		if recovery != nil {
-			if err = raft.RecoverCluster(c, machine, v.store, v.store, v.snapshots, t, *recovery); err != nil {
-				err = fmt.Errorf("%s: %w", recoveryFile, err)
+			if err = raft.RecoverCluster(c, machine, v.Log, v.Log, v.Snapshots, t, *recovery); err != nil {
+				err = fmt.Errorf("%s: %w", storage.RecoveryFile, err)
 				return
 			}
 			machine.Reset()
 		}
-		r, err = raft.NewRaft(c, machine, log, v.store, v.snapshots, t)
+		r, err = raft.NewRaft(c, machine, log, v.Log, v.Snapshots, t)
 	}()
 	<-done
 	return r, err
-}
-
-// transport is raft's network transport, but for three things that raft 1.7.3 leaves
-// to its users.
-//
-// Heartbeats are kept off the fast path. There, a heartbeat of a newer term raises the
-// term on the connection's own goroutine while the leader's loop stamps an entry with
-// it: an entry of a term that this node does not lead, and, when the true leader has
-// another of the same index and term, replicas that differ for ever (hashicorp/raft
-// issue 695).
-//
-// Heartbeats to all members go out together, step apart: raft's own, to each at random
-// every HeartbeatTimeout/10 to /5, are what an idle leader mostly wakes up for. Nobody
-// relies on more than one in HeartbeatTimeout, neither a follower nor the leader's
-// lease.
-//
-// Replication is patient with a member that is away. After each failure raft sleeps
-// twice as long, up to 10 s, deaf to the member's return; here the call itself waits
-// for it.
-type transport struct {
-	*raft.NetworkTransport
-	// wanted reports whether this node still leads in term and has the member id at
-	// that address. Nil: never.
-	wanted atomic.Pointer[func(term uint64, id raft.ServerID, address raft.ServerAddress) bool]
-	step   time.Duration
-	closed context.Context
-	close  context.CancelFunc
-}
-
-const (
-	patience      = time.Minute
-	patienceRetry = 50 * time.Millisecond
-)
-
-// SetHeartbeatHandler does nothing, so that heartbeats take raft's main loop.
-func (*transport) SetHeartbeatHandler(func(raft.RPC)) {}
-
-// AppendEntries implements raft.Transport.
-func (t *transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest, response *raft.AppendEntriesResponse) error {
-	heartbeat := args.PrevLogEntry == 0 && len(args.Entries) == 0 && args.LeaderCommitIndex == 0
-	wants := func() bool {
-		wanted := t.wanted.Load()
-		return wanted != nil && (*wanted)(args.Term, id, address)
-	}
-	if heartbeat {
-		now := time.Now()
-		select {
-		case <-t.closed.Done():
-		case <-time.After(now.Truncate(t.step).Add(t.step).Sub(now)):
-		}
-		if !wants() {
-			return nil // raft is about to end this heartbeat, and would log an error
-		}
-	}
-	for begin := time.Now(); ; time.Sleep(patienceRetry) {
-		err := t.NetworkTransport.AppendEntries(id, address, args, response)
-		if err == nil || heartbeat || t.IsShutdown() || time.Since(begin) > patience || !wants() {
-			return err
-		}
-	}
-}
-
-// Close implements raft.WithClose. It may be called more than once.
-func (t *transport) Close() error {
-	t.close()
-	return t.NetworkTransport.Close()
-}
-
-func newTransport(stream raft.StreamLayer, log hclog.Logger, step time.Duration) *transport {
-	t := &transport{step: step, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream:  stream,
-		MaxPool: 3,
-		// No pipeline: after an answer that is no success, raft may wait for ever to send
-		// the next entry, while the follower hears heartbeats (hashicorp/raft issue 612).
-		// One flight of proposals at a time has no use for it: no difference was measured.
-		MaxRPCsInFlight: 1,
-		Timeout:         10 * time.Second,
-		Logger:          log,
-	})}
-	t.closed, t.close = context.WithCancel(context.Background())
-	return t
 }
 
 // fail ends the node: the first call's error comes out of Failed.
@@ -477,5 +375,5 @@ func (n *Node) close() error {
 	i := n.current.Load()
 	stopped := i.stop()
 	close(n.stopped)
-	return errors.Join(stopped, n.port.Close(), i.volume.close(), n.lock.Close())
+	return errors.Join(stopped, n.port.Close(), i.volume.Close(), n.lock.Close())
 }

@@ -7,6 +7,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+
+	"raftkv/internal/peer"
 )
 
 // TestPipelineOfAFollowerThatRefuses is hashicorp/raft's issue 612, step by step: a
@@ -55,7 +57,7 @@ func TestPipelineOfAFollowerThatRefuses(t *testing.T) {
 		want   bool
 	}{
 		{"with our transport", func(stream raft.StreamLayer, log hclog.Logger) raft.Transport {
-			return newTransport(stream, log, time.Second)
+			return peer.NewTransport(stream, log, time.Second)
 		}, false},
 		// Should this fail after an upgrade, issue 612 may be mended.
 		{"as raft comes", func(stream raft.StreamLayer, _ hclog.Logger) raft.Transport {

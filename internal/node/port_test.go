@@ -57,8 +57,8 @@ func FuzzRaftPort(f *testing.F) {
 		f.Fatal(err)
 	}
 	member, decoder := listenPeer(f), listenPeer(f)
-	caller := newTransport(member.Stream(), hclog.NewNullLogger(), time.Second)
-	called := newTransport(decoder.Stream(), hclog.NewNullLogger(), time.Second)
+	caller := peer.NewTransport(member.Stream(), hclog.NewNullLogger(), time.Second)
+	called := peer.NewTransport(decoder.Stream(), hclog.NewNullLogger(), time.Second)
 	done := make(chan struct{})
 	f.Cleanup(func() {
 		close(done)

@@ -193,7 +193,7 @@ func (n *Node) learn() {
 		case <-n.quiet.C:
 		}
 		i := n.current.Load() // may be stopped meanwhile: it is only looked at
-		last := i.volume.store.last.Load()
+		last := i.volume.Log.Last()
 		if i.raft.State() != raft.Follower || i.raft.CommitIndex() >= last {
 			continue
 		}

@@ -121,7 +121,7 @@ func (n *Node) Info() Info {
 		Removed:      n.removed.Load(),
 		MemberIDs:    members,
 
-		SnapshotBytes: i.volume.snapshots.written.Load(),
+		SnapshotBytes: i.volume.Snapshots.Written(),
 	}
 }
 

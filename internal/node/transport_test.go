@@ -3,7 +3,6 @@ package node
 import (
 	"fmt"
 	"net"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,7 +10,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/command"
-
 	"raftkv/internal/peer"
 )
 
@@ -46,9 +44,11 @@ func listenPeer(t testing.TB) *peer.Port {
 // follower keeps the wrong one, for ever.
 func TestHeartbeatsOffTheFastPath(t *testing.T) {
 	asItComes := func(stream raft.StreamLayer, log hclog.Logger) raft.Transport {
-		return newTransport(stream, log, 0).NetworkTransport
+		return peer.NewTransport(stream, log, 0).NetworkTransport
 	}
-	wrapped := func(stream raft.StreamLayer, log hclog.Logger) raft.Transport { return newTransport(stream, log, 0) }
+	wrapped := func(stream raft.StreamLayer, log hclog.Logger) raft.Transport {
+		return peer.NewTransport(stream, log, 0)
+	}
 
 	t.Run("with our transport", func(t *testing.T) {
 		if got := afterStrayHeartbeat(t, wrapped); got != "the true leader's" {
@@ -65,55 +65,6 @@ func TestHeartbeatsOffTheFastPath(t *testing.T) {
 		}
 		t.Error("the follower applied what the true leader committed, 5 times of 5: it no longer diverges")
 	})
-}
-
-// TestHeartbeatsInStep: they go out with the clock, as long as they are wanted.
-func TestHeartbeatsInStep(t *testing.T) {
-	receiver := newTransport(listenPeer(t).Stream(), hclog.NewNullLogger(), 0)
-	t.Cleanup(func() { _ = receiver.Close() })
-	var received atomic.Int64
-	go func() {
-		for {
-			select {
-			case rpc := <-receiver.Consumer():
-				received.Add(1)
-				rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil)
-			case <-receiver.closed.Done():
-				return
-			}
-		}
-	}()
-	beat := func(step time.Duration, wants bool) (sender *transport, sent chan bool) {
-		sender = newTransport(listenPeer(t).Stream(), hclog.NewNullLogger(), step)
-		t.Cleanup(func() { _ = sender.Close() })
-		wanted := func(uint64, raft.ServerID, raft.ServerAddress) bool { return wants }
-		sender.wanted.Store(&wanted)
-		sent = make(chan bool, 1)
-		go func() {
-			before := received.Load()
-			if err := sender.AppendEntries("n2", receiver.LocalAddr(), new(raft.AppendEntriesRequest), new(raft.AppendEntriesResponse)); err != nil {
-				t.Errorf("got %v, which raft logs", err)
-			}
-			sent <- received.Load() > before
-		}()
-		return sender, sent
-	}
-
-	const step = 500 * time.Millisecond
-	tick := time.Now().Truncate(step).Add(step)
-	if _, sent := beat(step, true); !<-sent || time.Now().Before(tick) {
-		t.Errorf("it was not sent, or %v before its time", time.Until(tick))
-	}
-	if _, sent := beat(time.Millisecond, false); <-sent {
-		t.Error("it was sent although nobody wants it")
-	}
-	sender, sent := beat(1000*time.Hour, false)
-	_ = sender.Close()
-	select {
-	case <-sent:
-	case <-time.After(30 * time.Second):
-		t.Error("it waits for its time although the transport is closed")
-	}
 }
 
 // afterStrayHeartbeat returns what the old leader holds as x after the true leader

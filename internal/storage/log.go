@@ -1,4 +1,4 @@
-package node
+package storage
 
 import (
 	"encoding/binary"
@@ -28,18 +28,18 @@ import (
 //
 // Its methods may be called concurrently, writers of the log one at a time, as
 // raft does.
-type store struct {
-	bolt  logAndStable
-	fail  func(error)           // ends the node; called any number of times
-	limit time.Duration         // for one write, before the disk counts as hung (hashicorp/raft issue 503)
-	floor func() (index uint64) // compaction keeps every entry above it
-	last  atomic.Uint64         // index of the last entry, as the end marker has it
+type Log struct {
+	bolt        LogAndStable
+	fail        func(error)           // ends the node; called any number of times
+	limit       time.Duration         // for one write, before the disk counts as hung (hashicorp/raft issue 503)
+	retainAfter func() (index uint64) // compaction keeps every entry above it
+	last        atomic.Uint64         // index of the last entry, as the end marker has it
 
-	stored func() // called when entries were stored; must not block
+	onAppend func() // called when entries were stored; must not block
 }
 
-// logAndStable is what store needs of raft-boltdb; tests put failing disks here.
-type logAndStable interface {
+// LogAndStable is what store needs of raft-boltdb; tests put failing disks here.
+type LogAndStable interface {
 	raft.LogStore
 	raft.StableStore
 }
@@ -47,16 +47,16 @@ type logAndStable interface {
 const endMarker uint64 = math.MaxUint64
 
 var (
-	errDamaged = errors.New("damaged")
+	ErrCorrupt = errors.New("damaged")
 
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
 )
 
 // FirstIndex implements raft.LogStore.
-func (s *store) FirstIndex() (uint64, error) {
+func (s *Log) FirstIndex() (uint64, error) {
 	first, err := s.bolt.FirstIndex()
 	if err != nil {
-		s.stop("read the log", err)
+		s.fatal("read the log", err)
 	}
 	if first == endMarker {
 		return 0, nil
@@ -64,37 +64,40 @@ func (s *store) FirstIndex() (uint64, error) {
 	return first, nil
 }
 
+// Last returns the index of the last entry. Unlike raft's own, it never blocks.
+func (s *Log) Last() uint64 { return s.last.Load() }
+
 // LastIndex implements raft.LogStore.
-func (s *store) LastIndex() (uint64, error) { return s.last.Load(), nil }
+func (s *Log) LastIndex() (uint64, error) { return s.last.Load(), nil }
 
 // GetLog implements raft.LogStore. The only error it returns is
 // raft.ErrLogNotFound.
-func (s *store) GetLog(index uint64, log *raft.Log) error {
+func (s *Log) GetLog(index uint64, log *raft.Log) error {
 	err := readLog(s.bolt, index, log)
 	if err != nil && !errors.Is(err, raft.ErrLogNotFound) {
-		s.stop("read the log", err)
+		s.fatal("read the log", err)
 	}
 	return err
 }
 
 // StoreLog implements raft.LogStore.
-func (s *store) StoreLog(log *raft.Log) error { return s.StoreLogs([]*raft.Log{log}) }
+func (s *Log) StoreLog(log *raft.Log) error { return s.StoreLogs([]*raft.Log{log}) }
 
 // StoreLogs implements raft.LogStore: all entries are on disk, or the node ends.
-func (s *store) StoreLogs(logs []*raft.Log) error {
+func (s *Log) StoreLogs(logs []*raft.Log) error {
 	if len(logs) == 0 {
 		return nil
 	}
 	last := logs[len(logs)-1].Index
 	s.write("append to the log", func() error { return appendLogs(s.bolt, logs, last) })
 	s.last.Store(last)
-	s.stored()
+	s.onAppend()
 	return nil
 }
 
 // DeleteRange implements raft.LogStore. A range at the end is cut by moving the
 // end marker first: after a crash between the two, opening the volume finishes it.
-func (s *store) DeleteRange(low, high uint64) error {
+func (s *Log) DeleteRange(low, high uint64) error {
 	first, err := s.FirstIndex()
 	if err != nil {
 		return err
@@ -114,7 +117,7 @@ func (s *store) DeleteRange(low, high uint64) error {
 		s.last.Store(end)
 		return nil
 	}
-	if high = min(high, s.floor()); high < low {
+	if high = min(high, s.retainAfter()); high < low {
 		return nil
 	}
 	s.write("compact the log", func() error { return s.bolt.DeleteRange(low, high) })
@@ -122,31 +125,31 @@ func (s *store) DeleteRange(low, high uint64) error {
 }
 
 // Set implements raft.StableStore.
-func (s *store) Set(key, value []byte) error {
+func (s *Log) Set(key, value []byte) error {
 	s.write("save "+string(key), func() error { return setStable(s.bolt, key, value) })
 	return nil
 }
 
 // Get implements raft.StableStore. Opening the volume has made sure that every
 // key that raft asks for is there.
-func (s *store) Get(key []byte) ([]byte, error) {
+func (s *Log) Get(key []byte) ([]byte, error) {
 	value, err := getStable(s.bolt, key)
 	if err != nil {
-		s.stop("read "+string(key), err)
+		s.fatal("read "+string(key), err)
 	}
 	return value, nil
 }
 
 // SetUint64 implements raft.StableStore.
-func (s *store) SetUint64(key []byte, value uint64) error {
+func (s *Log) SetUint64(key []byte, value uint64) error {
 	return s.Set(key, binary.BigEndian.AppendUint64(nil, value))
 }
 
 // GetUint64 implements raft.StableStore.
-func (s *store) GetUint64(key []byte) (uint64, error) {
+func (s *Log) GetUint64(key []byte) (uint64, error) {
 	value, err := s.Get(key)
 	if err == nil && len(value) != 8 {
-		s.stop("read "+string(key), fmt.Errorf("%d bytes, want 8: %w", len(value), errDamaged))
+		s.fatal("read "+string(key), fmt.Errorf("%d bytes, want 8: %w", len(value), ErrCorrupt))
 	}
 	return binary.BigEndian.Uint64(value), err
 }
@@ -157,7 +160,7 @@ func (s *store) GetUint64(key []byte) (uint64, error) {
 const watchTicks = 20
 
 // write runs one write of the disk under the watchdog.
-func (s *store) write(what string, run func() error) {
+func (s *Log) write(what string, run func() error) {
 	var answered atomic.Bool
 	var tick func()
 	left := watchTicks
@@ -171,12 +174,12 @@ func (s *store) write(what string, run func() error) {
 	watchdog := time.AfterFunc(s.limit/watchTicks, tick)
 	defer func() { answered.Store(true); watchdog.Stop() }()
 	if err := run(); err != nil {
-		s.stop(what, err)
+		s.fatal(what, err)
 	}
 }
 
-// stop ends the node, and the calling goroutine with it.
-func (s *store) stop(what string, err error) {
+// fatal ends the node, and the calling goroutine with it.
+func (s *Log) fatal(what string, err error) {
 	s.fail(fmt.Errorf("%s: %w", what, err))
 	runtime.Goexit()
 }
@@ -207,14 +210,14 @@ func readLog(from raft.LogStore, index uint64, log *raft.Log) error {
 	}
 	n := len(log.Extensions) - crc32.Size
 	if n < 0 {
-		return fmt.Errorf("entry %d has no checksum: %w", index, errDamaged)
+		return fmt.Errorf("entry %d has no checksum: %w", index, ErrCorrupt)
 	}
 	checksum := binary.BigEndian.Uint32(log.Extensions[n:])
 	if log.Extensions = log.Extensions[:n]; n == 0 {
 		log.Extensions = nil
 	}
 	if log.Index != index || checksum != logChecksum(log) {
-		return fmt.Errorf("entry %d fails its checksum: %w", index, errDamaged)
+		return fmt.Errorf("entry %d fails its checksum: %w", index, ErrCorrupt)
 	}
 	return nil
 }
@@ -226,7 +229,7 @@ func readEnd(from raft.LogStore) (uint64, error) {
 		return 0, fmt.Errorf("end marker of the log: %w", err)
 	}
 	if len(marker.Data) != 8 {
-		return 0, fmt.Errorf("end marker of the log: %w", errDamaged)
+		return 0, fmt.Errorf("end marker of the log: %w", ErrCorrupt)
 	}
 	return binary.BigEndian.Uint64(marker.Data), nil
 }
@@ -255,7 +258,7 @@ func getStable(from raft.StableStore, key []byte) ([]byte, error) {
 	}
 	n := len(b) - crc32.Size
 	if n < 0 || binary.BigEndian.Uint32(b[n:]) != stableChecksum(key, b[:n]) {
-		return nil, fmt.Errorf("stable value %s fails its checksum: %w", key, errDamaged)
+		return nil, fmt.Errorf("stable value %s fails its checksum: %w", key, ErrCorrupt)
 	}
 	return b[:n:n], nil
 }
@@ -264,4 +267,4 @@ func stableChecksum(key, value []byte) uint32 {
 	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
 }
 
-var _ logAndStable = (*raftboltdb.BoltStore)(nil)
+var _ LogAndStable = (*raftboltdb.BoltStore)(nil)

@@ -1,7 +1,6 @@
-package node
+package storage
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -19,18 +16,37 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
-
-	"raftkv/internal/peer"
 )
 
 // A volume is the directory of one node: raft.db (log and stable store) and
 // snapshots/. It appears whole or not at all: raft.db is made under another name
 // and then renamed, so a raft.db that is empty or lacks a key is damaged, never new.
-type volume struct {
-	bolt      *raftboltdb.BoltStore
-	store     *store
-	snapshots *snapshots
-	cluster   peer.ClusterID
+type Volume struct {
+	Log       *Log
+	Snapshots *Snapshots
+	Cluster   ClusterID // of the cluster whose entries the volume holds
+
+	dir  string
+	bolt *raftboltdb.BoltStore
+}
+
+// ClusterID is the identity of a cluster, as package peer has it.
+type ClusterID = [16]byte
+
+// Options of Open. All fields but Wrap are required.
+type Options struct {
+	NodeID string       // of the node that the volume must belong to
+	Logger hclog.Logger // for lines about snapshots
+
+	// Fatal ends the node. It is called at the first failed write, damaged read, or
+	// write that takes longer than WriteTimeout, any number of times and by several
+	// goroutines. The goroutine of the caller ends after it.
+	Fatal        func(error)
+	WriteTimeout time.Duration
+
+	OnAppend func() // called when entries were stored; must not block
+
+	Wrap func(LogAndStable) LogAndStable // puts a disk that fails below the log, for tests; nil: none
 }
 
 // Keys of the stable store: ours, and those that hashicorp/raft uses.
@@ -47,10 +63,10 @@ var (
 // lockTimeout is how long to wait for another process to let go of the volume.
 const lockTimeout = time.Second
 
-// lockVolume makes dir this process's until the returned file is closed. Bbolt's
+// Lock makes dir this process's until the returned file is closed. Bbolt's
 // own lock comes too late: before it, the volume is read and leftovers removed, and
 // a new raft.db replaces what it is on.
-func lockVolume(dir string) (*os.File, error) {
+func Lock(dir string) (*os.File, error) {
 	d, err := os.Open(dir)
 	if err != nil {
 		return nil, err
@@ -71,8 +87,8 @@ func lockVolume(dir string) (*os.File, error) {
 
 func boltPath(dir string) string { return filepath.Join(dir, "raft.db") }
 
-// isNew reports whether dir holds no volume yet.
-func isNew(dir string) (bool, error) {
+// IsNew reports whether dir holds no volume yet.
+func IsNew(dir string) (bool, error) {
 	_, err := os.Stat(boltPath(dir))
 	if err == nil {
 		return false, nil
@@ -81,16 +97,16 @@ func isNew(dir string) (bool, error) {
 		return false, err
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, "snapshots", "*")); len(left) > 0 {
-		return false, fmt.Errorf("%s is gone, but %s is there: %w", boltPath(dir), left[0], errDamaged)
+		return false, fmt.Errorf("%s is gone, but %s is there: %w", boltPath(dir), left[0], ErrCorrupt)
 	}
 	return true, nil
 }
 
-// createVolume replaces whatever volume is in dir by a new one of the given
+// Create replaces whatever volume is in dir by a new one of the given
 // cluster, in one step as far as a crash can see. With a configuration, it begins
 // as raft bootstraps: term 1, the configuration as entry 1; without one, the node
 // waits to be told by the cluster's leader.
-func createVolume(dir, nodeID string, cluster peer.ClusterID, bootstrap *raft.Configuration) error {
+func Create(dir, nodeID string, cluster ClusterID, bootstrap *raft.Configuration) error {
 	// The snapshots of a former volume go first: the caller knows that they hold
 	// nothing.
 	if err := os.RemoveAll(filepath.Join(dir, "snapshots")); err != nil {
@@ -113,7 +129,7 @@ func createVolume(dir, nodeID string, cluster peer.ClusterID, bootstrap *raft.Co
 	return syncDir(dir)
 }
 
-func fillVolume(bolt *raftboltdb.BoltStore, nodeID string, cluster peer.ClusterID, bootstrap *raft.Configuration) error {
+func fillVolume(bolt *raftboltdb.BoltStore, nodeID string, cluster ClusterID, bootstrap *raft.Configuration) error {
 	var (
 		term uint64
 		logs []*raft.Log
@@ -136,6 +152,7 @@ func fillVolume(bolt *raftboltdb.BoltStore, nodeID string, cluster peer.ClusterI
 	return appendLogs(bolt, logs, uint64(len(logs)))
 }
 
+// syncDir makes a rename in dir last.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -156,17 +173,17 @@ func boltOptions(readOnly bool) *bbolt.Options {
 	}
 }
 
-// openVolume opens the volume in dir for the node nodeID. It refuses, with an
-// error that wraps errDamaged, a volume that could make the node serve anything
+// Open opens the volume in dir for the node nodeID. It refuses, with an
+// error that wraps ErrCorrupt, a volume that could make the node serve anything
 // but what it had: nothing is written before all of it was read and verified.
-func openVolume(dir, nodeID string, log hclog.Logger) (*volume, error) {
-	snaps, err := openSnapshots(dir, log)
+func Open(dir string, o Options) (*Volume, error) {
+	snaps, err := openSnapshots(dir, o.Logger)
 	if err != nil {
 		return nil, err
 	}
-	v := &volume{snapshots: snaps}
+	v := &Volume{Snapshots: snaps, dir: dir}
 	var end uint64
-	if v.cluster, end, err = checkVolume(dir, nodeID, snaps); err != nil {
+	if v.Cluster, end, err = checkVolume(dir, o.NodeID, snaps); err != nil {
 		return nil, err
 	}
 	err = guard(func() (err error) {
@@ -180,38 +197,19 @@ func openVolume(dir, nodeID string, log hclog.Logger) (*volume, error) {
 	if err := v.bolt.DeleteRange(end+1, endMarker-1); err != nil {
 		return nil, errors.Join(err, v.bolt.Close())
 	}
-	v.store = &store{bolt: v.bolt, floor: snaps.oldest, stored: func() {}}
-	v.store.last.Store(end)
+	v.Log = &Log{bolt: v.bolt, retainAfter: snaps.oldest, onAppend: o.OnAppend, fail: o.Fatal, limit: o.WriteTimeout}
+	if o.Wrap != nil {
+		v.Log.bolt = o.Wrap(v.bolt)
+	}
+	v.Log.last.Store(end)
 	return v, nil
 }
 
-// recoverAs gives the volume the cluster ID of the cluster that recovery makes: those
-// who were lost, should they come back, are another cluster, for they may have
-// elected in the same terms. Every survivor with the same peers.json gets the same ID,
-// also when it crashes half-way and recovers again.
-func (v *volume) recoverAs(recovery raft.Configuration) error {
-	from, err := getStable(v.bolt, keyRecoveredFrom)
-	if errors.Is(err, raftboltdb.ErrKeyNotFound) || (err == nil && len(from) == 0) {
-		from = v.cluster[:]
-		err = setStable(v.bolt, keyRecoveredFrom, from)
-	}
-	if err != nil {
-		return err
-	}
-	lines := []string{}
-	for _, s := range recovery.Servers {
-		lines = append(lines, fmt.Sprintf("%s %s %s", s.ID, s.Address, s.Suffrage))
-	}
-	slices.Sort(lines)
-	sum := sha256.Sum256(append(from[:len(from):len(from)], strings.Join(lines, "\n")...))
-	v.cluster = peer.ClusterID(sum[:len(v.cluster)])
-	return setStable(v.bolt, keyClusterID, v.cluster[:])
-}
-
-func (v *volume) close() error { return v.bolt.Close() }
+// Close closes raft.db. No method of Log may be called afterwards.
+func (v *Volume) Close() error { return v.bolt.Close() }
 
 // checkVolume reads and verifies everything, and writes nothing.
-func checkVolume(dir, nodeID string, snaps *snapshots) (cluster peer.ClusterID, end uint64, err error) {
+func checkVolume(dir, nodeID string, snaps *Snapshots) (cluster ClusterID, end uint64, err error) {
 	err = guard(func() (err error) {
 		if err := checkBolt(boltPath(dir)); err != nil {
 			return err
@@ -239,15 +237,15 @@ func openBolt(dir string, readOnly bool) (*raftboltdb.BoltStore, error) {
 }
 
 // checkStable verifies the stable values and returns the cluster ID.
-func checkStable(bolt raft.StableStore, nodeID string) (cluster peer.ClusterID, err error) {
+func checkStable(bolt raft.StableStore, nodeID string) (cluster ClusterID, err error) {
 	for _, key := range [][]byte{keyClusterID, keyNodeID, keyCurrentTerm, keyLastVoteTerm, keyLastVoteCand} {
 		value, err := getStable(bolt, key)
 		if err != nil {
-			return cluster, fmt.Errorf("%w: %w", errDamaged, err)
+			return cluster, fmt.Errorf("%w: %w", ErrCorrupt, err)
 		}
 		switch {
 		case &key[0] == &keyClusterID[0] && len(value) == len(cluster):
-			cluster = peer.ClusterID(value)
+			cluster = ClusterID(value)
 		case &key[0] == &keyNodeID[0] && string(value) != nodeID:
 			return cluster, fmt.Errorf("it is the volume of node %s, not of %s: give this node its own", value, nodeID)
 		}
@@ -257,9 +255,9 @@ func checkStable(bolt raft.StableStore, nodeID string) (cluster peer.ClusterID, 
 
 // checkLog verifies every entry and that the log together with the newest
 // readable snapshot rebuilds all that the node ever had. It returns the last index.
-func checkLog(bolt raft.LogStore, snaps *snapshots) (end uint64, err error) {
+func checkLog(bolt raft.LogStore, snaps *Snapshots) (end uint64, err error) {
 	if end, err = readEnd(bolt); err != nil {
-		return 0, fmt.Errorf("%w: %w", errDamaged, err)
+		return 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	var base uint64
 	snapshot, err := snaps.usable()
@@ -276,7 +274,7 @@ func checkLog(bolt raft.LogStore, snaps *snapshots) (end uint64, err error) {
 	// A snapshot was acknowledged, like an entry: to fall back behind it is safe
 	// only if the log has everything up to it.
 	if base < newest && end < newest {
-		return 0, fmt.Errorf("the snapshot at index %d, and the log does not reach it: %w", newest, errDamaged)
+		return 0, fmt.Errorf("the snapshot at index %d, and the log does not reach it: %w", newest, ErrCorrupt)
 	}
 	if base < newest {
 		snaps.log.Warn("the newest snapshot is damaged: falling back", "damaged", newest, "to", base, "log-until", end)
@@ -286,7 +284,7 @@ func checkLog(bolt raft.LogStore, snaps *snapshots) (end uint64, err error) {
 		return 0, err
 	}
 	if first > base+1 && first != endMarker {
-		return 0, fmt.Errorf("the log begins at index %d, the newest readable snapshot ends at %d: %w", first, base, errDamaged)
+		return 0, fmt.Errorf("the log begins at index %d, the newest readable snapshot ends at %d: %w", first, base, ErrCorrupt)
 	}
 	for index := min(first, base+1); index <= end; index++ {
 		var entry raft.Log
@@ -295,7 +293,7 @@ func checkLog(bolt raft.LogStore, snaps *snapshots) (end uint64, err error) {
 			continue // a gap that an installed snapshot left
 		}
 		if err != nil {
-			return 0, fmt.Errorf("%w: entry %d: %w", errDamaged, index, err)
+			return 0, fmt.Errorf("%w: entry %d: %w", ErrCorrupt, index, err)
 		}
 	}
 	return end, nil
@@ -306,7 +304,7 @@ func guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", errDamaged, p)
+			err = fmt.Errorf("%w: %v", ErrCorrupt, p)
 		}
 	}()
 	return f()

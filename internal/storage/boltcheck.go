@@ -1,4 +1,4 @@
-package node
+package storage
 
 import (
 	"bytes"
@@ -9,7 +9,7 @@ import (
 )
 
 // checkBolt reads the file of a closed bbolt database and returns an error that
-// wraps errDamaged unless every page that its tree reaches is well-formed.
+// wraps ErrCorrupt unless every page that its tree reaches is well-formed.
 //
 // It stands before bbolt itself, which checks its two meta pages only, falls back
 // without a word to the older one (losing the newest transaction), and panics on
@@ -22,7 +22,7 @@ func checkBolt(path string) error {
 	}
 	c := boltChecker{file: file, seen: make(map[uint64]bool)}
 	if err := c.run(); err != nil {
-		return fmt.Errorf("%s: %w: %w", path, errDamaged, err)
+		return fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
 	}
 	return nil
 }

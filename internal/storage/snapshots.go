@@ -1,4 +1,4 @@
-package node
+package storage
 
 import (
 	"bufio"
@@ -21,7 +21,7 @@ import (
 )
 
 // snapshotsKept is how many snapshots stay on disk. The log is kept back to the
-// older one (see store.floor), so that a damaged newest one loses nothing.
+// older one (see store.retainAfter), so that a damaged newest one loses nothing.
 const snapshotsKept = 2
 
 // snapshots is raft's FileSnapshotStore with its metadata protected: raft checks
@@ -29,7 +29,7 @@ const snapshotsKept = 2
 // by nothing. So each state begins with a header that repeats the metadata: a
 // uvarint length and JSON. It never leaves this type: Open takes it off, and what
 // crosses the wire or reaches the state machine is the state alone.
-type snapshots struct {
+type Snapshots struct {
 	*raft.FileSnapshotStore
 	dir string
 	log hclog.Logger
@@ -54,7 +54,7 @@ func headerOf(meta *raft.SnapshotMeta) snapshotHeader {
 
 // openSnapshots opens the snapshots of a volume and removes what a crash left
 // half written, which raft itself never does.
-func openSnapshots(volume string, log hclog.Logger) (*snapshots, error) {
+func openSnapshots(volume string, log hclog.Logger) (*Snapshots, error) {
 	dir := filepath.Join(volume, "snapshots")
 	leftovers, err := filepath.Glob(filepath.Join(dir, "*.tmp"))
 	if err != nil {
@@ -70,11 +70,15 @@ func openSnapshots(volume string, log hclog.Logger) (*snapshots, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &snapshots{FileSnapshotStore: files, dir: dir, log: log, damaged: make(map[string]struct{})}, nil
+	return &Snapshots{FileSnapshotStore: files, dir: dir, log: log, damaged: make(map[string]struct{})}, nil
 }
 
+// Written returns how many bytes of state were written since the volume was opened,
+// over all snapshots: while an install goes on, it grows.
+func (s *Snapshots) Written() uint64 { return s.written.Load() }
+
 // Create implements raft.SnapshotStore.
-func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
+func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
 	configurationIndex uint64, transport raft.Transport) (raft.SnapshotSink, error) {
 	header, err := json.Marshal(snapshotHeader{index, term, configuration, configurationIndex})
 	if err != nil {
@@ -137,7 +141,7 @@ func (p *pacedSink) Cancel() error {
 
 // List implements raft.SnapshotStore. It leaves out a snapshot whose metadata
 // contradict its own name.
-func (s *snapshots) List() ([]*raft.SnapshotMeta, error) {
+func (s *Snapshots) List() ([]*raft.SnapshotMeta, error) {
 	all, err := s.FileSnapshotStore.List()
 	if err != nil {
 		return nil, err
@@ -160,7 +164,7 @@ func (s *snapshots) List() ([]*raft.SnapshotMeta, error) {
 
 // Open implements raft.SnapshotStore. The state is verified before a byte of it
 // is returned.
-func (s *snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+func (s *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	meta, state, err := s.FileSnapshotStore.Open(id)
 	if err != nil {
 		return nil, nil, fmt.Errorf("snapshot %s: %w", id, err)
@@ -186,25 +190,25 @@ type snapshotState struct {
 func readSnapshotHeader(r *bufio.Reader, meta *raft.SnapshotMeta) (int64, error) {
 	n, err := binary.ReadUvarint(r)
 	if err != nil || n > maxSnapshotHeader {
-		return 0, fmt.Errorf("header: %w", errDamaged)
+		return 0, fmt.Errorf("header: %w", ErrCorrupt)
 	}
 	b := make([]byte, n)
 	if _, err := io.ReadFull(r, b); err != nil {
-		return 0, fmt.Errorf("header: %w", errDamaged)
+		return 0, fmt.Errorf("header: %w", ErrCorrupt)
 	}
 	var header snapshotHeader
 	if err := json.Unmarshal(b, &header); err != nil {
-		return 0, fmt.Errorf("header: %w", errDamaged)
+		return 0, fmt.Errorf("header: %w", ErrCorrupt)
 	}
 	if meta.Version != 1 || !reflect.DeepEqual(header, headerOf(meta)) {
-		return 0, fmt.Errorf("meta.json is not what the snapshot was written with: %w", errDamaged)
+		return 0, fmt.Errorf("meta.json is not what the snapshot was written with: %w", ErrCorrupt)
 	}
 	return int64(len(binary.AppendUvarint(nil, n))) + int64(n), nil
 }
 
 // oldest returns the index of the oldest snapshot kept; 0 while there are fewer
 // than snapshotsKept: then the log alone must be able to rebuild everything.
-func (s *snapshots) oldest() uint64 {
+func (s *Snapshots) oldest() uint64 {
 	metas, err := s.List()
 	if err != nil || len(metas) < snapshotsKept {
 		return 0
@@ -214,7 +218,7 @@ func (s *snapshots) oldest() uint64 {
 
 // newestNamed returns the highest index among the names of the snapshots on
 // disk, readable or not; 0 when there are none.
-func (s *snapshots) newestNamed() (uint64, error) {
+func (s *Snapshots) newestNamed() (uint64, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return 0, err
@@ -235,7 +239,7 @@ func (s *snapshots) newestNamed() (uint64, error) {
 
 // usable returns the newest snapshot that can be opened, as raft will choose it
 // at its start; nil when there is none.
-func (s *snapshots) usable() (*raft.SnapshotMeta, error) {
+func (s *Snapshots) usable() (*raft.SnapshotMeta, error) {
 	metas, err := s.List()
 	if err != nil {
 		return nil, err
@@ -257,11 +261,11 @@ func (s *snapshots) usable() (*raft.SnapshotMeta, error) {
 func snapshotIndex(name string) (uint64, error) {
 	parts := strings.Split(name, "-")
 	if len(parts) != 3 {
-		return 0, fmt.Errorf("%s is not the name of a snapshot: %w", name, errDamaged)
+		return 0, fmt.Errorf("%s is not the name of a snapshot: %w", name, ErrCorrupt)
 	}
 	index, err := strconv.ParseUint(parts[1], 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("%s is not the name of a snapshot: %w", name, errDamaged)
+		return 0, fmt.Errorf("%s is not the name of a snapshot: %w", name, ErrCorrupt)
 	}
 	return index, nil
 }

@@ -1,0 +1,197 @@
+package storage
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+// testVolume makes a volume with n entries and returns its directory and what is
+// in it.
+func testVolume(t testing.TB, n int) (dir string, entries []string) {
+	t.Helper()
+	dir = t.TempDir()
+	servers := raft.Configuration{Servers: []raft.Server{{ID: "n1", Address: "127.0.0.1:9000"}}}
+	if err := Create(dir, "n1", ClusterID{1, 2, 3}, &servers); err != nil {
+		t.Fatal(err)
+	}
+	v := mustOpen(t, dir)
+	var logs []*raft.Log
+	for i := range n {
+		logs = append(logs, &raft.Log{Index: uint64(i + 2), Term: 2, Type: raft.LogCommand, Data: fmt.Appendf(nil, "key%d=%s", i, strings.Repeat("v", i%50))})
+	}
+	if err := v.Log.StoreLogs(logs); err != nil {
+		t.Fatal(err)
+	}
+	entries = readAll(t, v.Log)
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return dir, entries
+}
+
+func mustOpen(t testing.TB, dir string) *Volume {
+	t.Helper()
+	v, err := Open(dir, Options{
+		NodeID:       "n1",
+		Logger:       hclog.NewNullLogger(),
+		Fatal:        func(err error) { t.Errorf("the log failed: %v", err) },
+		WriteTimeout: time.Minute,
+		OnAppend:     func() {},
+	})
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	return v
+}
+
+// readAll returns the entries of a log, each as text.
+func readAll(t testing.TB, s raft.LogStore) (entries []string) {
+	t.Helper()
+	first, err := s.FirstIndex()
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := s.LastIndex()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := first; i <= last; i++ {
+		var l raft.Log
+		if err := s.GetLog(i, &l); err != nil {
+			t.Fatalf("GetLog(%d): %v", i, err)
+		}
+		entries = append(entries, fmt.Sprintf("%d %d %d %q %q", l.Index, l.Term, l.Type, l.Data, l.Extensions))
+	}
+	return entries
+}
+
+// stride is how far apart the bytes are that TestDamagedLogIsNeverServed flips. 1
+// tries every byte, in a minute and a half.
+const stride = 97
+
+// TestDamagedLogIsNeverServed flips bytes all over raft.db and cuts it short. The
+// volume must be refused, in one line and without a panic, or hold exactly what
+// it held.
+func TestDamagedLogIsNeverServed(t *testing.T) {
+	dir, want := testVolume(t, 120)
+	whole, err := os.ReadFile(boltPath(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	snaps, err := openSnapshots(dir, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused, opened := 0, 0
+	check := func(what string, damaged []byte, reopen bool) {
+		t.Helper()
+		if err := os.WriteFile(boltPath(dir), damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := checkVolume(dir, "n1", snaps)
+		if err != nil {
+			refused++
+			if !errors.Is(err, ErrCorrupt) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: got %v, want one line of ErrCorrupt", what, err)
+			}
+			return
+		}
+		opened++
+		if !reopen {
+			return
+		}
+		v := mustOpen(t, dir)
+		if got := readAll(t, v.Log); !slices.Equal(got, want) {
+			t.Errorf("%s: it opened with\n%v\nwant\n%v", what, got, want)
+		}
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for i := 0; i < len(whole); i += stride {
+		damaged := bytes.Clone(whole)
+		damaged[i] ^= byte(1 << (i % 8))
+		check(fmt.Sprintf("bit %d of byte %d flipped", i%8, i), damaged, whole[i] != 0 || i%7 == 0) // zeros are free space, mostly
+	}
+	if refused == 0 || opened == 0 {
+		t.Errorf("%d refused, %d opened: want some of both", refused, opened)
+	}
+	t.Logf("%d refused, %d opened unchanged", refused, opened)
+	before := refused
+	for size := 0; size < len(whole); size += 4096 {
+		check(fmt.Sprintf("cut to %d bytes", size), whole[:size], true)
+	}
+	if refused == before {
+		t.Error("no truncation was refused")
+	}
+}
+
+// TestOpenFinishesATruncation: a node that ended between the two steps of
+// DeleteRange at the end of the log must not get the truncated entries back.
+func TestOpenFinishesATruncation(t *testing.T) {
+	dir, entries := testVolume(t, 20)
+	v := mustOpen(t, dir)
+	if err := appendLogs(v.bolt, nil, 11); err != nil { // the first step alone
+		t.Fatal(err)
+	}
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	v = mustOpen(t, dir)
+	defer v.Close()
+	if got := readAll(t, v.Log); !slices.Equal(got, entries[:11]) {
+		t.Errorf("got %v, want %v", got, entries[:11])
+	}
+	var l raft.Log
+	if err := v.bolt.GetLog(12, &l); !errors.Is(err, raft.ErrLogNotFound) {
+		t.Errorf("entry 12: got %v, want ErrLogNotFound", err)
+	}
+}
+
+func TestDeleteRange(t *testing.T) {
+	for _, test := range []struct {
+		name                   string
+		low, high, retainAfter uint64
+		wantFirst, wantLast    uint64
+		wantLength, wantAfter  int
+	}{
+		{"the end", 15, 21, 0, 1, 14, 14, 14},
+		{"all", 1, 21, 0, 0, 0, 0, 0},
+		{"the beginning", 1, 10, 15, 11, 21, 11, 11},
+		{"the beginning, kept for the older snapshot", 1, 10, 5, 6, 21, 16, 16},
+		{"the beginning, with no older snapshot", 1, 10, 0, 1, 21, 21, 21},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir, _ := testVolume(t, 20) // entries 1 to 21
+			v := mustOpen(t, dir)
+			v.Log.retainAfter = func() uint64 { return test.retainAfter }
+			if err := v.Log.DeleteRange(test.low, test.high); err != nil {
+				t.Fatal(err)
+			}
+			first, _ := v.Log.FirstIndex()
+			last, _ := v.Log.LastIndex()
+			if first != test.wantFirst || last != test.wantLast {
+				t.Errorf("got %d to %d, want %d to %d", first, last, test.wantFirst, test.wantLast)
+			}
+			if err := v.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestVolumeOfAnotherNode(t *testing.T) {
+	dir, _ := testVolume(t, 1)
+	if _, err := Open(dir, Options{NodeID: "n2", Logger: hclog.NewNullLogger()}); err == nil || !strings.Contains(err.Error(), "volume of node n1, not of n2") {
+		t.Errorf("got %v, want that it is n1's", err)
+	}
+}
