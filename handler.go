@@ -164,11 +164,10 @@ func (h *handler) remove(w http.ResponseWriter, r *http.Request) error {
 // propose replicates c and returns what the state machine made of it. If that is nothing,
 // because a condition of c does not hold, it returns an api.Error.
 func (h *handler) propose(ctx context.Context, c command.Command) (command.Result, error) {
-	_, response, err := h.node.Propose(ctx, c)
+	result, err := h.node.Propose(ctx, c)
 	if err != nil {
 		return command.Result{}, err
 	}
-	result := response.(command.Result)
 	return result, api.ResultError(c, result)
 }
 
@@ -324,11 +323,7 @@ func (h *handler) status(w http.ResponseWriter, r *http.Request) error {
 	if _, err := api.Parse(r); err != nil {
 		return err
 	}
-	status, err := h.node.Status(r.Context())
-	if err != nil {
-		return fmt.Errorf("%w: %w", node.ErrNotApplied, err)
-	}
-	api.WriteJSON(w, status)
+	api.WriteJSON(w, h.node.Status(r.Context()))
 	return nil
 }
 
@@ -411,27 +406,27 @@ func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// errorTable is the one place that maps the errors of the node to statuses and to what the
-// client should do. 503 is definitely not applied, 504 may be: the two must never blur.
-// ErrNotLeader is not here, as writeError redirects to the leader.
-var errorTable = []struct {
-	err    error
+// errorTable is the one place that maps the codes of the node's errors to statuses and to
+// what the client should do. 503 is definitely not applied, 504 may be: the two must never
+// blur. ErrNotLeader is not here, as writeError redirects to the leader.
+var errorTable = map[node.Code]struct {
 	status int
 	advice string
 }{
-	{node.ErrNotApplied, http.StatusServiceUnavailable, "it is safe to send it again"},
-	{node.ErrNoRead, http.StatusServiceUnavailable, "send it again, or add consistency=stale to read what this node has"},
-	{node.ErrNoLeader, http.StatusServiceUnavailable,
+	node.ErrNotApplied: {http.StatusServiceUnavailable, "it is safe to send it again"},
+	node.ErrNotLinearizable: {http.StatusServiceUnavailable,
+		"send it again, or add consistency=stale to read what this node has"},
+	node.ErrNoLeader: {http.StatusServiceUnavailable,
 		"nothing was done; send it again when a majority of the nodes is up"},
-	{node.ErrConflict, http.StatusConflict, ""},
-	{node.ErrNoSuchNode, http.StatusNotFound, ""},
-	{node.ErrUnknown, http.StatusGatewayTimeout, "it may yet be applied: read before you send it again"},
+	node.ErrConflict:   {http.StatusConflict, ""},
+	node.ErrNoSuchNode: {http.StatusNotFound, ""},
+	node.ErrUnknown:    {http.StatusGatewayTimeout, "it may yet be applied: read before you send it again"},
 }
 
 // writeError answers err: with a redirect to the leader if this node would have to be the
 // leader, and by the error table otherwise.
 func (h *handler) writeError(w http.ResponseWriter, r *http.Request, err error) {
-	if errors.Is(err, node.ErrNotLeader) {
+	if code, _ := node.CodeOf(err); code == node.ErrNotLeader {
 		h.log.Info("Not a leader, do nothing")
 		id, leader, lookupErr := h.node.LeaderURL(r.Context())
 		if lookupErr == nil {
@@ -458,14 +453,13 @@ func statusOf(err error) (status int, message string) {
 	if e, ok := errors.AsType[api.Error](err); ok {
 		return e.Status, e.Message
 	}
-	for _, row := range errorTable {
-		switch {
-		case !errors.Is(err, row.err):
-		case row.advice == "":
-			return row.status, err.Error()
-		default:
-			return row.status, err.Error() + ": " + row.advice
-		}
+	code, _ := node.CodeOf(err)
+	row, ok := errorTable[code]
+	switch {
+	case ok && row.advice == "":
+		return row.status, err.Error()
+	case ok:
+		return row.status, err.Error() + ": " + row.advice
 	}
 	return http.StatusInternalServerError, err.Error()
 }

@@ -184,7 +184,7 @@ func TestReplicasThatDiffer(t *testing.T) {
 		})
 	}
 	var status node.Status
-	if err := json.Unmarshal([]byte(ask(t, leader, "/status").body), &status); err != nil || status.Replicas.Equal || status.Health.Replicas == "" {
+	if err := json.Unmarshal([]byte(ask(t, leader, "/status").body), &status); err != nil || status.Replicas.State != node.Different || status.Health.Replicas == "" {
 		t.Errorf("status: got %+v, %+v (%v), want that the replicas differ", status.Replicas, status.Health, err)
 	}
 	if !slices.ContainsFunc(console.AllEntries(), func(e *logrus.Entry) bool { return strings.Contains(e.Message, "the replicas differ") }) {

@@ -4,16 +4,27 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
 
-// lowSpace is under how many free bytes on the volume's disk a node warns. A full
-// disk ends it (see store).
-const lowSpace = 256 << 20
+const (
+	// watchInterval is how often a node looks after itself, see watch.
+	watchInterval = 2 * time.Second
+	// adoptTimeout is how long an adopted node waits to hear from its leader.
+	adoptTimeout = 60 * time.Second
+	// lowSpace is the number of free bytes on the volume's disk below which a node warns. A
+	// full disk ends it (storage.Log).
+	lowSpace = 256 << 20
+)
 
 // Health is what is wrong with a node that goes on. Empty: nothing.
 type Health struct {
@@ -21,22 +32,119 @@ type Health struct {
 	Space    string `json:"space,omitempty"`    // the disk of the volume is nearly full
 }
 
-// Health returns what is wrong with this node.
-func (n *Node) Health() Health {
-	n.healthMu.Lock()
-	defer n.healthMu.Unlock()
-	return n.health
+// health collects the problems of a node. Its methods may be called by several goroutines
+// at once.
+type health struct {
+	mu       sync.Mutex        // guards what follows
+	replicas map[string]string // member ID: the line about it. It stays until that member is replaced
+	space    string
 }
 
-// ails sets one of the two lines, and logs it when it is a new one.
-func (n *Node) ails(line *string, now string) {
-	n.healthMu.Lock()
-	begins := now != "" && *line == ""
-	*line = now
-	n.healthMu.Unlock()
-	if begins {
-		n.config.Warnf("%s", now)
+// Health returns what is wrong with this node.
+func (n *Node) Health() Health {
+	n.health.mu.Lock()
+	defer n.health.mu.Unlock()
+	lines := slices.Sorted(maps.Values(n.health.replicas))
+	return Health{Replicas: strings.Join(lines, "; "), Space: n.health.space}
+}
+
+// setSpace sets the line about the disk; it reports whether that is a new problem.
+func (h *health) setSpace(line string) (begins bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	begins = h.space == "" && line != ""
+	h.space = line
+	return begins
+}
+
+// setReplica sets the line about a member that differs; empty: it is known to be equal. It
+// reports whether that is a new problem.
+func (h *health) setReplica(memberID, line string) (begins bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if line == "" {
+		delete(h.replicas, memberID)
+		return false
 	}
+	if h.replicas == nil {
+		h.replicas = make(map[string]string)
+	}
+	_, known := h.replicas[memberID]
+	h.replicas[memberID] = line
+	return !known
+}
+
+// differing returns those of servers that were found to differ, and forgets every member
+// that is none any more: it was taken out, as the line asks for.
+func (h *health) differing(servers []raft.Server) (differing []raft.Server) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, server := range servers {
+		if _, ok := h.replicas[string(server.ID)]; ok {
+			differing = append(differing, server)
+		}
+	}
+	maps.DeleteFunc(h.replicas, func(id, _ string) bool {
+		return !slices.ContainsFunc(differing, func(s raft.Server) bool { return string(s.ID) == id })
+	})
+	return differing
+}
+
+// forgetReplicas forgets all differences: this node itself was replaced.
+func (h *health) forgetReplicas() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.replicas)
+}
+
+// watch looks after the node until it ends: its disk, whether the replicas are equal,
+// and whether it hears of a leader. One that was removed while it was away must learn
+// it from the others, and one whose adopting leader died before it was added must not
+// wait for ever.
+func (n *Node) watch() {
+	tick := time.NewTicker(min(watchInterval, n.config.adopt))
+	defer tick.Stop()
+	missing, began := 0, time.Now()
+	for {
+		select {
+		case <-n.life.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		n.checkSpace()
+		n.checkReplicas(n.life.ctx)
+		i := n.current.Load()
+		servers := i.servers()
+		if _, leader := i.raft.LeaderWithID(); leader != "" || n.life.now() == removed {
+			missing, began = 0, time.Now()
+			continue
+		}
+		if len(servers) == 0 {
+			if time.Since(began) > n.config.adopt {
+				began = time.Now()
+				_ = n.handleRelease() // tried again, should it be refused
+			}
+			continue
+		}
+		// Three times, some time apart: a removal that a leader has only begun may yet fail.
+		if !n.removedAccordingTo(servers) {
+			missing = 0
+		} else if missing++; missing >= 3 {
+			missing = 0
+			_ = n.handleRemoved()
+		}
+	}
+}
+
+// removedAccordingTo reports whether a member that leads the cluster does not count this
+// node among its members.
+func (n *Node) removedAccordingTo(servers []raft.Server) bool {
+	for _, info := range n.members.askAll(n.life.ctx, servers) {
+		if info != nil && info.State == raft.Leader.String() {
+			return !slices.Contains(info.MemberIDs, n.config.ID)
+		}
+	}
+	return false
 }
 
 // checkSpace looks at the disk of the volume.
@@ -45,69 +153,159 @@ func (n *Node) checkSpace() {
 	if syscall.Statfs(n.config.Dir, &s) != nil {
 		return
 	}
-	now := ""
+	line := ""
 	if free := uint64(s.Bavail) * uint64(s.Bsize); free < n.config.lowSpace {
-		now = fmt.Sprintf("the disk of %s has %d MiB left: make room, for the first write that fails ends this node", n.config.Dir, free>>20)
+		line = fmt.Sprintf("the disk of %s has %d MiB left: make room, for the first write that fails ends this node",
+			n.config.Dir, free>>20)
 	}
-	n.ails(&n.health.Space, now)
+	if n.health.setSpace(line) {
+		n.config.Warnf("%s", line)
+	}
 }
 
-// checkReplicas compares what the members have applied with what this node has, if it
-// leads, and tells both of a difference. There is none as long as raft and the state
-// machine keep their promises; it never goes away by itself.
+// checkReplicas compares what the members have applied with what this node has: all
+// members if it leads, and else those that it knows to differ. It reports a difference on
+// both sides. There is none as long as raft and the state machine keep their promises, and
+// the hash chain never becomes equal again: so the report stays, whether or not the member
+// can be reached, until the member is no member any more or was replaced by one that is
+// equal, or until this node is restarted.
 func (n *Node) checkReplicas(ctx context.Context) {
-	r := n.current.Load().raft
-	if r.State() != raft.Leader {
-		return
+	i := n.current.Load()
+	servers := i.servers()
+	if differing := n.health.differing(servers); !i.leads() {
+		servers = differing
 	}
-	servers, err := configuration(ctx, r)
-	if err != nil {
-		return
-	}
-	now := ""
-	for i, info := range n.askAll(ctx, servers) {
-		if info == nil || n.sameAs(ctx, info) {
-			continue
+	for _, found := range n.compareAll(ctx, servers) {
+		id := string(found.server.ID)
+		switch found.state {
+		case Equal:
+			n.health.setReplica(id, "")
+		case Different:
+			n.reportDifference(ctx, found)
 		}
-		now = fmt.Sprintf("the replicas differ: %s and %s came to index %d by different entries. Find out which one is right, take the other out with /leave, empty its volume and join it again",
-			n.config.ID, info.NodeID, info.AppliedIndex)
-		ctx, cancel := context.WithTimeout(ctx, memberTimeout)
-		_ = n.call(ctx, http.MethodPost, string(servers[i].Address), "/differs?text="+url.QueryEscape(now), nil) // said again at the next tick
-		cancel()
 	}
-	n.ails(&n.health.Replicas, now)
 }
 
-// sameAs reports whether a member has applied the entries that this node has, or that
-// can't be told.
-func (n *Node) sameAs(ctx context.Context, info *Info) bool {
+func (n *Node) reportDifference(ctx context.Context, found comparison) {
+	line := fmt.Sprintf("the replicas differ: %s. Find out which one is right, take the other out with /leave, "+
+		"empty its volume and join it again", found.detail)
+	if n.health.setReplica(string(found.server.ID), line) {
+		n.config.Warnf("%s", line)
+	}
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
-	if info.Chain == "" || n.machine.WaitApplied(ctx, info.AppliedIndex) != nil {
-		return true
+	path := "/differs?" + url.Values{"nodeId": {n.config.ID}, "text": {line}}.Encode()
+	_ = n.members.call(ctx, http.MethodPost, string(found.server.Address), path, nil) // repeated at the next tick
+}
+
+// handleDiffers answers /differs: another member has found that this one differs from it.
+func (n *Node) handleDiffers(_ *instance, r *http.Request) (any, error) {
+	query := r.URL.Query()
+	if line := query.Get("text"); n.health.setReplica(query.Get("nodeId"), line) {
+		n.config.Warnf("%s", line)
 	}
-	chain, ok := n.machine.HashAt(info.AppliedIndex)
-	return !ok || hex.EncodeToString(chain[:]) == info.Chain
+	return nil, nil
 }
 
-// Replicas is what a node found when it compared itself with the members that it
-// reaches.
-type Replicas struct {
-	Index uint64 `json:"index"`           // the newest that all of them have applied
-	Chain string `json:"chain,omitempty"` // up to there; empty: unknown
-	Equal bool   `json:"equal"`           // none has applied other entries
+// The three outcomes of a comparison of replicas.
+const (
+	Equal     = "equal"     // the same entries were applied
+	Different = "different" // other entries were applied
+	Unknown   = "unknown"   // it can't be determined; the detail gives the member and the reason
+)
+
+// comparison is a member, compared with this node.
+type comparison struct {
+	server raft.Server
+	info   *Info // nil: it did not answer
+	state  string
+	detail string // when not equal: which member, and why
 }
 
-func (n *Node) compare(ctx context.Context, own Info, infos []*Info) Replicas {
-	all := Replicas{Index: own.AppliedIndex, Equal: n.Health().Replicas == ""}
-	for _, info := range infos {
-		if info != nil {
-			all.Index = min(all.Index, info.AppliedIndex)
-			all.Equal = all.Equal && n.sameAs(ctx, info)
+// compareAll asks all of servers but this node for their Info and compares each with this
+// node, all at once, within memberTimeout. The order is that of servers.
+func (n *Node) compareAll(ctx context.Context, servers []raft.Server) []comparison {
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	var all []comparison
+	for _, server := range servers {
+		if string(server.ID) != n.config.ID {
+			all = append(all, comparison{server: server})
 		}
 	}
-	if chain, ok := n.machine.HashAt(all.Index); ok {
-		all.Chain = hex.EncodeToString(chain[:])
+	var done sync.WaitGroup
+	for k := range all {
+		done.Go(func() {
+			c := &all[k]
+			info, err := n.members.askMember(ctx, c.server)
+			if err != nil {
+				c.state, c.detail = Unknown, fmt.Sprintf("%s at %s: %v", c.server.ID, c.server.Address, err)
+				return
+			}
+			c.info = info
+			c.state, c.detail = n.compare(ctx, info)
+		})
 	}
+	done.Wait()
 	return all
+}
+
+// compare compares the hash chain of a member with that of this node, once this node has
+// applied as much, within ctx.
+func (n *Node) compare(ctx context.Context, info *Info) (state, detail string) {
+	if info.Hash == "" {
+		return Unknown, info.NodeID + " has no hash of the entries that it has applied"
+	}
+	if n.machine.WaitApplied(ctx, info.AppliedIndex) != nil {
+		return Unknown, fmt.Sprintf("%s has not applied index %d, which %s has", n.config.ID, info.AppliedIndex, info.NodeID)
+	}
+	hash, ok := n.machine.HashAt(info.AppliedIndex)
+	switch {
+	case !ok:
+		return Unknown, fmt.Sprintf("%s has applied index %d only, for which %s no longer has the hash",
+			info.NodeID, info.AppliedIndex, n.config.ID)
+	case hex.EncodeToString(hash[:]) != info.Hash:
+		return Different, fmt.Sprintf("%s and %s came to index %d by different entries",
+			n.config.ID, info.NodeID, info.AppliedIndex)
+	}
+	return Equal, ""
+}
+
+// Replicas is what a node found when it compared itself with the other members.
+type Replicas struct {
+	Index  uint64 `json:"index"`            // the newest that all members that answered have applied
+	Hash   string `json:"hash,omitempty"`   // of the entries up to there; empty: unknown
+	State  string `json:"state"`            // equal, different or unknown
+	Detail string `json:"detail,omitempty"` // when not equal: which members, and why
+}
+
+// summarize makes one line of the comparisons. A difference counts more than what is
+// unknown, and one that is known stays known while its member does not answer.
+func (n *Node) summarize(own Info, all []comparison) Replicas {
+	sum := Replicas{Index: own.AppliedIndex, State: Equal}
+	var different, unknown []string
+	for _, c := range all {
+		switch c.state {
+		case Different:
+			different = append(different, c.detail)
+		case Unknown:
+			unknown = append(unknown, c.detail)
+		}
+		if c.info != nil {
+			sum.Index = min(sum.Index, c.info.AppliedIndex)
+		}
+	}
+	if known := n.Health().Replicas; len(different) == 0 && known != "" {
+		different = append(different, known)
+	}
+	switch {
+	case len(different) > 0:
+		sum.State, sum.Detail = Different, strings.Join(different, "; ")
+	case len(unknown) > 0:
+		sum.State, sum.Detail = Unknown, strings.Join(unknown, "; ")
+	}
+	if hash, ok := n.machine.HashAt(sum.Index); ok {
+		sum.Hash = hex.EncodeToString(hash[:])
+	}
+	return sum
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"raftkv/internal/kv"
 )
@@ -16,16 +17,12 @@ func TestReplicasThatDiffer(t *testing.T) {
 	checkReplicas(t, nodes...)
 	status := func() Replicas {
 		t.Helper()
-		status, err := nodes[0].Status(context.Background())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return status.Replicas
+		return nodes[0].Status(context.Background()).Replicas
 	}
-	chain := func(n *testNode) string { return n.Info().Chain }
+	hash := func(n *testNode) string { return n.Info().Hash }
 	waitFor(t, "equal replicas in the status", func() bool {
 		got := status()
-		return got.Equal && got.Chain != "" && got.Chain == chain(nodes[0]) && got.Chain == chain(nodes[2])
+		return got.State == Equal && got.Hash != "" && got.Hash == hash(nodes[0]) && got.Hash == hash(nodes[2])
 	})
 
 	wrong := nodes[2]
@@ -38,16 +35,91 @@ func TestReplicasThatDiffer(t *testing.T) {
 			return strings.HasPrefix(said, "the replicas differ: n1 and n3 came to index ") && strings.Count(n.log.String(), said) == 1
 		})
 	}
-	waitFor(t, "the status to say so", func() bool { return !status().Equal })
+	waitFor(t, "the status to say so", func() bool { return status().State == Different })
 	if got := nodes[1].Health(); got != (Health{}) {
 		t.Errorf("n2: got %+v, want nothing", got)
 	}
 
-	// What has no chain, from before there were any, is nothing to compare with.
-	unknown := Info{AppliedIndex: nodes[0].applied()}
-	if !nodes[0].sameAs(context.Background(), &unknown) {
-		t.Error("a member without a chain: got a difference, want none")
+	// The member that differs goes away. What is known stays known.
+	wrong.stop()
+	time.Sleep(3 * watchInterval)
+	if got := nodes[0].Health().Replicas; !strings.Contains(got, "n1 and n3") {
+		t.Errorf("after n3 has gone away: got %q, want the same as before", got)
 	}
+	if got := status(); got.State != Different || !strings.Contains(got.Detail, "n1 and n3") {
+		t.Errorf("after n3 has gone away: got %+v, want that they differ", got)
+	}
+
+	// The operator does what the line asks for.
+	if _, err := nodes[0].Leave(context.Background(), "n3"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "nothing to report", func() bool { return nodes[0].Health() == (Health{}) })
+	waitFor(t, "equal replicas in the status", func() bool { return status().State == Equal })
+	checkReplicas(t, nodes[:2]...)
+}
+
+// TestReplicasThatCannotBeCompared: that is not the same as equal, and the status gives the
+// member and the reason.
+func TestReplicasThatCannotBeCompared(t *testing.T) {
+	nodes := openCluster(t, 2)
+	nodes[0].set(t, "x", "1")
+	checkReplicas(t, nodes...)
+	state, detail := nodes[0].compare(context.Background(), &Info{NodeID: "n9", AppliedIndex: nodes[0].applied()})
+	if state != Unknown || !strings.Contains(detail, "n9 has no hash") {
+		t.Errorf("a member without a hash: got %s, %q", state, detail)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	state, detail = nodes[0].compare(ctx, &Info{NodeID: "n9", Hash: "00", AppliedIndex: 1 << 40})
+	if state != Unknown || !strings.Contains(detail, "n1 has not applied index") {
+		t.Errorf("a member that is ahead: got %s, %q", state, detail)
+	}
+	state, detail = nodes[0].compare(context.Background(), &Info{NodeID: "n9", Hash: "00", AppliedIndex: 0})
+	if state != Unknown || !strings.Contains(detail, "no longer has the hash") {
+		t.Errorf("a member that lags too far: got %s, %q", state, detail)
+	}
+	nodes[1].stop()
+	got := nodes[0].Status(context.Background()).Replicas
+	if got.State != Unknown || !strings.HasPrefix(got.Detail, "n2 at "+nodes[1].RaftAddress()+": ") {
+		t.Errorf("a member that is down: got %+v, want unknown, and n2", got)
+	}
+}
+
+// TestStatusComparesAtOnce: members that are ahead of this node are waited for at the same
+// time, not one after the other.
+func TestStatusComparesAtOnce(t *testing.T) {
+	nodes := openCluster(t, 5)
+	nodes[0].set(t, "x", "1")
+	checkReplicas(t, nodes...)
+	gate := make(chan struct{})
+	nodes[4].machine.gate.Store(&gate)
+	nodes[0].set(t, "x", "2")
+	waitFor(t, "n5 lags", func() bool {
+		for _, n := range nodes[:4] {
+			if n.applied() <= nodes[4].applied() {
+				return false
+			}
+		}
+		return true
+	})
+	all := make(chan Replicas, 1)
+	go func() { all <- nodes[4].Status(context.Background()).Replicas }()
+	most := int32(0)
+	waitFor(t, "the four comparisons wait at once", func() bool {
+		most = max(most, nodes[4].machine.waits.Load())
+		return most == 4 || len(all) > 0
+	})
+	if most != 4 {
+		t.Errorf("%d comparisons waited at once, want 4", most)
+	}
+	got := <-all
+	if got.State != Unknown || strings.Count(got.Detail, "n5 has not applied index") != 4 {
+		t.Errorf("got %+v, want four members that are ahead", got)
+	}
+	close(gate)
+	nodes[4].machine.gate.Store(nil)
+	checkReplicas(t, nodes...)
 }
 
 // TestLowSpace: a node warns once when the disk of its volume is nearly full.

@@ -10,22 +10,14 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-var (
-	// ErrConflict is returned when a change of the cluster's members is refused; the
-	// text says why. Nothing was changed on either side.
-	ErrConflict = errors.New("refused")
-	// ErrNoSuchNode is returned when a named node is no member.
-	ErrNoSuchNode = errors.New("no such node")
-)
-
 const (
 	// changeLimit bounds one change of raft's configuration.
 	changeLimit = 10 * time.Second
-	// stallLimit is how long a joining node may make no progress.
-	stallLimit = 30 * time.Second
+	// catchUpTimeout is how long a joining node may make no progress.
+	catchUpTimeout = 30 * time.Second
 )
 
-// JoinRequest is what Join needs to know.
+// JoinRequest names the node to join.
 type JoinRequest struct {
 	ID       string
 	Address  string // of its raft port
@@ -41,27 +33,24 @@ type Joined struct {
 	Members int
 }
 
-// Join makes a node a member. It asks that node first who it is, so that a typing
+// Join makes a node a member. It asks that node first for its ID, so that a typing
 // error can't cost the quorum; adopts it, if it is only its own empty cluster; adds
 // it without a vote, waits until it has caught up, and only then gives it its vote
-// (DESIGN section 5; catching up first: the Raft dissertation, section 4.2.1). When
-// it fails on the way, the node is taken out and set free again. Errors wrap
+// (docs/design.md, "Membership"; catching up first: the Raft dissertation, section 4.2.1).
+// When it fails on the way, the node is removed and released again. Errors wrap
 // ErrNotLeader, ErrConflict, ErrNotApplied or ErrUnknown.
 func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
-	ctx, cancel := n.untilEnd(ctx)
+	ctx, cancel := n.life.untilEnd(ctx)
 	defer cancel()
 	if err := n.lockMembers(ctx); err != nil {
 		return Joined{}, err
 	}
-	defer n.joining.Unlock()
-	r := n.current.Load().raft
-	if r.State() != raft.Leader {
+	defer n.unlockMembers()
+	i := n.current.Load()
+	if !i.leads() {
 		return Joined{}, ErrNotLeader
 	}
-	servers, err := configuration(ctx, r)
-	if err != nil {
-		return Joined{}, fmt.Errorf("%w: %w", ErrNotApplied, err)
-	}
+	servers := i.servers()
 	suffrage := raft.Voter
 	if j.Nonvoter {
 		suffrage = raft.Nonvoter
@@ -71,17 +60,18 @@ func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
 		if string(server.ID) == j.ID {
 			present = &server
 		} else if string(server.Address) == j.Address {
-			return Joined{}, fmt.Errorf("%w: %s is the address of member %s; correct raftPort, or /leave?nodeId=%s first", ErrConflict, j.Address, server.ID, server.ID)
+			return Joined{}, fmt.Errorf("%w: %s is the address of member %s; correct raftPort, or /leave?nodeId=%s first",
+				ErrConflict, j.Address, server.ID, server.ID)
 		}
 	}
-	adopted, err := n.adopt(ctx, j, present)
+	adopted, err := n.adopt(ctx, i, j, present)
 	if err != nil {
 		return Joined{}, err
 	}
 	if present != nil && string(present.Address) == j.Address && present.Suffrage == suffrage {
 		return Joined{Members: len(servers)}, nil
 	}
-	index, out, err := n.add(ctx, r, j, present)
+	index, out, err := n.add(ctx, i.raft, j, present)
 	if err != nil {
 		// Only a node that is surely no member may drop its log: it could be a voter.
 		if adopted && out {
@@ -89,18 +79,17 @@ func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
 		}
 		return Joined{}, err
 	}
-	if servers, err = configuration(ctx, r); err != nil {
-		return Joined{}, fmt.Errorf("%w: %w", ErrUnknown, err)
-	}
-	return Joined{Index: index, Members: len(servers)}, nil
+	return Joined{Index: index, Members: len(i.servers())}, nil
 }
 
 // add changes the configuration; a node that is new to it comes in without a vote.
-// When it fails, out says whether the node is surely not in it.
-func (n *Node) add(ctx context.Context, r *raft.Raft, j JoinRequest, present *raft.Server) (index uint64, out bool, err error) {
+// When it fails, out reports whether the node is surely not in it.
+func (n *Node) add(ctx context.Context, r *raft.Raft, j JoinRequest, present *raft.Server) (
+	index uint64, out bool, err error) {
 	id, address := raft.ServerID(j.ID), raft.ServerAddress(j.Address)
 	if present != nil && present.Suffrage == raft.Voter && j.Nonvoter {
-		return 0, false, fmt.Errorf("%w: %s is a voter; /leave?nodeId=%s first, then join it without a vote", ErrConflict, j.ID, j.ID)
+		return 0, false, fmt.Errorf("%w: %s is a voter; /leave?nodeId=%s first, then join it without a vote",
+			ErrConflict, j.ID, j.ID)
 	}
 	if present != nil && present.Suffrage == raft.Voter { // it has moved
 		n.port.CloseStreams(string(present.Address))
@@ -123,7 +112,8 @@ func (n *Node) add(ctx context.Context, r *raft.Raft, j JoinRequest, present *ra
 		_, removeErr := change(context.WithoutCancel(ctx), r.RemoveServer(id, 0, enqueueLimit))
 		n.port.CloseStreams(j.Address)
 		if removeErr != nil {
-			return 0, false, fmt.Errorf("%w: %v; and %s was not taken out again: %v; /leave?nodeId=%s", ErrUnknown, err, j.ID, removeErr, j.ID)
+			return 0, false, fmt.Errorf("%w: %v; and %s was not taken out again: %v; /leave?nodeId=%s",
+				ErrUnknown, err, j.ID, removeErr, j.ID)
 		}
 		out = true
 	}
@@ -161,29 +151,32 @@ func change(ctx context.Context, future raft.IndexFuture) (uint64, error) {
 // adopt makes sure that the node at j.Address is j.ID, runs, and is of this
 // cluster. It returns whether the node was another cluster before. A member that
 // does not answer at the address it has is left as it is.
-func (n *Node) adopt(ctx context.Context, j JoinRequest, present *raft.Server) (adopted bool, err error) {
-	info, err := n.ask(ctx, j.Address)
+func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *raft.Server) (adopted bool, err error) {
+	info, err := n.members.ask(ctx, j.Address)
 	same := err == nil && info.ClusterID == n.port.ClusterID().String()
 	switch {
 	case err != nil && present != nil && string(present.Address) == j.Address:
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("%w: no raftkv node answers at %s: %w; start it, or correct raftPort", ErrConflict, j.Address, err)
+		return false, fmt.Errorf("%w: no raftkv node answers at %s: %w; start it, or correct raftPort",
+			ErrConflict, j.Address, err)
 	case info.NodeID != j.ID:
-		return false, fmt.Errorf("%w: the node at %s is %s, not %s; correct nodeId or raftPort", ErrConflict, j.Address, info.NodeID, j.ID)
+		return false, fmt.Errorf("%w: the node at %s is %s, not %s; correct nodeId or raftPort",
+			ErrConflict, j.Address, info.NodeID, j.ID)
 	case same && !info.Removed:
 		return false, nil
 	case present != nil:
-		return false, fmt.Errorf("%w: %s is a member, but the node at %s has lost its volume; /leave?nodeId=%s first, then join it", ErrConflict, j.ID, j.Address, j.ID)
+		return false, fmt.Errorf("%w: %s is a member, but the node at %s has lost its volume; "+
+			"/leave?nodeId=%s first, then join it", ErrConflict, j.ID, j.Address, j.ID)
 	}
 	// What raft calls the configuration may not be committed: a node whose removal is
 	// not may yet be asked for its vote, and must not be adopted without its log.
-	if err := committed(ctx, n.current.Load().raft); err != nil {
+	if err := committed(ctx, i.raft); err != nil {
 		return false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, changeLimit+applyLimit)
 	defer cancel()
-	if err := n.call(ctx, http.MethodPost, j.Address, "/adopt", nil); err != nil {
+	if err := n.members.call(ctx, http.MethodPost, j.Address, "/adopt", nil); err != nil {
 		if !errors.Is(err, ErrConflict) {
 			err = fmt.Errorf("%w: %w", ErrConflict, err)
 		}
@@ -192,15 +185,15 @@ func (n *Node) adopt(ctx context.Context, j JoinRequest, present *raft.Server) (
 	return !same, nil
 }
 
-// release sets a node free that was adopted in vain, as well as that can be done:
-// it also frees itself when it hears of no leader (see watch).
+// release undoes the adoption of a node that was not added, if the node answers. If it
+// does not, it releases itself when it hears of no leader (see watch).
 func (n *Node) release(ctx context.Context, raftAddress string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
 	defer cancel()
-	ctx, stop := n.untilEnd(ctx)
+	ctx, stop := n.life.untilEnd(ctx)
 	defer stop()
-	if err := n.call(ctx, http.MethodPost, raftAddress, "/release", nil); err != nil {
-		n.config.Logf("The node at %s could not be set free: %v", raftAddress, err)
+	if err := n.members.call(ctx, http.MethodPost, raftAddress, "/release", nil); err != nil {
+		n.config.Logf("The node at %s could not be released: %v", raftAddress, err)
 	}
 }
 
@@ -213,24 +206,26 @@ func (n *Node) catchUp(ctx context.Context, j JoinRequest) error {
 	poll := time.NewTicker(20 * time.Millisecond)
 	defer poll.Stop()
 	var best Info
-	told := time.Now()
+	reported := time.Now()
 	for progress := time.Now(); ; {
-		info, err := n.ask(ctx, j.Address)
+		info, err := n.members.ask(ctx, j.Address)
 		if err == nil && info.AppliedIndex >= applied && info.LastIndex >= last {
 			return nil
 		}
-		if err == nil && (info.LastIndex > best.LastIndex || info.AppliedIndex > best.AppliedIndex || info.SnapshotBytes > best.SnapshotBytes) {
+		if err == nil && (info.LastIndex > best.LastIndex || info.AppliedIndex > best.AppliedIndex ||
+			info.SnapshotBytes > best.SnapshotBytes) {
 			best, progress = info, time.Now()
 		}
-		if j.Progress != nil && time.Since(told) >= time.Second {
+		if j.Progress != nil && time.Since(reported) >= time.Second {
 			j.Progress(max(best.LastIndex, best.AppliedIndex), last)
-			told = time.Now()
+			reported = time.Now()
 		}
 		if r.State() != raft.Leader {
 			return fmt.Errorf("%w: leadership was lost while %s was catching up; send it again", ErrUnknown, j.ID)
 		}
-		if time.Since(progress) > n.config.stall {
-			return fmt.Errorf("%w: %s does not catch up: no progress for %v at entry %d of %d; it was taken out again", ErrConflict, j.ID, n.config.stall, max(best.LastIndex, best.AppliedIndex), last)
+		if time.Since(progress) > n.config.catchUp {
+			return fmt.Errorf("%w: %s does not catch up: no progress for %v at entry %d of %d; it was taken out again",
+				ErrConflict, j.ID, n.config.catchUp, max(best.LastIndex, best.AppliedIndex), last)
 		}
 		select {
 		case <-poll.C:

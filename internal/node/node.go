@@ -1,6 +1,13 @@
-// Package node owns raft.Raft: it opens the volume of one node, runs raft on it,
-// takes proposals and changes of membership, and closes everything in order. What
-// hashicorp/raft 1.7.3 leaves to its users (DESIGN section 4) is dealt with here.
+// Package node runs one member of a cluster: it opens the volume, runs hashicorp/raft on
+// it, takes writes, linearizable reads and changes of the membership, and closes everything
+// in order. What raft 1.7.3 leaves to its users is done here, in package storage and in
+// package peer (docs/design.md, "What hashicorp/raft leaves to its users").
+//
+// A Node is made of parts that are read one by one: batch.go has group commit, the way of a
+// write into raft's log; readindex.go confirms that a read is the newest; commit.go has
+// followers learn at once what is committed; join.go, leave.go, adopt.go and transfer.go
+// change the membership; status.go and health.go report; rpc.go is how nodes call each
+// other, errors.go what they may answer; life.go draws the states of a node.
 package node
 
 import (
@@ -11,7 +18,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,46 +61,34 @@ type Config struct {
 	Logf, Warnf       func(format string, args ...any)
 	Dial              peer.Dialer // reaches the raft ports of other nodes; nil: TCP
 
-	// For tests; zero values mean none, stallLimit, freeLimit, commitTimeout, lowSpace and
-	// majorityAt.
-	disk        func(storage.LogAndStable) storage.LogAndStable // between store and raft-boltdb
-	stall, free time.Duration
-	commit      time.Duration
-	lowSpace    uint64
-	confirmTerm func(ctx context.Context, r *raft.Raft, term uint64) error
+	// For tests; zero values mean none, catchUpTimeout, adoptTimeout, commitTimeout, lowSpace
+	// and majorityAt.
+	disk           func(storage.LogAndStable) storage.LogAndStable // put below the log
+	catchUp, adopt time.Duration
+	commit         time.Duration
+	lowSpace       uint64
+	confirmTerm    func(ctx context.Context, i *instance, term uint64) error
 }
 
 // Node is one member of a cluster, or a cluster of one. Its methods may be called
-// by several goroutines.
+// by several goroutines at once.
 type Node struct {
 	config  Config
 	machine StateMachine
 	port    *peer.Port
-	failed  chan error // of capacity 1: the first failure
 	lock    *os.File   // of the volume
+	failed  chan error // of capacity 1: the first failure
 
-	current   atomic.Pointer[instance]
-	removed   atomic.Bool  // the cluster has taken this node out; raft is stopped
-	proposing sync.RWMutex // read: a proposal is under way; write: the instance is being replaced
-	joining   sync.Mutex   // held for a change of membership: one at a time
-	watching  sync.WaitGroup
-	ending    context.Context // ended first thing in StepDown and Close: what waits for other nodes gives up
-	end       context.CancelFunc
-	closeOnce sync.Once
-	closing   atomic.Bool
-	stopped   chan struct{} // closed when Close has stopped raft
-	closeErr  error
+	life       life // running, replacing, removed, closing, closed
+	current    atomic.Pointer[instance]
+	membership chan struct{} // the member lock, of capacity 1: see lockMembers
 
-	healthMu sync.Mutex // guards health
-	health   Health
-
-	leaderMu sync.Mutex // guards leader
-	leader   leaderHTTP
-
-	reads     rounds
-	voters    sync.Map // raft.Server: *voter
-	proposals proposals
-	quiet     *time.Timer // fires when no entry has been stored for a while: see learn
+	batcher   *batcher    // writes
+	reads     *readIndex  // linearizable reads
+	idleTimer *time.Timer // fires when no entry has been appended for a while: see pollCommitIndex
+	members   *members    // calls to other nodes
+	leader    leaderURL
+	health    health
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -112,6 +106,24 @@ func (i *instance) stop() error {
 	return errors.Join(i.transport.Close(), stopped.Error())
 }
 
+// leads reports whether this instance takes itself for the leader.
+func (i *instance) leads() bool { return i.raft.State() == raft.Leader }
+
+// servers returns the members of the cluster as this instance knows them, which may not
+// be committed yet. In raft 1.7.3, GetConfiguration never blocks and never fails (api.go).
+func (i *instance) servers() []raft.Server {
+	return i.raft.GetConfiguration().Configuration().Servers
+}
+
+// header is that of a message to raft on another node, which this node sends beside raft.
+func (i *instance) header(nodeID string) raft.RPCHeader {
+	return raft.RPCHeader{
+		ProtocolVersion: raft.ProtocolVersionMax,
+		ID:              []byte(nodeID),
+		Addr:            i.transport.EncodePeer(raft.ServerID(nodeID), i.transport.LocalAddr()),
+	}
+}
+
 // writeLimit is how long one write of the disk may take before the node ends
 // itself: a leader with a hung disk still heartbeats and would stay leader for
 // ever (hashicorp/raft issue 503).
@@ -120,11 +132,6 @@ const writeLimit = 20 * time.Second
 // snapshotCheck is how often raft looks whether a snapshot is due (at random,
 // between this and twice this).
 const snapshotCheck = 5 * time.Second
-
-// commitTimeout is after which time, and up to twice that, a leader with nothing to
-// replicate tells its followers what is committed, and tries one again that failed. A
-// follower does not wait for it: see learn.
-const commitTimeout = 250 * time.Millisecond
 
 // Open opens the raft port and the volume and starts raft. A node whose volume is
 // empty bootstraps itself as a cluster of one.
@@ -136,22 +143,33 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	if config.Dial != nil {
 		port.Dial = config.Dial
 	}
-	config.stall, config.free = cmp.Or(config.stall, stallLimit), cmp.Or(config.free, freeLimit)
+	config.catchUp, config.adopt = cmp.Or(config.catchUp, catchUpTimeout), cmp.Or(config.adopt, adoptTimeout)
 	config.commit, config.lowSpace = cmp.Or(config.commit, commitTimeout), cmp.Or(config.lowSpace, lowSpace)
-	n := &Node{config: config, machine: machine, port: port, failed: make(chan error, 1), stopped: make(chan struct{}), quiet: time.NewTimer(learnDelay)}
-	if n.config.confirmTerm == nil {
-		n.config.confirmTerm = n.majorityAt
+	n := &Node{
+		config:     config,
+		machine:    machine,
+		port:       port,
+		failed:     make(chan error, 1),
+		membership: make(chan struct{}, 1),
+		reads:      newReadIndex(config.ID, port.DialTerm),
+		idleTimer:  time.NewTimer(idleAfterOne),
+		members:    &members{self: config.ID, client: port.Client(), clusterID: port.ClusterID},
 	}
-	n.ending, n.end = context.WithCancel(context.Background())
+	n.life.init()
+	n.batcher = &batcher{raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped}
+	if n.config.confirmTerm == nil {
+		n.config.confirmTerm = n.reads.majorityAt
+	}
 	if err := n.open(); err != nil {
 		if errors.Is(err, storage.ErrCorrupt) {
-			err = fmt.Errorf("%w: it is left as it is; move it away and start this node with an empty one; if it was a member of a cluster, /leave and /join it there", err)
+			err = fmt.Errorf("%w: it is left as it is; move it away and start this node with an empty one; "+
+				"if it was a member of a cluster, /leave and /join it there", err)
 		}
 		return nil, errors.Join(fmt.Errorf("volume %s: %w", config.Dir, err), port.Close())
 	}
-	port.Serve(n.calls(), n.term)
-	n.watching.Go(func() { n.watch() })
-	n.watching.Go(func() { n.learn() })
+	port.Serve(n.rpcHandler(), n.term)
+	n.life.background.Go(n.watch)
+	n.life.background.Go(n.pollCommitIndex)
 	return n, nil
 }
 
@@ -176,7 +194,8 @@ func (n *Node) openLocked() error {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(n.config.Dir, storage.RecoveryFile)); fresh && err == nil {
-		return fmt.Errorf("%s is there, but no volume to recover: take it away to start with an empty one", storage.RecoveryFile)
+		return fmt.Errorf("%s is there, but no volume to recover: take it away to start with an empty one",
+			storage.RecoveryFile)
 	}
 	if fresh {
 		if err := n.bootstrap(); err != nil {
@@ -206,7 +225,7 @@ func (n *Node) start() error {
 		Logger:       n.config.RaftLog.Named("snapshot"),
 		Fatal:        n.fail,
 		WriteTimeout: writeLimit,
-		OnAppend:     n.entriesStored,
+		OnAppend:     n.onAppend,
 		Wrap:         n.config.disk,
 	})
 	if err != nil {
@@ -229,7 +248,8 @@ func (n *Node) start() error {
 	}
 	r, err := newRaft(config, n.machine, v, cache, t, recovery)
 	if err == nil && recovery != nil {
-		n.config.Logf("Recovered from %s as cluster %s: the members are now %v", storage.RecoveryFile, n.port.ClusterID(), recovery.Servers)
+		n.config.Logf("Recovered from %s as cluster %s: the members are now %v",
+			storage.RecoveryFile, n.port.ClusterID(), recovery.Servers)
 		err = v.FinishRecovery()
 	}
 	if errors.Is(err, errStopped) {
@@ -238,13 +258,12 @@ func (n *Node) start() error {
 	if err != nil {
 		return errors.Join(err, t.Close(), v.Close())
 	}
-	stillLeads := func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
-		future := r.GetConfiguration()
-		return r.State() == raft.Leader && r.CurrentTerm() == term && future.Error() == nil &&
-			slices.ContainsFunc(future.Configuration().Servers, func(s raft.Server) bool { return s.ID == id && s.Address == address })
-	}
-	t.SetStillLeads(stillLeads)
-	n.current.Store(&instance{raft: r, log: cache, transport: t, volume: v})
+	i := &instance{raft: r, log: cache, transport: t, volume: v}
+	t.SetStillLeads(func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
+		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }
+		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
+	})
+	n.current.Store(i)
 	return nil
 }
 
@@ -263,20 +282,21 @@ func (n *Node) raftConfig() *raft.Config {
 	c.TrailingLogs = n.config.SnapshotThreshold
 	c.ShutdownOnRemove = false // a removed node stays, quiet, and can be joined again
 	c.NoLegacyTelemetry = true
-	// Apply does not wait for raft to take an entry: raft writes those of a flight
+	// Apply does not wait for raft to take an entry: raft writes those of a batch
 	// together. Its timeout still bounds what it did: with an ErrEnqueueTimeout, the
 	// entry was never taken.
 	c.BatchApplyCh = true
 	return c
 }
 
-// errStopped is returned when the store has ended the goroutine that called it,
-// after it called fail.
-var errStopped = errors.New("stopped by the store")
+// errStopped is returned when the log has ended the goroutine that called it, after it
+// called fail.
+var errStopped = errors.New("stopped by the log")
 
-// newRaft is raft.NewRaft in a goroutine of its own: the store ends the goroutine
-// of what fails, and raft panics when an entry is missing.
-func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.LogStore, t raft.Transport, recovery *raft.Configuration) (r *raft.Raft, err error) {
+// newRaft is raft.NewRaft in a goroutine of its own: the log ends the goroutine that meets
+// a failure (storage.Log), and raft panics when an entry is missing.
+func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.LogStore, t raft.Transport,
+	recovery *raft.Configuration) (r *raft.Raft, err error) {
 	err = errStopped
 	done := make(chan struct{})
 	go func() {
@@ -317,7 +337,7 @@ func (n *Node) RaftAddress() string { return n.port.Address() }
 // StepDown hands leadership over if this node leads and another voter is there to
 // take it, within ctx.
 func (n *Node) StepDown(ctx context.Context) error {
-	n.end()
+	n.life.cancel()
 	_, err := n.Transfer(ctx, "")
 	if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrConflict) {
 		return nil
@@ -325,55 +345,50 @@ func (n *Node) StepDown(ctx context.Context) error {
 	return err
 }
 
-// untilEnd is ctx that ends with the node too.
-func (n *Node) untilEnd(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(n.ending, cancel)
-	return ctx, func() { stop(); cancel() }
-}
-
-// lockMembers takes joining, within ctx and changeLimit: no other change of membership
-// is under way then, until the caller unlocks it.
+// lockMembers takes the member lock, within ctx and changeLimit: until unlockMembers, no
+// other change of the membership is under way.
 func (n *Node) lockMembers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, changeLimit)
 	defer cancel()
-	for !n.joining.TryLock() {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w: another change of membership is under way", ErrNotApplied)
-		case <-time.After(5 * time.Millisecond):
-		}
+	select {
+	case n.membership <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("%w: another change of membership is under way", ErrNotApplied)
 	}
-	if n.removed.Load() {
-		n.joining.Unlock()
+	if n.life.now() == removed {
+		n.unlockMembers()
 		return errRemoved
 	}
 	return nil
 }
 
+func (n *Node) unlockMembers() { <-n.membership }
+
 // Close stops raft, the raft port and the volume, in that order, within ctx. It
 // may be called more than once.
 func (n *Node) Close(ctx context.Context) error {
-	n.closing.Store(true)
-	n.end()
-	n.closeOnce.Do(func() {
+	n.life.closeOnce.Do(func() {
+		n.life.end(closing)
+		n.life.cancel()
+		n.batcher.close()
 		done := make(chan error, 1)
 		go func() { done <- n.close() }()
 		select {
-		case n.closeErr = <-done:
+		case n.life.closeErr = <-done:
 		case <-ctx.Done():
-			n.closeErr = fmt.Errorf("close node: %w", ctx.Err())
+			n.life.closeErr = fmt.Errorf("close node: %w", ctx.Err())
 		}
 	})
-	return n.closeErr
+	return n.life.closeErr
 }
 
 func (n *Node) close() error {
-	n.watching.Wait()
-	n.joining.Lock() // not while an adoption replaces the instance
-	defer n.joining.Unlock()
+	n.life.background.Wait()
+	n.membership <- struct{}{} // not while the instance is replaced
+	defer n.unlockMembers()
 	i := n.current.Load()
 	stopped := i.stop()
-	close(n.stopped)
+	close(n.life.stopped)
+	defer n.life.end(closed)
 	return errors.Join(stopped, n.port.Close(), i.volume.Close(), n.lock.Close())
 }

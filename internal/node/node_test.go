@@ -28,13 +28,17 @@ import (
 type machine struct {
 	store *kv.Store
 	gate  *atomic.Pointer[chan struct{}] // applying waits until it is closed; nil: it does not
+	reset *atomic.Pointer[func()]        // called by Reset; nil: nothing is
+	waits *atomic.Int32                  // calls of WaitApplied that wait now
 }
 
-func resultOf(key string) command.Result {
-	return command.Result{Current: uint64(crc32.ChecksumIEEE([]byte(key)))}
+func resultOf(key string, index uint64) command.Result {
+	return command.Result{Index: index, Current: uint64(crc32.ChecksumIEEE([]byte(key)))}
 }
 
-func newMachine() machine { return machine{kv.New(), new(atomic.Pointer[chan struct{}])} }
+func newMachine() machine {
+	return machine{kv.New(), new(atomic.Pointer[chan struct{}]), new(atomic.Pointer[func()]), new(atomic.Int32)}
+}
 
 func (m machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
 
@@ -59,7 +63,7 @@ func (m machine) ApplyBatch(logs []*raft.Log) []any {
 					tx.Set(p.Key, p.Value)
 					key = c.Pairs[0].Key
 				}
-				answers = append(answers, resultOf(key))
+				answers = append(answers, resultOf(key, l.Index))
 			}
 		})
 		responses[i] = answers
@@ -71,12 +75,19 @@ func (m machine) Snapshot() (raft.FSMSnapshot, error) { return machineSnapshot{m
 func (m machine) Restore(r io.ReadCloser) error       { return m.store.ReadSnapshot(r) }
 func (m machine) Applied() (index, term uint64)       { return m.store.Applied() }
 func (m machine) WaitApplied(ctx context.Context, index uint64) error {
+	m.waits.Add(1)
+	defer m.waits.Add(-1)
 	return m.store.WaitApplied(ctx, index)
 }
 func (m machine) Hash() (uint64, [32]byte)             { return m.store.Hash() }
 func (m machine) HashAt(index uint64) ([32]byte, bool) { return m.store.HashAt(index) }
 func (m machine) Len() int                             { return m.store.Len() }
-func (m machine) Reset()                               { m.store.Reset() }
+func (m machine) Reset() {
+	if f := m.reset.Load(); f != nil {
+		(*f)()
+	}
+	m.store.Reset()
+}
 
 type machineSnapshot struct{ store *kv.Store }
 
@@ -212,11 +223,11 @@ func setting(key, value string) command.Command {
 // set proposes key=value and fails the test unless it is applied.
 func (n *testNode) set(t testing.TB, key, value string) uint64 {
 	t.Helper()
-	index, _, err := n.Propose(context.Background(), setting(key, value))
+	result, err := n.Propose(context.Background(), setting(key, value))
 	if err != nil {
 		t.Fatalf("Propose(%s=%s) at %s: %v", key, value, n.config.ID, err)
 	}
-	return index
+	return result.Index
 }
 
 func (n *testNode) join(t testing.TB, other *testNode) {
@@ -263,7 +274,7 @@ func TestJoinReplicatesAndRestarts(t *testing.T) {
 		n1.set(t, fmt.Sprint(i), fmt.Sprint(i))
 	}
 	checkReplicas(t, n1, n2, n3)
-	if _, _, err := n2.Propose(context.Background(), setting("x", "y")); !errors.Is(err, ErrNotLeader) {
+	if _, err := n2.Propose(context.Background(), setting("x", "y")); !errors.Is(err, ErrNotLeader) {
 		t.Errorf("Propose at a follower: got %v, want ErrNotLeader", err)
 	}
 	id, url, err := n2.LeaderURL(context.Background())
@@ -279,8 +290,8 @@ func TestJoinReplicatesAndRestarts(t *testing.T) {
 	checkReplicas(t, n1, n2, n3)
 }
 
-// TestJoinRefuses has the cases that would cost data or the quorum (DESIGN
-// section 5): after each, both sides go on as they were.
+// TestJoinRefuses has the cases that would cost data or the quorum: after each, both sides
+// go on as they were.
 func TestJoinRefuses(t *testing.T) {
 	n1, n2, n3 := openNode(t, "n1", t.TempDir()), openNode(t, "n2", t.TempDir()), openNode(t, "n3", t.TempDir())
 	other := openNode(t, "n4", t.TempDir())
@@ -355,7 +366,7 @@ func TestLostQuorum(t *testing.T) {
 	n1.set(t, "a", "1")
 	n2.stop()
 	waitFor(t, "a proposal is refused", func() bool {
-		_, _, err := n1.Propose(context.Background(), setting("b", "2"))
+		_, err := n1.Propose(context.Background(), setting("b", "2"))
 		if err == nil {
 			t.Fatal("a write was acknowledged without a majority")
 		}

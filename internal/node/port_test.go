@@ -45,11 +45,11 @@ func FuzzRaftPort(f *testing.F) {
 	n.waitLeader(f)
 	write := func(t testing.TB) (index uint64) {
 		t.Helper()
-		index, _, err := n.Propose(t.Context(), setting("k", "v"))
+		result, err := n.Propose(t.Context(), setting("k", "v"))
 		if err != nil {
 			t.Fatalf("a write: %v, want that it is acknowledged", err)
 		}
-		return index
+		return result.Index
 	}
 	last := write(f)
 	id, err := hex.DecodeString(n.Info().ClusterID)
@@ -134,7 +134,7 @@ func FuzzRaftPort(f *testing.F) {
 			t.Errorf("the log went from %d to %d before the write, want no new entry", last, index-1)
 		}
 		last = index
-		if got, err := n.ask(t.Context(), n.RaftAddress()); err != nil || got.NodeID != "n1" {
+		if got, err := n.members.ask(t.Context(), n.RaftAddress()); err != nil || got.NodeID != "n1" {
 			t.Errorf("/info afterwards: got %+v, %v, want n1", got, err)
 		}
 		if kind%kinds == ownRaft {

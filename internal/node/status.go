@@ -3,20 +3,17 @@ package node
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"raftkv/internal/peer"
 )
 
-// ErrNoLeader is returned when no leader is known to this node.
-var ErrNoLeader = errors.New("no leader is known")
-
-// Info is what a node says of itself.
+// Info is what a node reports about itself.
 type Info struct {
 	NodeID       string `json:"nodeId"`
 	ClusterID    string `json:"clusterId"`
@@ -27,7 +24,7 @@ type Info struct {
 	LastIndex    uint64 `json:"lastIndex"`
 	CommitIndex  uint64 `json:"commitIndex"`
 	AppliedIndex uint64 `json:"appliedIndex"` // by the state machine's own count
-	Chain        string `json:"chain"`        // hash over all entries up to there; empty: unknown
+	Hash         string `json:"hash"`         // of the hash chain over the entries up to there; empty: unknown
 	Keys         int    `json:"keys"`
 	RaftAddress  string `json:"raftAddress"`
 	HTTPAddress  string `json:"httpAddress"`
@@ -35,11 +32,11 @@ type Info struct {
 	Health       Health `json:"health"`
 
 	MemberIDs     []string `json:"memberIds"`
-	SnapshotBytes uint64   `json:"snapshotBytes"` // received or written since its start: tells that an install goes on
+	SnapshotBytes uint64   `json:"snapshotBytes"` // received or written since its start: grows while an install goes on
 }
 
-// Member is one member of the cluster: what the configuration says of it and,
-// when it could be asked, what it says of itself.
+// Member is one member of the cluster: what the configuration has about it and,
+// when it answered, what it reports about itself.
 type Member struct {
 	NodeID      string `json:"nodeId"`
 	RaftAddress string `json:"raftAddress"`
@@ -56,21 +53,21 @@ type Status struct {
 	Members       []Member `json:"members"`
 }
 
-// memberTimeout is how long a member may take to say its Info.
-const memberTimeout = 500 * time.Millisecond
-
-// Freshness is what a stale read tells of its age.
+// Freshness is how old the answer to a stale read may be.
 type Freshness struct {
 	AppliedIndex uint64
 	Leader       string // ID; empty: none is known
 	LastContact  string // since the leader was last heard, as a duration, such as 12ms; never
 }
 
-// Freshness tells how old what this node holds may be. A node that was removed from
+// Freshness returns how old what this node holds may be. A node that was removed from
 // its cluster does not serve it: an error as of ReadIndex.
 func (n *Node) Freshness() (Freshness, error) {
-	if n.removed.Load() {
+	switch n.life.now() {
+	case removed:
 		return Freshness{}, errRemoved
+	case replacing: // the state machine may already be that of the next instance
+		return Freshness{}, errReplacing
 	}
 	r := n.current.Load().raft
 	_, leader := r.LeaderWithID()
@@ -85,27 +82,25 @@ func (n *Node) Freshness() (Freshness, error) {
 }
 
 // Leads reports whether this node takes itself for the leader.
-func (n *Node) Leads() bool { return n.current.Load().raft.State() == raft.Leader }
+func (n *Node) Leads() bool { return n.current.Load().leads() }
 
-// Info returns what this node says of itself.
+// Info returns what this node reports about itself.
 func (n *Node) Info() Info {
 	i := n.current.Load()
 	r := i.raft
 	_, leader := r.LeaderWithID()
 	var members []string
-	if future := r.GetConfiguration(); future.Error() == nil {
-		for _, server := range future.Configuration().Servers {
-			members = append(members, string(server.ID))
-		}
+	for _, server := range i.servers() {
+		members = append(members, string(server.ID))
 	}
-	applied, chain := n.machine.Hash()
+	applied, sum := n.machine.Hash()
 	hash := ""
-	if chain != [32]byte{} {
-		hash = hex.EncodeToString(chain[:])
+	if sum != [32]byte{} {
+		hash = hex.EncodeToString(sum[:])
 	}
 	return Info{
 		NodeID:       n.config.ID,
-		ClusterID:    n.port.ClusterID().String(),
+		ClusterID:    peer.ClusterID(i.volume.Cluster).String(),
 		Version:      n.config.Version,
 		State:        r.State().String(),
 		Leader:       string(leader),
@@ -113,87 +108,52 @@ func (n *Node) Info() Info {
 		LastIndex:    r.LastIndex(),
 		CommitIndex:  r.CommitIndex(),
 		AppliedIndex: applied,
-		Chain:        hash,
+		Hash:         hash,
 		Health:       n.Health(),
 		Keys:         n.machine.Len(),
 		RaftAddress:  n.port.Address(),
 		HTTPAddress:  n.config.HTTPAddress,
-		Removed:      n.removed.Load(),
+		Removed:      n.life.now() == removed,
 		MemberIDs:    members,
 
 		SnapshotBytes: i.volume.Snapshots.Written(),
 	}
 }
 
-// Status asks every member, all at once, and returns within about memberTimeout.
-func (n *Node) Status(ctx context.Context) (Status, error) {
-	r := n.current.Load().raft
-	servers, err := configuration(ctx, r)
-	if err != nil {
-		return Status{}, err
-	}
-	status := Status{Info: n.Info(), Members: make([]Member, len(servers))}
-	if contact := r.LastContact(); !contact.IsZero() {
+// Status asks every member and compares the replicas, all at once, within memberTimeout.
+func (n *Node) Status(ctx context.Context) Status {
+	i := n.current.Load()
+	servers := i.servers()
+	status := Status{Info: n.Info(), Members: []Member{}}
+	if contact := i.raft.LastContact(); !contact.IsZero() {
 		ms := time.Since(contact).Milliseconds()
 		status.LastContactMS = &ms
 	}
-	if r.State() == raft.Leader {
+	if i.leads() {
 		status.LastContactMS = new(int64)
 	}
-	infos := n.askAll(ctx, servers)
-	status.Replicas = n.compare(ctx, status.Info, infos)
-	for i, info := range infos {
-		server := servers[i]
-		m := Member{NodeID: string(server.ID), RaftAddress: string(server.Address), Suffrage: server.Suffrage.String(), Info: info}
-		if m.NodeID == n.config.ID {
-			m.Info = &status.Info
-		}
-		m.Reachable = m.Info != nil
-		status.Members[i] = m
+	others := n.compareAll(ctx, servers)
+	status.Replicas = n.summarize(status.Info, others)
+	infos := map[string]*Info{n.config.ID: &status.Info}
+	for _, c := range others {
+		infos[string(c.server.ID)] = c.info
 	}
-	return status, nil
-}
-
-// askAll asks the other ones of servers for their Info, all at once, within
-// memberTimeout. It has nil for who did not answer, or is not who it should be, and
-// for this node itself.
-func (n *Node) askAll(ctx context.Context, servers []raft.Server) []*Info {
-	infos := make([]*Info, len(servers))
-	var asked sync.WaitGroup
-	for i, server := range servers {
-		if string(server.ID) == n.config.ID {
-			continue
-		}
-		asked.Go(func() {
-			info, err := n.ask(ctx, string(server.Address))
-			if err == nil && info.NodeID == string(server.ID) && info.ClusterID == n.port.ClusterID().String() {
-				infos[i] = &info
-			}
+	for _, server := range servers {
+		info := infos[string(server.ID)]
+		status.Members = append(status.Members, Member{
+			NodeID:      string(server.ID),
+			RaftAddress: string(server.Address),
+			Suffrage:    server.Suffrage.String(),
+			Reachable:   info != nil,
+			Info:        info,
 		})
 	}
-	asked.Wait()
-	return infos
+	return status
 }
 
-// configuration returns the members of the cluster as this node knows them.
-func configuration(ctx context.Context, r *raft.Raft) ([]raft.Server, error) {
-	future := r.GetConfiguration()
-	if err := wait(ctx, future); err != nil {
-		return nil, fmt.Errorf("read the configuration: %w", err)
-	}
-	return future.Configuration().Servers, nil
-}
-
-// ask asks the node at a raft address for its Info.
-func (n *Node) ask(ctx context.Context, raftAddress string) (Info, error) {
-	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
-	defer cancel()
-	var info Info
-	return info, n.call(ctx, http.MethodGet, raftAddress, "/info", &info)
-}
-
-// leaderHTTP is where the leader of a term answers HTTP.
-type leaderHTTP struct {
+// leaderURL remembers where the leader of a term answers HTTP.
+type leaderURL struct {
+	mu          sync.Mutex // guards what follows
 	term        uint64
 	raftAddress raft.ServerAddress
 	url         string
@@ -205,31 +165,37 @@ func (n *Node) LeaderURL(ctx context.Context) (id, url string, err error) {
 	r := n.current.Load().raft
 	term := r.CurrentTerm()
 	address, leader := r.LeaderWithID()
-	if n.removed.Load() {
+	if n.life.now() == removed {
 		return "", "", errRemoved
 	}
 	if address == "" {
 		return "", "", ErrNoLeader
 	}
-	n.leaderMu.Lock()
-	known := n.leader
-	n.leaderMu.Unlock()
-	if known.term != term || known.raftAddress != address { // asked without the lock: it may hang
-		info, err := n.ask(ctx, string(address))
-		if err == nil && (info.NodeID != string(leader) || info.ClusterID != n.port.ClusterID().String()) {
-			err = errors.New("another node answers there")
-		}
-		if err != nil {
-			return "", "", fmt.Errorf("%w: %s at %s does not answer: %w", ErrNoLeader, leader, address, err)
-		}
-		known = leaderHTTP{term, address, "http://" + reachable(info.HTTPAddress, string(address))}
-		n.leaderMu.Lock()
-		if known.term >= n.leader.term {
-			n.leader = known
-		}
-		n.leaderMu.Unlock()
+	if url, ok := n.leader.get(term, address); ok {
+		return string(leader), url, nil
 	}
-	return string(leader), known.url, nil
+	info, err := n.members.askMember(ctx, raft.Server{ID: leader, Address: address})
+	if err != nil {
+		return "", "", fmt.Errorf("%w: %s at %s does not answer: %w", ErrNoLeader, leader, address, err)
+	}
+	url = "http://" + reachable(info.HTTPAddress, string(address))
+	n.leader.set(term, address, url)
+	return string(leader), url, nil
+}
+
+func (l *leaderURL) get(term uint64, raftAddress raft.ServerAddress) (url string, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.url, l.term == term && l.raftAddress == raftAddress && l.url != ""
+}
+
+// set remembers url, unless that of a later term is known.
+func (l *leaderURL) set(term uint64, raftAddress raft.ServerAddress, url string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if term >= l.term {
+		l.term, l.raftAddress, l.url = term, raftAddress, url
+	}
 }
 
 // reachable is address with an unspecified host (0.0.0.0) replaced by the host of

@@ -97,7 +97,7 @@ func TestFailStopOfALeader(t *testing.T) {
 	disk.failing.Store(true)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if _, _, err := n.Propose(ctx, setting("b", "2")); !errors.Is(err, ErrUnknown) {
+	if _, err := n.Propose(ctx, setting("b", "2")); !errors.Is(err, ErrUnknown) {
 		t.Errorf("Propose on a failed disk: got %v, want ErrUnknown", err)
 	}
 	if err := waitFailed(t, n); !errors.Is(err, errDisk) || !strings.Contains(err.Error(), "append to the log") {
@@ -164,13 +164,13 @@ func TestFailedLeaderGivesUp(t *testing.T) {
 	nodes[0].join(t, nodes[2])
 	last := nodes[0].set(t, "a", "1")
 	waitFor(t, "all have all", func() bool { return nodes[1].applied() >= last && nodes[2].applied() >= last })
-	nodes[1].ails(&nodes[1].health.Space, "nearly full")
+	nodes[1].health.setSpace("nearly full")
 	mend := make(chan struct{})
 	disk.hang.Store(&mend)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	var proposed sync.WaitGroup
-	proposed.Go(func() { _, _, _ = nodes[0].Propose(ctx, setting("b", "2")) })
+	proposed.Go(func() { _, _ = nodes[0].Propose(ctx, setting("b", "2")) })
 	waitFor(t, "its disk hangs", disk.hangs.Load)
 	if err := nodes[0].GiveUp(ctx); err != nil {
 		t.Errorf("GiveUp: %v", err)
@@ -340,7 +340,7 @@ func TestSnapshotInstall(t *testing.T) {
 	n2.stop()
 	n2 = openNode(t, "n2", dir, func(c *Config) { c.RaftAddress = address })
 	waitFor(t, "n1 reaches n2 again", func() bool {
-		_, _, err := n1.Propose(t.Context(), setting("again", "1"))
+		_, err := n1.Propose(t.Context(), setting("again", "1"))
 		return err == nil
 	})
 	checkReplicas(t, n1, n2)

@@ -13,7 +13,7 @@ import (
 	"raftkv/internal/storage"
 )
 
-// The relatives of DESIGN section 5's two traps: each test was red before its guard.
+// The relatives of the two join traps (docs/design.md): each test was red before its guard.
 
 // recoverWith opens the stopped members again as the only ones, by the same peers.json
 // in the volume of each.
@@ -102,7 +102,7 @@ func TestLostMajorityComesBackAfterRecovery(t *testing.T) {
 }
 
 // TestLeadershipMovesDuringAJoin: the joiner may be a member by then, and must not be
-// set free; the join can be sent again.
+// released; the join can be sent again.
 func TestLeadershipMovesDuringAJoin(t *testing.T) {
 	nodes := openCluster(t, 3)
 	n1 := nodes[0]

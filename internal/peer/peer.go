@@ -118,7 +118,7 @@ func readPreface(c net.Conn) (magic byte, cluster ClusterID, err error) {
 		return 0, cluster, err
 	}
 	var b [prefaceLen]byte
-	// The magic alone tells a stranger (a web browser, a port scanner): refuse
+	// The magic alone identifies a stranger (a web browser, a port scanner): refuse
 	// it without waiting for the rest.
 	if _, err := io.ReadFull(c, b[:1]); err != nil {
 		return 0, cluster, err

@@ -158,7 +158,7 @@ type Status struct {
 	NodeID, ClusterID, State, Leader           string
 	RaftAddress, HTTPAddress                   string
 	Term, LastIndex, CommitIndex, AppliedIndex uint64
-	Hash                                       string `json:"chain"` // over all entries applied
+	Hash                                       string `json:"hash"` // of the hash chain over all entries applied
 	Keys                                       int
 	Members                                    []struct{ NodeID, Suffrage string }
 }

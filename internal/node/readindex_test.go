@@ -2,12 +2,15 @@ package node
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -28,7 +31,7 @@ func TestReadIndexSeesEveryAcknowledgedWrite(t *testing.T) {
 				return
 			default:
 			}
-			if _, _, err := nodes[0].Propose(context.Background(), setting("x", fmt.Sprint(i))); err == nil {
+			if _, err := nodes[0].Propose(context.Background(), setting("x", fmt.Sprint(i))); err == nil {
 				acknowledged.Store(i)
 			}
 		}
@@ -72,15 +75,15 @@ func TestReadWaitsForTheStateMachine(t *testing.T) {
 		value := "after the gate of " + n.config.ID
 		written := make(chan error, 1)
 		go func() {
-			_, _, err := nodes[0].Propose(context.Background(), setting("x", value))
+			_, err := nodes[0].Propose(context.Background(), setting("x", value))
 			written <- err
 		}()
 		waitFor(t, "it is committed, and not applied", func() bool {
 			i := nodes[0].Info()
 			return i.CommitIndex == i.LastIndex && n.applied() < i.CommitIndex
 		})
-		if err := n.ReadIndex(context.Background()); !errors.Is(err, ErrNoRead) {
-			t.Errorf("read at %s before it is applied: got %v, want ErrNoRead", n.config.ID, err)
+		if err := n.ReadIndex(context.Background()); !errors.Is(err, ErrNotLinearizable) {
+			t.Errorf("read at %s before it is applied: got %v, want ErrNotLinearizable", n.config.ID, err)
 		}
 		close(gate)
 		if err := n.ReadIndex(context.Background()); err != nil {
@@ -111,7 +114,7 @@ func TestReadNeverJoinsARoundThatBegan(t *testing.T) {
 	read := func() chan uint64 {
 		result := make(chan uint64, 1)
 		go func() {
-			index, _ := rs.next(run)
+			index, _ := rs.next(context.Background(), run)
 			result <- index
 		}()
 		return result
@@ -141,8 +144,8 @@ func TestReadWithoutAQuorum(t *testing.T) {
 	nodes[0].set(t, "a", "1")
 	nodes[1].stop()
 	nodes[2].stop()
-	if err := nodes[0].ReadIndex(context.Background()); !errors.Is(err, ErrNoRead) {
-		t.Errorf("got %v, want ErrNoRead", err)
+	if err := nodes[0].ReadIndex(context.Background()); !errors.Is(err, ErrNotLinearizable) {
+		t.Errorf("got %v, want ErrNotLinearizable", err)
 	}
 }
 
@@ -175,20 +178,21 @@ func TestReadsKeepTheirConnections(t *testing.T) {
 	checkReplicas(t, nodes...)
 }
 
-// TestMajorityMustSayTheTerm: a leader of a term that is over gets no majority for
+// TestMajorityMustConfirmTheTerm: a leader of a term that is over gets no majority for
 // it, whatever it takes itself for.
-func TestMajorityMustSayTheTerm(t *testing.T) {
+func TestMajorityMustConfirmTheTerm(t *testing.T) {
 	nodes := openCluster(t, 3)
-	r := nodes[0].current.Load().raft
-	if err := nodes[0].majorityAt(context.Background(), r, r.CurrentTerm()); err != nil {
+	i := nodes[0].current.Load()
+	term := i.raft.CurrentTerm()
+	if err := nodes[0].reads.majorityAt(context.Background(), i, term); err != nil {
 		t.Errorf("the present term: %v", err)
 	}
-	if err := nodes[0].majorityAt(context.Background(), r, r.CurrentTerm()-1); err == nil {
+	if err := nodes[0].reads.majorityAt(context.Background(), i, term-1); err == nil {
 		t.Error("a majority confirmed a term that is over")
 	}
 	nodes[1].stop()
 	nodes[2].stop()
-	if err := nodes[0].majorityAt(context.Background(), r, r.CurrentTerm()); err == nil {
+	if err := nodes[0].reads.majorityAt(context.Background(), i, term); err == nil {
 		t.Error("one of three is no majority")
 	}
 }
@@ -212,9 +216,9 @@ func TestFollowerReadsAfterAWrite(t *testing.T) {
 	t.Logf("reads took %v", took)
 }
 
-// TestLearn: followers learn what is committed without their leader's CommitTimeout,
+// TestPollCommitIndex: followers learn what is committed without their leader's CommitTimeout,
 // which is an hour here, or two.
-func TestLearn(t *testing.T) {
+func TestPollCommitIndex(t *testing.T) {
 	nodes := openCluster(t, 3, func(c *Config) { c.commit = time.Hour })
 	known := func(what string) {
 		t.Helper()
@@ -246,18 +250,19 @@ func TestLearn(t *testing.T) {
 // VerifyLeader takes that for the proof that it still leads.
 func TestReadNeedsMoreThanVerifyLeader(t *testing.T) {
 	t.Run("the round", func(t *testing.T) {
-		value, err := readAfterALateAnswer(t, func(n *Node, r *raft.Raft, ctx context.Context, term uint64, asked func()) error {
+		value, err := readAfterALateAnswer(t, func(n *Node, i *instance, ctx context.Context, term uint64, asked func()) error {
 			asked()
-			return n.majorityAt(ctx, r, term)
+			return n.reads.majorityAt(ctx, i, term)
 		})
-		if !errors.Is(err, ErrNoRead) {
-			t.Errorf("got %q and %v, want ErrNoRead", value, err)
+		if !errors.Is(err, ErrNotLinearizable) {
+			t.Errorf("got %q and %v, want ErrNotLinearizable", value, err)
 		}
 	})
 	t.Run("VerifyLeader", func(t *testing.T) {
 		// Should this fail after an upgrade, VerifyLeader may have become what a read
 		// needs: see whether the round can go.
-		value, err := readAfterALateAnswer(t, func(_ *Node, r *raft.Raft, ctx context.Context, _ uint64, asked func()) error {
+		value, err := readAfterALateAnswer(t, func(_ *Node, i *instance, ctx context.Context, _ uint64, asked func()) error {
+			r := i.raft
 			verified := r.VerifyLeader()
 			// The leader's loop answers this at once. It takes at random what waits for
 			// it: after so many turns it has taken the VerifyLeader too.
@@ -279,7 +284,7 @@ func TestReadNeedsMoreThanVerifyLeader(t *testing.T) {
 // its successor has acknowledged x=new. confirm is put in place of majorityAt there;
 // it must call asked when all that it asks for is under way. Then an answer reaches
 // the former leader that another voter gave before it knew of the successor.
-func readAfterALateAnswer(t *testing.T, confirm func(n *Node, r *raft.Raft, ctx context.Context, term uint64, asked func()) error) (value string, err error) {
+func readAfterALateAnswer(t *testing.T, confirm func(n *Node, i *instance, ctx context.Context, term uint64, asked func()) error) (value string, err error) {
 	network := testkit.New(t)
 	asked := make(chan struct{})
 	var once sync.Once
@@ -288,8 +293,8 @@ func readAfterALateAnswer(t *testing.T, confirm func(n *Node, r *raft.Raft, ctx 
 		n = openNode(t, id, t.TempDir(), func(c *Config) {
 			c.Dial = network.Dialer(id)
 			c.ElectionTimeout = 50 * time.Second // a lease of 30 s: the former leader does not notice by itself
-			c.confirmTerm = func(ctx context.Context, r *raft.Raft, term uint64) error {
-				return confirm(n.Node, r, ctx, term, func() { once.Do(func() { close(asked) }) })
+			c.confirmTerm = func(ctx context.Context, i *instance, term uint64) error {
+				return confirm(n.Node, i, ctx, term, func() { once.Do(func() { close(asked) }) })
 			}
 		})
 		network.Place(id, n.RaftAddress())
@@ -346,4 +351,142 @@ func (n *testNode) standsAtTheWordOf(t *testing.T, other *testNode) {
 		t.Fatal(err)
 	}
 	n.waitLeader(t)
+}
+
+// TestQuorum asks voters that confirm, that do not, and that never answer.
+func TestQuorum(t *testing.T) {
+	const yes, hangs = 'y', 'h' // and n: no
+	for _, test := range []struct {
+		voters string
+		need   int
+		want   error
+		asked  int
+	}{
+		{voters: "", need: 0, want: nil, asked: 0},
+		{voters: "", need: 1, want: errNoQuorum, asked: 0},
+		{voters: "yy", need: 1, want: nil, asked: 1},
+		{voters: "ny", need: 1, want: nil, asked: 2},
+		{voters: "hy", need: 1, want: nil, asked: 2},
+		{voters: "nn", need: 1, want: errNoQuorum, asked: 2},
+		{voters: "hn", need: 1, want: context.DeadlineExceeded, asked: 2},
+		{voters: "yyyy", need: 2, want: nil, asked: 2},
+		{voters: "ynny", need: 2, want: nil, asked: 4},
+		{voters: "hhyy", need: 2, want: nil, asked: 4},
+		{voters: "nnny", need: 2, want: errNoQuorum, asked: 4},
+		{voters: "hhhy", need: 2, want: context.DeadlineExceeded, asked: 4},
+	} {
+		t.Run(fmt.Sprintf("%s need %d", test.voters, test.need), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				var asked atomic.Int32
+				err := quorum(ctx, test.need, []rune(test.voters), func(voter rune) bool {
+					asked.Add(1)
+					if voter == hangs {
+						<-ctx.Done()
+					}
+					return voter == yes
+				})
+				if !errors.Is(err, test.want) || (test.want == nil && err != nil) {
+					t.Errorf("got %v, want %v", err, test.want)
+				}
+				if got := int(asked.Load()); got != test.asked {
+					t.Errorf("asked %d voters, want %d", got, test.asked)
+				}
+				cancel()
+				synctest.Wait()
+			})
+		})
+	}
+}
+
+// TestReadGivenUp: a read whose client has gone gives its place up at once, while the round
+// that it waits for goes on.
+func TestReadGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var rs rounds
+		answer := make(chan struct{})
+		run := func(context.Context) (uint64, error) { <-answer; return 5, nil }
+		ctx, cancel := context.WithCancel(t.Context())
+		given, kept := make(chan error, 1), make(chan uint64, 1)
+		go func() { _, err := rs.next(ctx, run); given <- err }()
+		synctest.Wait()
+		go func() { value, _ := rs.next(t.Context(), run); kept <- value }()
+		cancel()
+		synctest.Wait()
+		select {
+		case err := <-given:
+			if !errors.Is(err, ErrNotLinearizable) || !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v, want ErrNotLinearizable and canceled", err)
+			}
+		default:
+			t.Error("it waits on")
+		}
+		close(answer)
+		if got := <-kept; got != 5 {
+			t.Errorf("the other read got %d, want 5", got)
+		}
+	})
+}
+
+// termServer answers questions for a term, as the raft port of a voter does, on
+// connections that it counts.
+type termServer struct {
+	term uint64
+	open atomic.Int32
+}
+
+func (s *termServer) dial(context.Context, string) (net.Conn, error) {
+	client, server := net.Pipe()
+	s.open.Add(1)
+	go func() {
+		defer s.open.Add(-1)
+		for {
+			size := make([]byte, 1)
+			if _, err := io.ReadFull(server, size); err != nil {
+				return
+			}
+			if _, err := io.ReadFull(server, make([]byte, size[0])); err != nil {
+				return
+			}
+			if _, err := server.Write(binary.BigEndian.AppendUint64(nil, s.term)); err != nil {
+				return
+			}
+		}
+	}()
+	return client, nil
+}
+
+// TestReadIndexForgetsVoters: what it knows of a voter, and the connection to it, go when
+// that is a voter no more.
+func TestReadIndexForgetsVoters(t *testing.T) {
+	server := &termServer{term: 7}
+	x := newReadIndex("n1", server.dial)
+	servers := []raft.Server{{ID: "n1", Address: "a:1"}, {ID: "n2", Address: "a:2"}, {ID: "n3", Address: "a:3"},
+		{ID: "n4", Address: "a:4", Suffrage: raft.Nonvoter}}
+	others, need, total := x.others(servers)
+	if len(others) != 2 || need != 1 || total != 3 {
+		t.Fatalf("got %d others, need %d of %d, want 2, 1 of 3", len(others), need, total)
+	}
+	for range 3 {
+		for _, v := range others {
+			if term, err := x.askTerm(v); term != 7 || err != nil {
+				t.Fatalf("term of %s: got %d, %v, want 7", v.server.ID, term, err)
+			}
+		}
+	}
+	if got := server.open.Load(); got != 2 {
+		t.Errorf("%d connections, want one for each voter", got)
+	}
+	servers[2].Address = "a:33" // n3 has moved
+	others, _, _ = x.others(servers)
+	if _, err := x.askTerm(others[1]); err != nil {
+		t.Error(err)
+	}
+	waitFor(t, "the connection to its former address is closed", func() bool { return server.open.Load() == 2 })
+	_, need, _ = x.others(servers[:1])
+	if len(x.voters) != 0 || need != 0 {
+		t.Errorf("%d voters known and %d needed by a cluster of one, want none", len(x.voters), need)
+	}
+	waitFor(t, "all connections are closed", func() bool { return server.open.Load() == 0 })
 }

@@ -17,9 +17,9 @@ import (
 	"raftkv/internal/command"
 )
 
-// TestLoad: a command is written as its keys, one letter each; ! is one that may
+// TestNextBatch: a command is written as its keys, one letter each; ! is one that may
 // touch any key. The digits tell it from others.
-func TestLoad(t *testing.T) {
+func TestNextBatch(t *testing.T) {
 	large, larger := strings.Repeat("v", maxBytes-100), strings.Repeat("v", maxBytes+1)
 	for _, test := range []struct{ name, waiting, want, left string }{
 		{"one", "a1", "a1", ""},
@@ -57,7 +57,7 @@ func TestLoad(t *testing.T) {
 				}
 				return strings.Join(words, " ")
 			}
-			f, left := load(waiting)
+			f, left := nextBatch(waiting)
 			var entries []string
 			for _, entry := range f {
 				entries = append(entries, text(entry))
@@ -69,9 +69,9 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// TestLoadKeepsTheOrder: whatever waits, all of it goes, and of two commands with a
+// TestNextBatchKeepsTheOrder: whatever waits, all of it goes, and of two commands with a
 // key in common the first goes in an earlier entry.
-func TestLoadKeepsTheOrder(t *testing.T) {
+func TestNextBatchKeepsTheOrder(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		var waiting []*proposal
@@ -87,7 +87,7 @@ func TestLoadKeepsTheOrder(t *testing.T) {
 		}
 		at, number, all := make(map[*proposal]int), 0, slices.Clone(waiting)
 		for len(waiting) > 0 {
-			f, left := load(waiting)
+			f, left := nextBatch(waiting)
 			if len(f) == 0 || len(waiting)-len(left) > maxCommands {
 				t.Fatalf("seed %d: %d entries of %d commands", seed, len(f), len(waiting)-len(left))
 			}
@@ -123,38 +123,37 @@ func TestLoadKeepsTheOrder(t *testing.T) {
 
 // proposed is what a proposal that runs beside the test came to.
 type proposed struct {
-	index    uint64
-	response any
-	err      error
-	done     chan struct{}
+	result command.Result
+	err    error
+	done   chan struct{}
 }
 
 func (n *testNode) propose(ctx context.Context, c command.Command) *proposed {
 	p := &proposed{done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
-		p.index, p.response, p.err = n.Propose(ctx, c)
+		p.result, p.err = n.Propose(ctx, c)
 	}()
 	return p
 }
 
 func (n *testNode) waiting() int {
-	n.proposals.mu.Lock()
-	defer n.proposals.mu.Unlock()
-	return len(n.proposals.waiting)
+	n.batcher.mu.Lock()
+	defer n.batcher.mu.Unlock()
+	return len(n.batcher.waiting)
 }
 
-// holdFlight makes n, which leads a cluster of one, apply nothing until open is
-// called, and puts a command in flight: the next ones wait.
-func holdFlight(t *testing.T, n *testNode) (flying *proposed, open func()) {
+// holdBatch makes n, which leads a cluster of one, apply nothing until open is
+// called, and puts a command in a batch: the next ones wait.
+func holdBatch(t *testing.T, n *testNode) (held *proposed, open func()) {
 	t.Helper()
 	gate := make(chan struct{})
 	n.machine.gate.Store(&gate)
 	open = sync.OnceFunc(func() { close(gate) })
 	t.Cleanup(open)
-	flying = n.propose(context.Background(), setting("flying", "1"))
-	waitFor(t, "it is in the log", func() bool { return n.keyInLog(t, "flying") })
-	return flying, open
+	held = n.propose(context.Background(), setting("held", "1"))
+	waitFor(t, "it is in the log", func() bool { return n.keyInLog(t, "held") })
+	return held, open
 }
 
 // keyInLog reports whether an entry of the log has a command for key.
@@ -191,7 +190,7 @@ func (n *testNode) keyInLog(t testing.TB, key string) bool {
 func TestProposalsTravelTogether(t *testing.T) {
 	n := openNode(t, "n1", t.TempDir())
 	n.waitLeader(t)
-	_, open := holdFlight(t, n)
+	_, open := holdBatch(t, n)
 	before := n.Info().LastIndex
 	const keys, each = 20, 3
 	var waiting [each][keys]*proposed
@@ -206,8 +205,8 @@ func TestProposalsTravelTogether(t *testing.T) {
 		for key := range keys {
 			p := waiting[i][key]
 			<-p.done
-			if p.err != nil || p.response != resultOf(fmt.Sprint(key)) || p.index != before+1+uint64(i) {
-				t.Errorf("command %d of key %d: got index %d, %v, %v; want %d, %d", i, key, p.index, p.response, p.err, before+1+uint64(i), key)
+			if want := resultOf(fmt.Sprint(key), before+1+uint64(i)); p.err != nil || p.result != want {
+				t.Errorf("command %d of key %d: got %+v, %v; want %+v", i, key, p.result, p.err, want)
 			}
 		}
 	}
@@ -219,11 +218,11 @@ func TestProposalsTravelTogether(t *testing.T) {
 	}
 }
 
-// TestProposalGivenUp: one that waits is definitely not applied; one in flight may be.
+// TestProposalGivenUp: one that waits is definitely not applied; one in a batch may be.
 func TestProposalGivenUp(t *testing.T) {
 	n := openNode(t, "n1", t.TempDir())
 	n.waitLeader(t)
-	flying, open := holdFlight(t, n)
+	held, open := holdBatch(t, n)
 	ctx, cancel := context.WithCancel(context.Background())
 	given := n.propose(ctx, setting("given up", "1"))
 	waitFor(t, "it waits", func() bool { return n.waiting() == 1 })
@@ -235,7 +234,7 @@ func TestProposalGivenUp(t *testing.T) {
 		t.Errorf("given up while it waited: got %v, want ErrNotApplied", given.err)
 	}
 	open()
-	for _, p := range []*proposed{flying, kept} {
+	for _, p := range []*proposed{held, kept} {
 		if <-p.done; p.err != nil {
 			t.Error(p.err)
 		}
@@ -253,16 +252,16 @@ func TestProposalGivenUp(t *testing.T) {
 	cancel()
 	<-given.done
 	if !errors.Is(given.err, ErrUnknown) || errors.Is(given.err, ErrNotApplied) {
-		t.Errorf("given up in flight: got %v, want ErrUnknown", given.err)
+		t.Errorf("given up in a batch: got %v, want ErrUnknown", given.err)
 	}
 	close(gate)
 	n.set(t, "last", "1")
 	if _, found := n.machine.store.Get("in flight"); !found {
-		t.Error("what was in flight is not applied")
+		t.Error("what was in a batch is not applied")
 	}
 }
 
-// answeredBy is an applier; each call of Apply takes the next function, whose result
+// answeredBy is an applier: each call of Apply takes the next function, whose result
 // is the future's.
 type answeredBy []func() (response any, err error)
 
@@ -281,98 +280,167 @@ func (f *answered) Error() (err error) { f.response, err = f.answer(); return er
 func (f *answered) Response() any      { return f.response }
 func (f *answered) Index() uint64      { return 7 }
 
-func newFlight(sizes ...int) (f flight) {
+func newBatch(sizes ...int) (b batch) {
 	for _, size := range sizes {
 		var entry []*proposal
 		for range size {
 			entry = append(entry, newProposal(setting("x", "1")))
 		}
-		f = append(f, entry)
+		b = append(b, entry)
 	}
-	return f
+	return b
 }
 
-// TestFlightErrors: what becomes of an entry becomes of all its commands, and of no
+// TestBatchErrors: what becomes of an entry becomes of all its commands, and of no
 // others.
-func TestFlightErrors(t *testing.T) {
-	f := newFlight(2, 3, 1, 2, 2)
+func TestBatchErrors(t *testing.T) {
+	b := newBatch(2, 3, 1, 2, 2)
 	fail := func(err error) func() (any, error) { return func() (any, error) { return nil, err } }
-	raftAnswers := answeredBy{
+	results := []command.Result{{Index: 7}, {Index: 8}}
+	b.propose(&answeredBy{
 		fail(raft.ErrEnqueueTimeout),
 		fail(raft.ErrLeadershipLost),
 		fail(raft.ErrNotLeader),
-		func() (any, error) { return []command.Result{{Index: 7}, {Index: 8}}, nil },
+		func() (any, error) { return results, nil },
 		fail(raft.ErrRaftShutdown),
-	}
-	n := &Node{}
-	n.proposals.flying = true
-	n.fly(&raftAnswers, f)
-	if n.proposals.flying {
-		t.Error("the flight has not landed")
-	}
+	})
 	for i, want := range []error{ErrNotApplied, ErrUnknown, ErrNotLeader, nil, ErrUnknown} {
-		for j, p := range f[i] {
+		for j, p := range b[i] {
 			<-p.done
 			for _, class := range []error{ErrNotLeader, ErrNotApplied, ErrUnknown} {
 				if errors.Is(p.err, class) != (class == want) {
 					t.Errorf("entry %d, command %d: got %v, want %v and no other", i, j, p.err, want)
 				}
 			}
-			if response := []command.Result{{Index: 7}, {Index: 8}}[j%2]; want == nil && (p.response != response || p.index != 7) {
-				t.Errorf("entry %d, command %d: got %v at %d, want %v at 7", i, j, p.response, p.index, response)
+			if want == nil && p.result != results[j] {
+				t.Errorf("entry %d, command %d: got %v, want %v", i, j, p.result, results[j])
 			}
 		}
 	}
 }
 
-// TestFlightWithoutAnAnswer does not keep later ones on the ground for ever.
-func TestFlightWithoutAnAnswer(t *testing.T) {
+// TestBatchWithoutAnAnswer does not hold up later ones for ever.
+func TestBatchWithoutAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		never := make(chan struct{})
-		raftAnswers := answeredBy{func() (any, error) { <-never; return nil, raft.ErrRaftShutdown }}
-		n := &Node{}
-		n.proposals.flying = true
-		ended := make(chan struct{})
-		go func() { n.fly(&raftAnswers, newFlight(1)); close(ended) }()
-		flying := func() bool {
+		raftAnswers := &answeredBy{
+			func() (any, error) { <-never; return nil, raft.ErrRaftShutdown },
+			func() (any, error) { return []command.Result{{Index: 2}}, nil },
+		}
+		b := &batcher{raft: func() applier { return raftAnswers }}
+		type answer struct {
+			result command.Result
+			err    error
+		}
+		propose := func() chan answer {
+			done := make(chan answer, 1)
+			go func() {
+				result, err := b.propose(context.Background(), setting("x", "1"))
+				done <- answer{result, err}
+			}()
 			synctest.Wait()
-			n.proposals.mu.Lock()
-			defer n.proposals.mu.Unlock()
-			return n.proposals.flying
+			return done
 		}
-		if !flying() {
-			t.Error("it landed without an answer")
+		first, began := propose(), time.Now()
+		second := propose()
+		if len(b.waiting) != 1 {
+			t.Errorf("%d wait while a batch is under way, want 1", len(b.waiting))
 		}
-		time.Sleep(applyLimit)
-		if flying() {
-			t.Errorf("it has not landed after %v", applyLimit)
+		if got := <-second; got.err != nil || got.result.Index != 2 || time.Since(began) != applyLimit {
+			t.Errorf("the next one: got %+v after %v, want index 2 after %v", got, time.Since(began), applyLimit)
 		}
-		n.proposals.flying = true // the next flight
 		close(never)
-		<-ended
-		if !flying() {
-			t.Error("it landed a second time, in place of the next")
+		if got := <-first; !errors.Is(got.err, ErrUnknown) {
+			t.Errorf("without an answer: got %v, want ErrUnknown", got.err)
+		}
+		synctest.Wait()
+		if b.running {
+			t.Error("its goroutine runs although nothing waits")
 		}
 	})
 }
 
-// TestProposalsEndWithTheNode: what is in flight then may be applied; what waits is
+// TestBatcherGivesUp: what a caller may conclude depends on whether its command was in a
+// batch when it gave up.
+func TestBatcherGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		var proposed []string
+		b := &batcher{raft: func() applier {
+			return applierFunc(func(entry []byte) (any, error) {
+				commands, err := command.Decode(entry)
+				for _, c := range commands {
+					proposed = append(proposed, c.Pairs[0].Key)
+				}
+				<-answer
+				return make([]command.Result, len(commands)), err
+			})
+		}}
+		propose := func(ctx context.Context, key string) chan error {
+			done := make(chan error, 1)
+			go func() {
+				_, err := b.propose(ctx, setting(key, "1"))
+				done <- err
+			}()
+			synctest.Wait()
+			return done
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		first, second := propose(ctx, "first"), propose(ctx, "second")
+		third := propose(context.Background(), "third")
+		cancel()
+		if err := <-first; !errors.Is(err, ErrUnknown) {
+			t.Errorf("in a batch: got %v, want ErrUnknown", err)
+		}
+		if err := <-second; !errors.Is(err, ErrNotApplied) {
+			t.Errorf("waiting: got %v, want ErrNotApplied", err)
+		}
+		close(answer)
+		if err := <-third; err != nil {
+			t.Errorf("kept: got %v, want no error", err)
+		}
+		if got := strings.Join(proposed, " "); got != "first third" {
+			t.Errorf("proposed %q, want first and third", got)
+		}
+		b.close()
+		if err := <-propose(context.Background(), "fourth"); !errors.Is(err, ErrNotApplied) {
+			t.Errorf("after close: got %v, want ErrNotApplied", err)
+		}
+	})
+}
+
+// TestBatcherIsFull: a further command is refused at once.
+func TestBatcherIsFull(t *testing.T) {
+	b := &batcher{running: true, waiting: make([]*proposal, maxWaiting)}
+	if _, err := b.propose(context.Background(), setting("x", "1")); !errors.Is(err, ErrNotApplied) {
+		t.Errorf("got %v, want ErrNotApplied", err)
+	}
+}
+
+// applierFunc is an applier that answers with what f returns.
+type applierFunc func(entry []byte) (any, error)
+
+func (f applierFunc) Apply(entry []byte, _ time.Duration) raft.ApplyFuture {
+	return &answered{answer: func() (any, error) { return f(entry) }}
+}
+
+// TestProposalsEndWithTheNode: what is in a batch then may be applied; what waits is
 // not, and never proposed.
 func TestProposalsEndWithTheNode(t *testing.T) {
 	n := openNode(t, "n1", t.TempDir())
 	n.waitLeader(t)
-	flying, open := holdFlight(t, n)
+	held, open := holdBatch(t, n)
 	waiting := n.propose(context.Background(), setting("waiting", "1"))
 	waitFor(t, "it waits", func() bool { return n.waiting() == 1 })
 	closed := make(chan struct{})
 	go func() { n.stop(); close(closed) }()
-	waitFor(t, "it closes", n.closing.Load)
+	waitFor(t, "it closes", func() bool { return n.life.now() == closing })
 	open()
-	<-flying.done
+	<-held.done
 	<-waiting.done
 	<-closed
-	if flying.err != nil && !errors.Is(flying.err, ErrUnknown) {
-		t.Errorf("in flight: got %v, want ErrUnknown or none", flying.err)
+	if held.err != nil && !errors.Is(held.err, ErrUnknown) {
+		t.Errorf("in a batch: got %v, want ErrUnknown or none", held.err)
 	}
 	if !errors.Is(waiting.err, ErrNotApplied) || errors.Is(waiting.err, ErrUnknown) {
 		t.Errorf("waiting: got %v, want ErrNotApplied", waiting.err)
@@ -383,20 +451,22 @@ func TestProposalsEndWithTheNode(t *testing.T) {
 func TestProposalsThatRaftNeverAnswers(t *testing.T) {
 	n := openNode(t, "n1", t.TempDir())
 	n.waitLeader(t)
-	n.proposals.flying = true // and never lands
-	flying := n.propose(context.Background(), setting("flying", "1"))
+	n.batcher.mu.Lock()
+	n.batcher.running = true // and never takes the next batch
+	n.batcher.mu.Unlock()
+	held := n.propose(context.Background(), setting("held", "1"))
 	waitFor(t, "it waits", func() bool { return n.waiting() == 1 })
-	n.proposals.mu.Lock()
-	n.proposals.waiting = nil // it flies
-	n.proposals.mu.Unlock()
+	n.batcher.mu.Lock()
+	n.batcher.waiting = nil // it is in a batch
+	n.batcher.mu.Unlock()
 	waiting := n.propose(context.Background(), setting("waiting", "1"))
 	waitFor(t, "the next waits", func() bool { return n.waiting() == 1 })
 	began := time.Now()
 	n.stop()
-	<-flying.done
+	<-held.done
 	<-waiting.done
-	if !errors.Is(flying.err, ErrUnknown) || errors.Is(flying.err, ErrNotApplied) {
-		t.Errorf("in flight: got %v, want ErrUnknown", flying.err)
+	if !errors.Is(held.err, ErrUnknown) || errors.Is(held.err, ErrNotApplied) {
+		t.Errorf("in a batch: got %v, want ErrUnknown", held.err)
 	}
 	if !errors.Is(waiting.err, ErrNotApplied) || errors.Is(waiting.err, ErrUnknown) {
 		t.Errorf("waiting: got %v, want ErrNotApplied", waiting.err)

@@ -1,0 +1,160 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"raftkv/internal/peer"
+)
+
+// memberTimeout is how long a member may take to answer a short call, such as /info.
+const memberTimeout = 500 * time.Millisecond
+
+// maxRPCAnswer bounds the answer to a call, in bytes.
+const maxRPCAnswer = 1 << 20
+
+// rpcHandler answers the node-to-node HTTP calls that arrive at the raft port. /info and
+// /adopt may come from another cluster; all others must come from a member of the cluster
+// that the present instance of raft is in. An error is answered as an Error.
+func (n *Node) rpcHandler() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, do func(i *instance, r *http.Request) (answer any, err error)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			answer, err := do(n.current.Load(), r)
+			writeRPC(w, answer, err)
+		})
+	}
+	member := func(pattern string, do func(i *instance, r *http.Request) (answer any, err error)) {
+		handle(pattern, func(i *instance, r *http.Request) (any, error) {
+			if peer.Caller(r) != i.volume.Cluster {
+				return nil, fmt.Errorf("%w: %s belongs to another cluster", ErrConflict, n.config.ID)
+			}
+			return do(i, r)
+		})
+	}
+	handle("GET /info", func(*instance, *http.Request) (any, error) { return n.Info(), nil })
+	handle("POST /adopt", func(_ *instance, r *http.Request) (any, error) { return nil, n.handleAdopt(peer.Caller(r)) })
+	member("GET /readindex", n.handleReadIndex)
+	member("GET /committed", n.handleCommitted)
+	member("POST /differs", n.handleDiffers)
+	member("POST /release", func(*instance, *http.Request) (any, error) { return nil, n.handleRelease() })
+	member("POST /removed", func(*instance, *http.Request) (any, error) { return nil, n.handleRemoved() })
+	member("POST /leave", func(_ *instance, r *http.Request) (any, error) {
+		_, err := n.Leave(r.Context(), r.URL.Query().Get("nodeId"))
+		return nil, err
+	})
+	return mux
+}
+
+// writeRPC answers a call: 200 with the JSON of answer, or 500 with that of an Error.
+func writeRPC(w http.ResponseWriter, answer any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		code, _ := CodeOf(err)
+		w.WriteHeader(http.StatusInternalServerError)
+		answer = Error{Code: code, Message: err.Error()}
+	}
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// members is the client for calls to other nodes. Its methods may be called by several
+// goroutines at once.
+type members struct {
+	self      string // ID of this node, which is not asked
+	client    *http.Client
+	clusterID func() peer.ClusterID
+}
+
+// call makes a call and decodes its answer, if answer is not nil. An error of the other
+// node comes back as an *Error, with its code and its whole line.
+func (m *members) call(ctx context.Context, method, raftAddress, path string, answer any) error {
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+raftAddress+path, nil)
+	if err != nil {
+		return err
+	}
+	response, err := m.client.Do(request)
+	if err != nil {
+		var wrapped *url.Error // method and URL mean nothing to its reader
+		if errors.As(err, &wrapped) {
+			err = wrapped.Err
+		}
+		if isDeadline(err) {
+			return errors.New("no answer in time")
+		}
+		return err
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxRPCAnswer))
+	if err != nil {
+		return err
+	}
+	if response.StatusCode == http.StatusOK {
+		if answer == nil {
+			return nil
+		}
+		return json.Unmarshal(body, answer)
+	}
+	remote := new(Error)
+	if json.Unmarshal(body, remote) != nil || remote.Message == "" {
+		return fmt.Errorf("%s answers %s to %s", raftAddress, response.Status, path)
+	}
+	return remote
+}
+
+// ask asks the node at a raft address for its Info, within memberTimeout.
+func (m *members) ask(ctx context.Context, raftAddress string) (Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	var info Info
+	return info, m.call(ctx, http.MethodGet, raftAddress, "/info", &info)
+}
+
+// askMember asks a member for its Info, within memberTimeout. If another node or another
+// cluster answers there, it is an error.
+func (m *members) askMember(ctx context.Context, server raft.Server) (*Info, error) {
+	info, err := m.ask(ctx, string(server.Address))
+	if err != nil {
+		return nil, err
+	}
+	if info.NodeID != string(server.ID) || info.ClusterID != m.clusterID().String() {
+		return nil, errors.New("another node answers there")
+	}
+	return &info, nil
+}
+
+// askAll asks all of servers but this node for their Info, at once, within memberTimeout.
+// The result is nil for a member without a right answer, and for this node itself.
+func (m *members) askAll(ctx context.Context, servers []raft.Server) []*Info {
+	infos := make([]*Info, len(servers))
+	var asked sync.WaitGroup
+	for i, server := range servers {
+		if string(server.ID) != m.self {
+			asked.Go(func() { infos[i], _ = m.askMember(ctx, server) })
+		}
+	}
+	asked.Wait()
+	return infos
+}
+
+func isDeadline(err error) bool { return errors.Is(err, context.DeadlineExceeded) }
+
+// wait is future.Error() that ends with ctx.
+func wait(ctx context.Context, future raft.Future) error {
+	done := make(chan error, 1)
+	go func() { done <- future.Error() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
