@@ -68,5 +68,9 @@ func (v *Volume) FinishRecovery() error {
 	if err := os.Rename(path, path+".used"); err != nil {
 		return err
 	}
+	// The file must not come back once the note is gone: the next recovery would start from another ID.
+	if err := syncDir(v.dir); err != nil {
+		return err
+	}
 	return setStable(v.bolt, keyRecoveredFrom, nil)
 }
