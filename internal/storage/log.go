@@ -14,49 +14,60 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 )
 
-// store is raft's log and stable store: raft-boltdb with what it lacks.
+// Log is raft's log and stable store: raft-boltdb with what it lacks.
 //
-// Checksums: bbolt checks its meta pages only. Each entry carries a CRC-32C in
-// Log.Extensions and each stable value one behind it, verified on every read.
-// An end marker, written in the same transaction as the entries, holds the last
-// index: entries that vanish from the end of the log do not go unnoticed.
+// Checksums: bbolt checks its meta pages only. Each entry carries a CRC-32C in Log.Extensions and each stable value
+// one behind it, verified on every read. An end marker, written in the same transaction as the entries, holds the
+// last index, so that entries that vanish from the end of the log do not go unnoticed.
 //
-// Fail-stop: hashicorp/raft goes on after a failed write in ways that lose or
-// wedge (DESIGN section 4). Here the first failed write, damaged read, or write
-// that takes longer than limit calls fail, and the calling goroutine of raft
-// ends without ever seeing an error: raft never acts on what is not on disk.
+// Fail-stop: hashicorp/raft goes on after a failed write (raft.go: dispatchLogs, appendEntries), in ways that lose
+// entries or wedge the node; docs/design.md has them under "What hashicorp/raft leaves to its users". So the first
+// failed write, damaged read, or write that takes longer than Options.WriteTimeout calls Options.Fatal, and the
+// calling goroutine of raft ends without ever seeing an error: raft never acts on what is not on disk.
 //
-// Its methods may be called concurrently, writers of the log one at a time, as
-// raft does.
+// Its methods may be called concurrently, writers of the log one at a time, as raft does.
 type Log struct {
-	bolt        LogAndStable
-	fail        func(error)           // ends the node; called any number of times
-	limit       time.Duration         // for one write, before the disk counts as hung (hashicorp/raft issue 503)
-	retainAfter func() (index uint64) // compaction keeps every entry above it
-	last        atomic.Uint64         // index of the last entry, as the end marker has it
-
-	onAppend func() // called when entries were stored; must not block
+	disk         LogAndStable
+	onFatal      func(error)           // Options.Fatal
+	writeTimeout time.Duration         // for one write, before the disk counts as hung
+	retainAfter  func() (index uint64) // compaction keeps every entry above it
+	last         atomic.Uint64         // index of the last entry, as the end marker has it
+	onAppend     func()                // called when entries were stored; must not block
 }
 
-// LogAndStable is what store needs of raft-boltdb; tests put failing disks here.
+// LogAndStable is what Log needs of raft-boltdb. Tests put failing disks here.
 type LogAndStable interface {
 	raft.LogStore
 	raft.StableStore
 }
 
+var _ LogAndStable = (*raftboltdb.BoltStore)(nil)
+
+// ErrCorrupt is wrapped by every error about damage: what is on disk is not what was written. A node must not start
+// from it, because no repair here could tell what is missing.
+var ErrCorrupt = errors.New("damaged")
+
+// endMarker is the index of the end marker, an entry that raft never sees.
 const endMarker uint64 = math.MaxUint64
 
-var (
-	ErrCorrupt = errors.New("damaged")
-
-	castagnoli = crc32.MakeTable(crc32.Castagnoli)
-)
+// newLog returns the log on disk whose last index is last.
+func newLog(disk LogAndStable, last uint64, retainAfter func() uint64, o Options) *Log {
+	l := &Log{
+		disk:         disk,
+		onFatal:      o.Fatal,
+		writeTimeout: o.WriteTimeout,
+		retainAfter:  retainAfter,
+		onAppend:     o.OnAppend,
+	}
+	l.last.Store(last)
+	return l
+}
 
 // FirstIndex implements raft.LogStore.
-func (s *Log) FirstIndex() (uint64, error) {
-	first, err := s.bolt.FirstIndex()
+func (l *Log) FirstIndex() (uint64, error) {
+	first, err := l.disk.FirstIndex()
 	if err != nil {
-		s.fatal("read the log", err)
+		l.fatal("read the log", err)
 	}
 	if first == endMarker {
 		return 0, nil
@@ -64,146 +75,147 @@ func (s *Log) FirstIndex() (uint64, error) {
 	return first, nil
 }
 
-// Last returns the index of the last entry. Unlike raft's own, it never blocks.
-func (s *Log) Last() uint64 { return s.last.Load() }
+// Last returns the index of the last entry. Unlike raft's own LastIndex, it never blocks.
+func (l *Log) Last() uint64 { return l.last.Load() }
 
 // LastIndex implements raft.LogStore.
-func (s *Log) LastIndex() (uint64, error) { return s.last.Load(), nil }
+func (l *Log) LastIndex() (uint64, error) { return l.last.Load(), nil }
 
-// GetLog implements raft.LogStore. The only error it returns is
-// raft.ErrLogNotFound.
-func (s *Log) GetLog(index uint64, log *raft.Log) error {
-	err := readLog(s.bolt, index, log)
+// GetLog implements raft.LogStore. The only error that it returns is raft.ErrLogNotFound.
+func (l *Log) GetLog(index uint64, log *raft.Log) error {
+	err := readLog(l.disk, index, log)
 	if err != nil && !errors.Is(err, raft.ErrLogNotFound) {
-		s.fatal("read the log", err)
+		l.fatal("read the log", err)
 	}
 	return err
 }
 
 // StoreLog implements raft.LogStore.
-func (s *Log) StoreLog(log *raft.Log) error { return s.StoreLogs([]*raft.Log{log}) }
+func (l *Log) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Log{log}) }
 
-// StoreLogs implements raft.LogStore: all entries are on disk, or the node ends.
-func (s *Log) StoreLogs(logs []*raft.Log) error {
+// StoreLogs implements raft.LogStore: all entries are on disk when it returns, or it does not return.
+func (l *Log) StoreLogs(logs []*raft.Log) error {
 	if len(logs) == 0 {
 		return nil
 	}
 	last := logs[len(logs)-1].Index
-	s.write("append to the log", func() error { return appendLogs(s.bolt, logs, last) })
-	s.last.Store(last)
-	s.onAppend()
+	l.write("append to the log", func() error { return appendLogs(l.disk, logs, last) })
+	l.last.Store(last)
+	l.onAppend()
 	return nil
 }
 
-// DeleteRange implements raft.LogStore. A range at the end is cut by moving the
-// end marker first: after a crash between the two, opening the volume finishes it.
-func (s *Log) DeleteRange(low, high uint64) error {
-	first, err := s.FirstIndex()
+// DeleteRange implements raft.LogStore. Raft cuts the end off when a new leader has other entries there, and the
+// beginning off when a snapshot has it.
+//
+// The end marker moves before the entries at the end are deleted: after a crash between the two, Open finishes it.
+// Of the beginning, what the older of two snapshots does not have is kept, more than raft asks for: with that, a
+// damaged newest snapshot loses nothing.
+func (l *Log) DeleteRange(low, high uint64) error {
+	first, err := l.FirstIndex()
 	if err != nil {
 		return err
 	}
-	last := s.last.Load()
+	last := l.last.Load()
 	if high >= last {
 		end := low - 1
 		if low <= first {
 			end = 0
 		}
-		s.write("truncate the log", func() error {
-			if err := appendLogs(s.bolt, nil, end); err != nil {
+		l.write("truncate the log", func() error {
+			if err := appendLogs(l.disk, nil, end); err != nil {
 				return err
 			}
-			return s.bolt.DeleteRange(low, last)
+			return l.disk.DeleteRange(low, last)
 		})
-		s.last.Store(end)
+		l.last.Store(end)
 		return nil
 	}
-	if high = min(high, s.retainAfter()); high < low {
+	if high = min(high, l.retainAfter()); high < low {
 		return nil
 	}
-	s.write("compact the log", func() error { return s.bolt.DeleteRange(low, high) })
+	l.write("compact the log", func() error { return l.disk.DeleteRange(low, high) })
 	return nil
 }
 
 // Set implements raft.StableStore.
-func (s *Log) Set(key, value []byte) error {
-	s.write("save "+string(key), func() error { return setStable(s.bolt, key, value) })
+func (l *Log) Set(key, value []byte) error {
+	l.write("save "+string(key), func() error { return setStable(l.disk, key, value) })
 	return nil
 }
 
-// Get implements raft.StableStore. Opening the volume has made sure that every
-// key that raft asks for is there.
-func (s *Log) Get(key []byte) ([]byte, error) {
-	value, err := getStable(s.bolt, key)
+// Get implements raft.StableStore. Open has made sure that every key that raft asks for is there.
+func (l *Log) Get(key []byte) ([]byte, error) {
+	value, err := getStable(l.disk, key)
 	if err != nil {
-		s.fatal("read "+string(key), err)
+		l.fatal("read "+string(key), err)
 	}
 	return value, nil
 }
 
 // SetUint64 implements raft.StableStore.
-func (s *Log) SetUint64(key []byte, value uint64) error {
-	return s.Set(key, binary.BigEndian.AppendUint64(nil, value))
+func (l *Log) SetUint64(key []byte, value uint64) error {
+	return l.Set(key, binary.BigEndian.AppendUint64(nil, value))
 }
 
 // GetUint64 implements raft.StableStore.
-func (s *Log) GetUint64(key []byte) (uint64, error) {
-	value, err := s.Get(key)
+func (l *Log) GetUint64(key []byte) (uint64, error) {
+	value, err := l.Get(key)
 	if err == nil && len(value) != 8 {
-		s.fatal("read "+string(key), fmt.Errorf("%d bytes, want 8: %w", len(value), ErrCorrupt))
+		l.fatal("read "+string(key), fmt.Errorf("%d bytes, want 8: %w", len(value), ErrCorrupt))
 	}
 	return binary.BigEndian.Uint64(value), err
 }
 
-// watchTicks is in how many parts the limit of a write passes. A process that was paused
-// (SIGSTOP, a virtual machine that moves) finds one of them over, however long that took:
-// its disk has had no time to answer.
+// watchTicks is the number of parts in which the time for a write passes. A process that was paused (SIGSTOP, a
+// virtual machine that moves) finds one of them over, however long that took: its disk has had no time to answer.
 const watchTicks = 20
 
-// write runs one write of the disk under the watchdog.
-func (s *Log) write(what string, run func() error) {
+// write runs one write of the disk under the watchdog, and returns only if it succeeded. A leader whose disk hangs
+// sends its heartbeats on, so that no other node stands for election (hashicorp/raft issue 503): it has to end.
+func (l *Log) write(what string, run func() error) {
 	var answered atomic.Bool
 	var tick func()
 	left := watchTicks
 	tick = func() {
 		if left--; left > 0 && !answered.Load() {
-			time.AfterFunc(s.limit/watchTicks, tick)
+			time.AfterFunc(l.writeTimeout/watchTicks, tick)
 		} else if !answered.Load() {
-			s.fail(fmt.Errorf("%s: the disk has not answered for %v", what, s.limit))
+			l.onFatal(fmt.Errorf("%s: the disk has not answered for %v", what, l.writeTimeout))
 		}
 	}
-	watchdog := time.AfterFunc(s.limit/watchTicks, tick)
+	watchdog := time.AfterFunc(l.writeTimeout/watchTicks, tick)
 	defer func() { answered.Store(true); watchdog.Stop() }()
 	if err := run(); err != nil {
-		s.fatal(what, err)
+		l.fatal(what, err)
 	}
 }
 
 // fatal ends the node, and the calling goroutine with it.
-func (s *Log) fatal(what string, err error) {
-	s.fail(fmt.Errorf("%s: %w", what, err))
+func (l *Log) fatal(what string, err error) {
+	l.onFatal(fmt.Errorf("%s: %w", what, err))
 	runtime.Goexit()
 }
 
-// appendLogs writes logs, with their checksums, and an end marker that says
-// last, in one transaction.
+// appendLogs writes logs, with their checksums, and an end marker that holds last, in one transaction.
 func appendLogs(to raft.LogStore, logs []*raft.Log, last uint64) error {
 	sealed := make([]raft.Log, len(logs)+1)
 	pointers := make([]*raft.Log, len(sealed))
-	for i, l := range logs {
-		sealed[i] = *l // raft and its LogCache go on using the original
+	for i, log := range logs {
+		sealed[i] = *log // raft and its LogCache (log_cache.go) go on using the original
 	}
 	sealed[len(logs)] = raft.Log{Index: endMarker, Data: binary.BigEndian.AppendUint64(nil, last)}
 	for i := range sealed {
-		l := &sealed[i]
-		n := len(l.Extensions)
-		l.Extensions = binary.BigEndian.AppendUint32(l.Extensions[:n:n], logChecksum(l))
-		pointers[i] = l
+		log := &sealed[i]
+		n := len(log.Extensions)
+		log.Extensions = binary.BigEndian.AppendUint32(log.Extensions[:n:n], logChecksum(log))
+		pointers[i] = log
 	}
 	return to.StoreLogs(pointers)
 }
 
-// readLog reads the entry at index into log and verifies its checksum. It
-// returns raft.ErrLogNotFound, or an error that says what is damaged.
+// readLog reads the entry at index into log, verifies its checksum and takes it off. It returns raft.ErrLogNotFound,
+// or an error that describes the damage.
 func readLog(from raft.LogStore, index uint64, log *raft.Log) error {
 	if err := from.GetLog(index, log); err != nil {
 		return err
@@ -234,15 +246,17 @@ func readEnd(from raft.LogStore) (uint64, error) {
 	return binary.BigEndian.Uint64(marker.Data), nil
 }
 
-// logChecksum covers all that raft's safety rests on: not AppendedAt, a statistic.
-func logChecksum(l *raft.Log) uint32 {
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// logChecksum covers all that raft's safety rests on, which AppendedAt, a statistic, is not part of.
+func logChecksum(log *raft.Log) uint32 {
 	var head [17]byte
-	binary.BigEndian.PutUint64(head[0:], l.Index)
-	binary.BigEndian.PutUint64(head[8:], l.Term)
-	head[16] = byte(l.Type)
+	binary.BigEndian.PutUint64(head[0:], log.Index)
+	binary.BigEndian.PutUint64(head[8:], log.Term)
+	head[16] = byte(log.Type)
 	sum := crc32.Update(0, castagnoli, head[:])
-	sum = crc32.Update(sum, castagnoli, l.Extensions)
-	return crc32.Update(sum, castagnoli, l.Data)
+	sum = crc32.Update(sum, castagnoli, log.Extensions)
+	return crc32.Update(sum, castagnoli, log.Data)
 }
 
 // setStable writes value with a checksum over key and value behind it.
@@ -266,5 +280,3 @@ func getStable(from raft.StableStore, key []byte) ([]byte, error) {
 func stableChecksum(key, value []byte) uint32 {
 	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
 }
-
-var _ LogAndStable = (*raftboltdb.BoltStore)(nil)

@@ -25,7 +25,11 @@ func (d hungDisk) StoreLogs(logs []*raft.Log) error {
 func TestHungDisk(t *testing.T) {
 	failed, release := make(chan error, 1), make(chan struct{})
 	disk := hungDisk{raft.NewInmemStore(), release}
-	s := &Log{bolt: disk, fail: func(err error) { failed <- err }, limit: 10 * time.Millisecond, onAppend: func() {}}
+	s := newLog(disk, 0, nil, Options{
+		Fatal:        func(err error) { failed <- err },
+		WriteTimeout: 10 * time.Millisecond,
+		OnAppend:     func() {},
+	})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -43,7 +47,11 @@ func TestHungDisk(t *testing.T) {
 func TestStoreDetectsDamage(t *testing.T) {
 	newStore := func() (*Log, *raft.InmemStore, chan error) {
 		below, failed := raft.NewInmemStore(), make(chan error, 1)
-		s := &Log{bolt: below, fail: func(err error) { failed <- err }, limit: time.Minute, onAppend: func() {}}
+		s := newLog(below, 0, nil, Options{
+			Fatal:        func(err error) { failed <- err },
+			WriteTimeout: time.Minute,
+			OnAppend:     func() {},
+		})
 		if err := s.StoreLogs([]*raft.Log{{Index: 1, Term: 7, Data: []byte("data")}}); err != nil {
 			t.Fatal(err)
 		}

@@ -20,15 +20,10 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// snapshotsKept is how many snapshots stay on disk. The log is kept back to the
-// older one (see store.retainAfter), so that a damaged newest one loses nothing.
-const snapshotsKept = 2
-
-// snapshots is raft's FileSnapshotStore with its metadata protected: raft checks
-// the state of a snapshot by CRC-64, its meta.json (index, term, configuration)
-// by nothing. So each state begins with a header that repeats the metadata: a
-// uvarint length and JSON. It never leaves this type: Open takes it off, and what
-// crosses the wire or reaches the state machine is the state alone.
+// Snapshots is raft's FileSnapshotStore with its metadata protected. Raft checks the state of a snapshot by a CRC-64,
+// but its meta.json (index, term, configuration) by nothing (file_snapshot.go), so that a damaged one would be
+// believed. Therefore each state begins with a header that repeats the metadata: a uvarint length and JSON. The header
+// never leaves this type: Open takes it off, and what crosses the wire or reaches the state machine is the state alone.
 type Snapshots struct {
 	*raft.FileSnapshotStore
 	dir string
@@ -40,20 +35,12 @@ type Snapshots struct {
 	damaged map[string]struct{} // IDs of those that usable could not open
 }
 
-type snapshotHeader struct {
-	Index, Term        uint64
-	Configuration      raft.Configuration
-	ConfigurationIndex uint64
-}
+// snapshotsKept is how many snapshots stay on disk. The log is kept back to the older one (see Log.DeleteRange), so
+// that a damaged newest one loses nothing.
+const snapshotsKept = 2
 
-const maxSnapshotHeader = 1 << 20
-
-func headerOf(meta *raft.SnapshotMeta) snapshotHeader {
-	return snapshotHeader{meta.Index, meta.Term, meta.Configuration, meta.ConfigurationIndex}
-}
-
-// openSnapshots opens the snapshots of a volume and removes what a crash left
-// half written, which raft itself never does.
+// openSnapshots opens the snapshots of a volume and removes what a crash left half written, which raft itself never
+// does: the disk would fill.
 func openSnapshots(volume string, log hclog.Logger) (*Snapshots, error) {
 	dir := filepath.Join(volume, "snapshots")
 	leftovers, err := filepath.Glob(filepath.Join(dir, "*.tmp"))
@@ -73,14 +60,10 @@ func openSnapshots(volume string, log hclog.Logger) (*Snapshots, error) {
 	return &Snapshots{FileSnapshotStore: files, dir: dir, log: log, damaged: make(map[string]struct{})}, nil
 }
 
-// Written returns how many bytes of state were written since the volume was opened,
-// over all snapshots: while an install goes on, it grows.
-func (s *Snapshots) Written() uint64 { return s.written.Load() }
-
 // Create implements raft.SnapshotStore.
 func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
 	configurationIndex uint64, transport raft.Transport) (raft.SnapshotSink, error) {
-	header, err := json.Marshal(snapshotHeader{index, term, configuration, configurationIndex})
+	header, err := encodeSnapshotHeader(snapshotHeader{index, term, configuration, configurationIndex})
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +71,7 @@ func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64, con
 	if err != nil {
 		return nil, err
 	}
-	if _, err := sink.Write(append(binary.AppendUvarint(nil, uint64(len(header))), header...)); err != nil {
+	if _, err := sink.Write(header); err != nil {
 		return nil, errors.Join(err, sink.Cancel())
 	}
 	file, err := os.Open(filepath.Join(s.dir, sink.ID()+".tmp", "state.bin"))
@@ -98,49 +81,9 @@ func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64, con
 	return &pacedSink{SnapshotSink: sink, written: &s.written, file: file, began: time.Now()}, nil
 }
 
-// pacedSink writes a snapshot in steps, each of which is synced and followed by a pause
-// as long as it took, within snapshotPause: the disk and the processor are the log's too,
-// and one sync of it all at the end would hold up every write meanwhile.
-type pacedSink struct {
-	raft.SnapshotSink
-	written *atomic.Uint64
-	file    *os.File // what the sink writes
-	step    int      // bytes since the last sync
-	began   time.Time
-}
-
-// snapshotStep is how many bytes of a snapshot are synced at once, and snapshotPause
-// bounds the pause after it.
-const (
-	snapshotStep  = 4 << 20
-	snapshotPause = 20 * time.Millisecond
-)
-
-func (p *pacedSink) Write(b []byte) (int, error) {
-	p.written.Add(uint64(len(b)))
-	n, err := p.SnapshotSink.Write(b)
-	if p.step += n; err == nil && p.step >= snapshotStep {
-		err = p.file.Sync()
-		time.Sleep(min(time.Since(p.began), snapshotPause))
-		p.step, p.began = 0, time.Now()
-	}
-	return n, err
-}
-
-// Close implements raft.SnapshotSink. Raft calls it after the state machine has.
-func (p *pacedSink) Close() error {
-	_ = p.file.Close() // was only synced through
-	return p.SnapshotSink.Close()
-}
-
-// Cancel implements raft.SnapshotSink.
-func (p *pacedSink) Cancel() error {
-	_ = p.file.Close()
-	return p.SnapshotSink.Cancel()
-}
-
-// List implements raft.SnapshotStore. It leaves out a snapshot whose metadata
-// contradict its own name.
+// List implements raft.SnapshotStore. It leaves out a snapshot whose metadata contradict its own name, and those that
+// could not be opened at the start: raft fails to start when it is offered snapshots and can restore none of them
+// (api.go: restoreSnapshot), although the log alone may have everything.
 func (s *Snapshots) List() ([]*raft.SnapshotMeta, error) {
 	all, err := s.FileSnapshotStore.List()
 	if err != nil {
@@ -153,7 +96,7 @@ func (s *Snapshots) List() ([]*raft.SnapshotMeta, error) {
 			continue
 		}
 		s.mu.Lock()
-		_, damaged := s.damaged[meta.ID] // raft does not start when it is offered nothing but these
+		_, damaged := s.damaged[meta.ID]
 		s.mu.Unlock()
 		if !damaged {
 			metas = append(metas, meta)
@@ -162,10 +105,9 @@ func (s *Snapshots) List() ([]*raft.SnapshotMeta, error) {
 	return metas, nil
 }
 
-// Open implements raft.SnapshotStore. The state is verified before a byte of it
-// is returned.
+// Open implements raft.SnapshotStore. The state is verified before a byte of it is returned.
 func (s *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
-	meta, state, err := s.FileSnapshotStore.Open(id)
+	meta, state, err := s.FileSnapshotStore.Open(id) // which reads all of it for the CRC-64
 	if err != nil {
 		return nil, nil, fmt.Errorf("snapshot %s: %w", id, err)
 	}
@@ -185,29 +127,12 @@ type snapshotState struct {
 	io.Closer
 }
 
-// readSnapshotHeader takes the header off r, compares it with meta, and returns
-// how long it is in bytes.
-func readSnapshotHeader(r *bufio.Reader, meta *raft.SnapshotMeta) (int64, error) {
-	n, err := binary.ReadUvarint(r)
-	if err != nil || n > maxSnapshotHeader {
-		return 0, fmt.Errorf("header: %w", ErrCorrupt)
-	}
-	b := make([]byte, n)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return 0, fmt.Errorf("header: %w", ErrCorrupt)
-	}
-	var header snapshotHeader
-	if err := json.Unmarshal(b, &header); err != nil {
-		return 0, fmt.Errorf("header: %w", ErrCorrupt)
-	}
-	if meta.Version != 1 || !reflect.DeepEqual(header, headerOf(meta)) {
-		return 0, fmt.Errorf("meta.json is not what the snapshot was written with: %w", ErrCorrupt)
-	}
-	return int64(len(binary.AppendUvarint(nil, n))) + int64(n), nil
-}
+// Written returns how many bytes of state were written since the volume was opened, over all snapshots: while an
+// install is going on, it grows.
+func (s *Snapshots) Written() uint64 { return s.written.Load() }
 
-// oldest returns the index of the oldest snapshot kept; 0 while there are fewer
-// than snapshotsKept: then the log alone must be able to rebuild everything.
+// oldest returns the index of the oldest snapshot kept; 0 while there are fewer than snapshotsKept, because then the
+// log alone must be able to rebuild everything.
 func (s *Snapshots) oldest() uint64 {
 	metas, err := s.List()
 	if err != nil || len(metas) < snapshotsKept {
@@ -216,8 +141,27 @@ func (s *Snapshots) oldest() uint64 {
 	return metas[len(metas)-1].Index
 }
 
-// newestNamed returns the highest index among the names of the snapshots on
-// disk, readable or not; 0 when there are none.
+// usable returns the newest snapshot that can be opened, as raft will choose it at its start; nil when there is none.
+func (s *Snapshots) usable() (*raft.SnapshotMeta, error) {
+	metas, err := s.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, meta := range metas {
+		_, state, err := s.Open(meta.ID)
+		if err == nil {
+			_ = state.Close()
+			return meta, nil
+		}
+		s.mu.Lock()
+		s.damaged[meta.ID] = struct{}{}
+		s.mu.Unlock()
+	}
+	return nil, nil
+}
+
+// newestNamed returns the highest index among the names of the snapshots on disk, readable or not; 0 when there are
+// none.
 func (s *Snapshots) newestNamed() (uint64, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -237,27 +181,7 @@ func (s *Snapshots) newestNamed() (uint64, error) {
 	return newest, nil
 }
 
-// usable returns the newest snapshot that can be opened, as raft will choose it
-// at its start; nil when there is none.
-func (s *Snapshots) usable() (*raft.SnapshotMeta, error) {
-	metas, err := s.List()
-	if err != nil {
-		return nil, err
-	}
-	for _, meta := range metas {
-		_, state, err := s.Open(meta.ID)
-		if err == nil {
-			_ = state.Close()
-			return meta, nil
-		}
-		s.mu.Lock()
-		s.damaged[meta.ID] = struct{}{}
-		s.mu.Unlock()
-	}
-	return nil, nil
-}
-
-// snapshotIndex takes the index out of a snapshot's name, term-index-milliseconds.
+// snapshotIndex takes the index out of a snapshot's name, term-index-milliseconds (file_snapshot.go: snapshotName).
 func snapshotIndex(name string) (uint64, error) {
 	parts := strings.Split(name, "-")
 	if len(parts) != 3 {
@@ -268,4 +192,80 @@ func snapshotIndex(name string) (uint64, error) {
 		return 0, fmt.Errorf("%s is not the name of a snapshot: %w", name, ErrCorrupt)
 	}
 	return index, nil
+}
+
+// snapshotHeader repeats the metadata in front of the state.
+type snapshotHeader struct {
+	Index, Term        uint64
+	Configuration      raft.Configuration
+	ConfigurationIndex uint64
+}
+
+// maxSnapshotHeader bounds what a damaged length can make Open allocate.
+const maxSnapshotHeader = 1 << 20
+
+func encodeSnapshotHeader(header snapshotHeader) ([]byte, error) {
+	b, err := json.Marshal(header)
+	return append(binary.AppendUvarint(nil, uint64(len(b))), b...), err
+}
+
+// readSnapshotHeader takes the header off r, compares it with meta, and returns its length in bytes.
+func readSnapshotHeader(r *bufio.Reader, meta *raft.SnapshotMeta) (int64, error) {
+	n, err := binary.ReadUvarint(r)
+	if err != nil || n > maxSnapshotHeader {
+		return 0, fmt.Errorf("header: %w", ErrCorrupt)
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return 0, fmt.Errorf("header: %w", ErrCorrupt)
+	}
+	var header snapshotHeader
+	if err := json.Unmarshal(b, &header); err != nil {
+		return 0, fmt.Errorf("header: %w", ErrCorrupt)
+	}
+	want := snapshotHeader{meta.Index, meta.Term, meta.Configuration, meta.ConfigurationIndex}
+	if meta.Version != 1 || !reflect.DeepEqual(header, want) {
+		return 0, fmt.Errorf("meta.json is not what the snapshot was written with: %w", ErrCorrupt)
+	}
+	return int64(len(binary.AppendUvarint(nil, n))) + int64(n), nil
+}
+
+// pacedSink writes a snapshot in steps, each of which is synced and followed by a pause as long as it took, within
+// snapshotPause: the disk and the processor are the log's too, and one sync of it all at the end would hold up every
+// write meanwhile.
+type pacedSink struct {
+	raft.SnapshotSink
+	written *atomic.Uint64
+	file    *os.File // what the sink writes
+	step    int      // bytes since the last sync
+	began   time.Time
+}
+
+// snapshotStep is how many bytes of a snapshot are synced at once, and snapshotPause bounds the pause after it.
+const (
+	snapshotStep  = 4 << 20
+	snapshotPause = 20 * time.Millisecond
+)
+
+func (p *pacedSink) Write(b []byte) (int, error) {
+	p.written.Add(uint64(len(b)))
+	n, err := p.SnapshotSink.Write(b)
+	if p.step += n; err == nil && p.step >= snapshotStep {
+		err = p.file.Sync()
+		time.Sleep(min(time.Since(p.began), snapshotPause))
+		p.step, p.began = 0, time.Now()
+	}
+	return n, err
+}
+
+// Close implements raft.SnapshotSink. Raft calls it after the state machine has.
+func (p *pacedSink) Close() error {
+	_ = p.file.Close() // nothing was written through it
+	return p.SnapshotSink.Close()
+}
+
+// Cancel implements raft.SnapshotSink.
+func (p *pacedSink) Cancel() error {
+	_ = p.file.Close()
+	return p.SnapshotSink.Cancel()
 }

@@ -18,54 +18,41 @@ import (
 	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
-// A volume is the directory of one node: raft.db (log and stable store) and
-// snapshots/. It appears whole or not at all: raft.db is made under another name
-// and then renamed, so a raft.db that is empty or lacks a key is damaged, never new.
+// Volume is the directory of one node, opened: raft.db (log and stable store) and snapshots/. A volume appears whole
+// or not at all, because raft.db is made under another name and then renamed: one that is empty or lacks a key is
+// damaged, never new.
 type Volume struct {
 	Log       *Log
 	Snapshots *Snapshots
-	Cluster   ClusterID // of the cluster whose entries the volume holds
+	Cluster   ClusterID // the cluster whose entries the volume holds
 
 	dir  string
 	bolt *raftboltdb.BoltStore
 }
 
-// ClusterID is the identity of a cluster, as package peer has it.
+// ClusterID is the identity of a cluster (see peer.ClusterID).
 type ClusterID = [16]byte
 
 // Options of Open. All fields but Wrap are required.
 type Options struct {
-	NodeID string       // of the node that the volume must belong to
+	NodeID string       // the node that the volume must belong to
 	Logger hclog.Logger // for lines about snapshots
 
-	// Fatal ends the node. It is called at the first failed write, damaged read, or
-	// write that takes longer than WriteTimeout, any number of times and by several
-	// goroutines. The goroutine of the caller ends after it.
+	// Fatal ends the node. It is called at the first failed write, damaged read, or write that takes longer than
+	// WriteTimeout, any number of times and by several goroutines. The goroutine of a failed call ends after it.
 	Fatal        func(error)
 	WriteTimeout time.Duration
 
 	OnAppend func() // called when entries were stored; must not block
 
-	Wrap func(LogAndStable) LogAndStable // puts a disk that fails below the log, for tests; nil: none
+	Wrap func(LogAndStable) LogAndStable // for tests: puts a disk that fails below the log; nil: none
 }
 
-// Keys of the stable store: ours, and those that hashicorp/raft uses.
-var (
-	keyClusterID = []byte("ClusterID")
-	keyNodeID    = []byte("NodeID")
-	// The cluster ID before a recovery that is not finished; else empty or missing.
-	keyRecoveredFrom = []byte("RecoveredFrom")
-	keyCurrentTerm   = []byte("CurrentTerm")
-	keyLastVoteTerm  = []byte("LastVoteTerm")
-	keyLastVoteCand  = []byte("LastVoteCand")
-)
-
-// lockTimeout is how long to wait for another process to let go of the volume.
+// lockTimeout is how long to wait for another process to release the volume.
 const lockTimeout = time.Second
 
-// Lock makes dir this process's until the returned file is closed. Bbolt's
-// own lock comes too late: before it, the volume is read and leftovers removed, and
-// a new raft.db replaces what it is on.
+// Lock makes dir this process's until the returned file is closed. Bbolt's own lock comes too late: before it, the
+// volume is read and leftovers are removed, and a new raft.db replaces the file that it is on.
 func Lock(dir string) (*os.File, error) {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -80,14 +67,14 @@ func Lock(dir string) (*os.File, error) {
 			return nil, errors.Join(fmt.Errorf("lock: %w", err), d.Close())
 		}
 		if time.Since(start) > lockTimeout {
-			return nil, errors.Join(errors.New("it is open in another process: stop that, or give this node another volume"), d.Close())
+			err := errors.New("it is open in another process: stop that, or give this node another volume")
+			return nil, errors.Join(err, d.Close())
 		}
 	}
 }
 
-func boltPath(dir string) string { return filepath.Join(dir, "raft.db") }
-
-// IsNew reports whether dir holds no volume yet.
+// IsNew reports whether dir holds no volume yet. Snapshots without a raft.db are an error: that is a volume which
+// lost its log, and a new one in its place would forget the term and the vote of this node.
 func IsNew(dir string) (bool, error) {
 	_, err := os.Stat(boltPath(dir))
 	if err == nil {
@@ -102,13 +89,12 @@ func IsNew(dir string) (bool, error) {
 	return true, nil
 }
 
-// Create replaces whatever volume is in dir by a new one of the given
-// cluster, in one step as far as a crash can see. With a configuration, it begins
-// as raft bootstraps: term 1, the configuration as entry 1; without one, the node
-// waits to be told by the cluster's leader.
+// Create replaces whatever volume is in dir by a new one of the given cluster, in one step as far as a crash can see.
+// With a configuration, the volume begins as raft bootstraps (api.go: BootstrapCluster), with term 1 and the
+// configuration as entry 1; without one it is empty, and the cluster's leader sends the entries.
 func Create(dir, nodeID string, cluster ClusterID, bootstrap *raft.Configuration) error {
-	// The snapshots of a former volume go first: the caller knows that they hold
-	// nothing.
+	// The snapshots of a former volume go first, or a crash could leave them beside the new log. They may: the caller
+	// has made sure that nothing in that volume is needed.
 	if err := os.RemoveAll(filepath.Join(dir, "snapshots")); err != nil {
 		return err
 	}
@@ -129,6 +115,7 @@ func Create(dir, nodeID string, cluster ClusterID, bootstrap *raft.Configuration
 	return syncDir(dir)
 }
 
+// fillVolume writes all that Open looks for in raft.db.
 func fillVolume(bolt *raftboltdb.BoltStore, nodeID string, cluster ClusterID, bootstrap *raft.Configuration) error {
 	var (
 		term uint64
@@ -136,7 +123,8 @@ func fillVolume(bolt *raftboltdb.BoltStore, nodeID string, cluster ClusterID, bo
 	)
 	if bootstrap != nil {
 		term = 1
-		logs = []*raft.Log{{Index: 1, Term: term, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(*bootstrap)}}
+		data := raft.EncodeConfiguration(*bootstrap)
+		logs = []*raft.Log{{Index: 1, Term: term, Type: raft.LogConfiguration, Data: data}}
 	}
 	for _, value := range []struct{ key, value []byte }{
 		{keyClusterID, cluster[:]},
@@ -152,30 +140,10 @@ func fillVolume(bolt *raftboltdb.BoltStore, nodeID string, cluster ClusterID, bo
 	return appendLogs(bolt, logs, uint64(len(logs)))
 }
 
-// syncDir makes a rename in dir last.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// boltOptions are those of DESIGN section 6: the freelist is not written but
-// found again when the file is opened, which costs less than writing it each time.
-func boltOptions(readOnly bool) *bbolt.Options {
-	return &bbolt.Options{
-		Timeout:        lockTimeout,
-		ReadOnly:       readOnly,
-		NoFreelistSync: true,
-		FreelistType:   bbolt.FreelistMapType,
-		NoStatistics:   true,
-	}
-}
-
-// Open opens the volume in dir for the node nodeID. It refuses, with an
-// error that wraps ErrCorrupt, a volume that could make the node serve anything
-// but what it had: nothing is written before all of it was read and verified.
+// Open opens the volume in dir. It refuses, with an error that wraps ErrCorrupt, a volume that could make the node
+// serve anything but what it had. Nothing in raft.db is written before all of it was read and verified, so that a
+// refused volume is still what was found, for a person or a later version to look at; the only thing removed is a
+// snapshot that was never finished.
 func Open(dir string, o Options) (*Volume, error) {
 	snaps, err := openSnapshots(dir, o.Logger)
 	if err != nil {
@@ -193,22 +161,22 @@ func Open(dir string, o Options) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What lies beyond the end marker was to be truncated when the node ended.
+	// Entries beyond the end marker are those of a truncation that a crash cut short (Log.DeleteRange).
 	if err := v.bolt.DeleteRange(end+1, endMarker-1); err != nil {
 		return nil, errors.Join(err, v.bolt.Close())
 	}
-	v.Log = &Log{bolt: v.bolt, retainAfter: snaps.oldest, onAppend: o.OnAppend, fail: o.Fatal, limit: o.WriteTimeout}
+	var disk LogAndStable = v.bolt
 	if o.Wrap != nil {
-		v.Log.bolt = o.Wrap(v.bolt)
+		disk = o.Wrap(disk)
 	}
-	v.Log.last.Store(end)
+	v.Log = newLog(disk, end, snaps.oldest, o)
 	return v, nil
 }
 
 // Close closes raft.db. No method of Log may be called afterwards.
 func (v *Volume) Close() error { return v.bolt.Close() }
 
-// checkVolume reads and verifies everything, and writes nothing.
+// checkVolume reads and verifies all of raft.db and the newest snapshots, and writes nothing.
 func checkVolume(dir, nodeID string, snaps *Snapshots) (cluster ClusterID, end uint64, err error) {
 	err = guard(func() (err error) {
 		if err := checkBolt(boltPath(dir)); err != nil {
@@ -228,14 +196,6 @@ func checkVolume(dir, nodeID string, snaps *Snapshots) (cluster ClusterID, end u
 	return cluster, end, err
 }
 
-func openBolt(dir string, readOnly bool) (*raftboltdb.BoltStore, error) {
-	bolt, err := raftboltdb.New(raftboltdb.Options{Path: boltPath(dir), BoltOptions: boltOptions(readOnly)})
-	if errors.Is(err, bbolterrors.ErrTimeout) {
-		return nil, fmt.Errorf("%s is open in another process: stop it, or give this node another volume", boltPath(dir))
-	}
-	return bolt, err
-}
-
 // checkStable verifies the stable values and returns the cluster ID.
 func checkStable(bolt raft.StableStore, nodeID string) (cluster ClusterID, err error) {
 	for _, key := range [][]byte{keyClusterID, keyNodeID, keyCurrentTerm, keyLastVoteTerm, keyLastVoteCand} {
@@ -247,14 +207,15 @@ func checkStable(bolt raft.StableStore, nodeID string) (cluster ClusterID, err e
 		case &key[0] == &keyClusterID[0] && len(value) == len(cluster):
 			cluster = ClusterID(value)
 		case &key[0] == &keyNodeID[0] && string(value) != nodeID:
+			// No damage: somebody gave this node the directory of another.
 			return cluster, fmt.Errorf("it is the volume of node %s, not of %s: give this node its own", value, nodeID)
 		}
 	}
 	return cluster, nil
 }
 
-// checkLog verifies every entry and that the log together with the newest
-// readable snapshot rebuilds all that the node ever had. It returns the last index.
+// checkLog verifies every entry, and that the log together with the newest readable snapshot rebuilds all that the
+// node ever had. It returns the last index.
 func checkLog(bolt raft.LogStore, snaps *Snapshots) (end uint64, err error) {
 	if end, err = readEnd(bolt); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
@@ -271,8 +232,8 @@ func checkLog(bolt raft.LogStore, snaps *Snapshots) (end uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// A snapshot was acknowledged, like an entry: to fall back behind it is safe
-	// only if the log has everything up to it.
+	// The node has acknowledged what is in a snapshot, as it has an entry: to fall back behind it is safe only if the
+	// log has everything up to it.
 	if base < newest && end < newest {
 		return 0, fmt.Errorf("the snapshot at index %d, and the log does not reach it: %w", newest, ErrCorrupt)
 	}
@@ -284,13 +245,14 @@ func checkLog(bolt raft.LogStore, snaps *Snapshots) (end uint64, err error) {
 		return 0, err
 	}
 	if first > base+1 && first != endMarker {
-		return 0, fmt.Errorf("the log begins at index %d, the newest readable snapshot ends at %d: %w", first, base, ErrCorrupt)
+		return 0, fmt.Errorf("the log begins at index %d, the newest readable snapshot ends at %d: %w",
+			first, base, ErrCorrupt)
 	}
 	for index := min(first, base+1); index <= end; index++ {
 		var entry raft.Log
 		err := readLog(bolt, index, &entry)
 		if errors.Is(err, raft.ErrLogNotFound) && index <= base {
-			continue // a gap that an installed snapshot left
+			continue // a gap before an installed snapshot
 		}
 		if err != nil {
 			return 0, fmt.Errorf("%w: entry %d: %w", ErrCorrupt, index, err)
@@ -299,7 +261,50 @@ func checkLog(bolt raft.LogStore, snaps *Snapshots) (end uint64, err error) {
 	return end, nil
 }
 
-// guard runs f and turns a panic, and a fault in bbolt's memory map, into an error.
+// Keys of the stable store. The last three are hashicorp/raft's (raft.go).
+var (
+	keyClusterID     = []byte("ClusterID")
+	keyNodeID        = []byte("NodeID")
+	keyRecoveredFrom = []byte("RecoveredFrom") // cluster ID before a recovery under way; else empty or missing
+	keyCurrentTerm   = []byte("CurrentTerm")
+	keyLastVoteTerm  = []byte("LastVoteTerm")
+	keyLastVoteCand  = []byte("LastVoteCand")
+)
+
+func boltPath(dir string) string { return filepath.Join(dir, "raft.db") }
+
+func openBolt(dir string, readOnly bool) (*raftboltdb.BoltStore, error) {
+	bolt, err := raftboltdb.New(raftboltdb.Options{Path: boltPath(dir), BoltOptions: boltOptions(readOnly)})
+	if errors.Is(err, bbolterrors.ErrTimeout) {
+		return nil, fmt.Errorf("%s is open in another process: stop it, or give this node another volume",
+			boltPath(dir))
+	}
+	return bolt, err
+}
+
+// boltOptions leave the freelist off the disk (docs/design.md, "Dependencies"): to find it again when the file is
+// opened costs less than to write it with each transaction.
+func boltOptions(readOnly bool) *bbolt.Options {
+	return &bbolt.Options{
+		Timeout:        lockTimeout,
+		ReadOnly:       readOnly,
+		NoFreelistSync: true,
+		FreelistType:   bbolt.FreelistMapType,
+		NoStatistics:   true,
+	}
+}
+
+// syncDir makes a rename in dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// guard runs f and turns a panic, and a fault in bbolt's memory map, into an error. It covers the calling goroutine
+// only, which is why checkBolt has to run before bbolt, whose panics are partly in others.
 func guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

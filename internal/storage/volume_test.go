@@ -26,7 +26,8 @@ func testVolume(t testing.TB, n int) (dir string, entries []string) {
 	v := mustOpen(t, dir)
 	var logs []*raft.Log
 	for i := range n {
-		logs = append(logs, &raft.Log{Index: uint64(i + 2), Term: 2, Type: raft.LogCommand, Data: fmt.Appendf(nil, "key%d=%s", i, strings.Repeat("v", i%50))})
+		data := fmt.Appendf(nil, "key%d=%s", i, strings.Repeat("v", i%50))
+		logs = append(logs, &raft.Log{Index: uint64(i + 2), Term: 2, Type: raft.LogCommand, Data: data})
 	}
 	if err := v.Log.StoreLogs(logs); err != nil {
 		t.Fatal(err)
@@ -120,7 +121,8 @@ func TestDamagedLogIsNeverServed(t *testing.T) {
 	for i := 0; i < len(whole); i += stride {
 		damaged := bytes.Clone(whole)
 		damaged[i] ^= byte(1 << (i % 8))
-		check(fmt.Sprintf("bit %d of byte %d flipped", i%8, i), damaged, whole[i] != 0 || i%7 == 0) // zeros are free space, mostly
+		reopen := whole[i] != 0 || i%7 == 0 // zeros are free space, mostly
+		check(fmt.Sprintf("bit %d of byte %d flipped", i%8, i), damaged, reopen)
 	}
 	if refused == 0 || opened == 0 {
 		t.Errorf("%d refused, %d opened: want some of both", refused, opened)
@@ -191,7 +193,8 @@ func TestDeleteRange(t *testing.T) {
 
 func TestVolumeOfAnotherNode(t *testing.T) {
 	dir, _ := testVolume(t, 1)
-	if _, err := Open(dir, Options{NodeID: "n2", Logger: hclog.NewNullLogger()}); err == nil || !strings.Contains(err.Error(), "volume of node n1, not of n2") {
+	_, err := Open(dir, Options{NodeID: "n2", Logger: hclog.NewNullLogger()})
+	if err == nil || !strings.Contains(err.Error(), "volume of node n1, not of n2") {
 		t.Errorf("got %v, want that it is n1's", err)
 	}
 }
