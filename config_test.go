@@ -47,37 +47,37 @@ func TestConfig(t *testing.T) {
 		env  environment
 		want config
 	}{
-		{"defaults", nil, defaults},
-		{"empty is unset", unset, defaults},
-		{"the four", environment{"HTTP_SERVER_PORT": "8001", "RAFT_SERVER_PORT": "9001", "RAFT_NODE_ID": "n2", "RAFT_VOLUME_DIR": "/tmp/node2"},
-			with(func(c *config) {
+		{name: "defaults", env: nil, want: defaults},
+		{name: "empty is unset", env: unset, want: defaults},
+		{name: "the four", env: environment{"HTTP_SERVER_PORT": "8001", "RAFT_SERVER_PORT": "9001", "RAFT_NODE_ID": "n2", "RAFT_VOLUME_DIR": "/tmp/node2"},
+			want: with(func(c *config) {
 				c.nodeID, c.volume, c.httpAddress, c.raftAddress = "n2", "/tmp/node2", "127.0.0.1:8001", "127.0.0.1:9001"
 			})},
-		{"GOGC", environment{"GOGC": "50"}, with(func(c *config) { c.gcBallast = false })},
-		{"GOMEMLIMIT", environment{"GOMEMLIMIT": "1GiB"}, with(func(c *config) { c.gcBallast = false })},
-		{"volume of another node", environment{"RAFT_NODE_ID": "Eu-1.a_b"}, with(func(c *config) {
+		{name: "GOGC", env: environment{"GOGC": "50"}, want: with(func(c *config) { c.gcBallast = false })},
+		{name: "GOMEMLIMIT", env: environment{"GOMEMLIMIT": "1GiB"}, want: with(func(c *config) { c.gcBallast = false })},
+		{name: "volume of another node", env: environment{"RAFT_NODE_ID": "Eu-1.a_b"}, want: with(func(c *config) {
 			c.nodeID, c.volume = "Eu-1.a_b", filepath.Join("data", "Eu-1.a_b")
 		})},
-		{"any ports", environment{"HTTP_SERVER_PORT": "0", "RAFT_SERVER_PORT": "0"}, with(func(c *config) {
+		{name: "any ports", env: environment{"HTTP_SERVER_PORT": "0", "RAFT_SERVER_PORT": "0"}, want: with(func(c *config) {
 			c.httpAddress, c.raftAddress = "127.0.0.1:0", "127.0.0.1:0"
 		})},
-		{"highest ports", environment{"HTTP_SERVER_PORT": "65535", "RAFT_SERVER_PORT": "65534"}, with(func(c *config) {
+		{name: "highest ports", env: environment{"HTTP_SERVER_PORT": "65535", "RAFT_SERVER_PORT": "65534"}, want: with(func(c *config) {
 			c.httpAddress, c.raftAddress = "127.0.0.1:65535", "127.0.0.1:65534"
 		})},
-		{"one port on two hosts", environment{"HTTP_SERVER_PORT": "80", "RAFT_SERVER_PORT": "80", "RAFT_SERVER_HOST": "10.0.0.1"}, with(func(c *config) {
+		{name: "one port on two hosts", env: environment{"HTTP_SERVER_PORT": "80", "RAFT_SERVER_PORT": "80", "RAFT_SERVER_HOST": "10.0.0.1"}, want: with(func(c *config) {
 			c.httpAddress, c.raftAddress = "127.0.0.1:80", "10.0.0.1:80"
 		})},
-		{"hosts", environment{"HTTP_SERVER_HOST": "0.0.0.0", "RAFT_SERVER_HOST": "node-1.example"}, with(func(c *config) {
+		{name: "hosts", env: environment{"HTTP_SERVER_HOST": "0.0.0.0", "RAFT_SERVER_HOST": "node-1.example"}, want: with(func(c *config) {
 			c.httpAddress, c.raftAddress = "0.0.0.0:8000", "node-1.example:9000"
 		})},
-		{"IPv6", environment{"HTTP_SERVER_HOST": "::", "RAFT_SERVER_HOST": "::1"}, with(func(c *config) {
+		{name: "IPv6", env: environment{"HTTP_SERVER_HOST": "::", "RAFT_SERVER_HOST": "::1"}, want: with(func(c *config) {
 			c.httpAddress, c.raftAddress = "[::]:8000", "[::1]:9000"
 		})},
-		{"names", environment{"HTTP_SERVER_NAMES": "kv.example, kv,,"}, with(func(c *config) { c.httpNames = []string{"kv.example", "kv"} })},
-		{"least", environment{"RAFT_ELECTION_TIMEOUT": "50ms", "RAFT_SNAPSHOT_THRESHOLD": "1", "LOG_LEVEL": "error"}, with(func(c *config) {
+		{name: "names", env: environment{"HTTP_SERVER_NAMES": "kv.example, kv,,"}, want: with(func(c *config) { c.httpNames = []string{"kv.example", "kv"} })},
+		{name: "least", env: environment{"RAFT_ELECTION_TIMEOUT": "50ms", "RAFT_SNAPSHOT_THRESHOLD": "1", "LOG_LEVEL": "error"}, want: with(func(c *config) {
 			c.electionTimeout, c.snapshotThreshold, c.logLevel = 50*time.Millisecond, 1, "error"
 		})},
-		{"most", environment{"RAFT_ELECTION_TIMEOUT": "1m", "RAFT_SNAPSHOT_THRESHOLD": "9223372036854775807", "LOG_LEVEL": "warn"}, with(func(c *config) {
+		{name: "most", env: environment{"RAFT_ELECTION_TIMEOUT": "1m", "RAFT_SNAPSHOT_THRESHOLD": "9223372036854775807", "LOG_LEVEL": "warn"}, want: with(func(c *config) {
 			c.electionTimeout, c.snapshotThreshold, c.logLevel = time.Minute, 1<<63-1, "warn"
 		})},
 	} {

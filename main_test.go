@@ -230,35 +230,35 @@ func TestLinearizability(t *testing.T) {
 		begin func(leader string, others []string)
 		moves func(leader, next *service) // what gives the cluster another leader; nil: it elects one
 	}{
-		{"transfer", nil, linTransfer},
-		{"an isolated leader", func(leader string, _ []string) { network.Isolate(leader) }, nil},
-		{"a leader that can't connect", func(leader string, others []string) {
+		{name: "transfer", begin: nil, moves: linTransfer},
+		{name: "an isolated leader", begin: func(leader string, _ []string) { network.Isolate(leader) }, moves: nil},
+		{name: "a leader that can't connect", begin: func(leader string, others []string) {
 			for _, other := range others {
 				network.Cut(leader, other)
 			}
-		}, nil},
-		{"a leader to which nobody can connect", func(leader string, others []string) {
+		}, moves: nil},
+		{name: "a leader to which nobody can connect", begin: func(leader string, others []string) {
 			for _, other := range others {
 				network.Cut(other, leader)
 			}
-		}, linTransfer},
-		{"a leader whose words stall", func(leader string, others []string) {
+		}, moves: linTransfer},
+		{name: "a leader whose words stall", begin: func(leader string, others []string) {
 			for _, other := range others {
 				network.Hold(leader, other)
 			}
-		}, nil},
-		{"a leader to whom all stalls", func(leader string, others []string) {
+		}, moves: nil},
+		{name: "a leader to whom all stalls", begin: func(leader string, others []string) {
 			for _, other := range others {
 				network.Hold(other, leader)
 			}
-		}, nil},
-		{"an isolated leader with a successor", func(leader string, _ []string) { network.Isolate(leader) }, linCrown(t)},
-		{"a stalled leader with a successor", func(leader string, others []string) {
+		}, moves: nil},
+		{name: "an isolated leader with a successor", begin: func(leader string, _ []string) { network.Isolate(leader) }, moves: linCrown(t)},
+		{name: "a stalled leader with a successor", begin: func(leader string, others []string) {
 			for _, other := range others {
 				network.Hold(leader, other)
 				network.Hold(other, leader)
 			}
-		}, linCrown(t)},
+		}, moves: linCrown(t)},
 	} {
 		round.Add(1)
 		leader, followers := testkit.Leader(t, nodes...)

@@ -27,15 +27,15 @@ func TestPercentile(t *testing.T) {
 		p    float64
 		want time.Duration
 	}{
-		{nil, 50, 0},
-		{[]time.Duration{7}, 50, 7},
-		{[]time.Duration{7}, 99, 7},
-		{[]time.Duration{3, 1}, 50, 1},
-		{[]time.Duration{3, 1, 2}, 50, 2},
-		{hundred, 50, 50},
-		{hundred, 99, 99},
-		{hundred, 100, 100},
-		{hundred, 0, 1},
+		{of: nil, p: 50, want: 0},
+		{of: []time.Duration{7}, p: 50, want: 7},
+		{of: []time.Duration{7}, p: 99, want: 7},
+		{of: []time.Duration{3, 1}, p: 50, want: 1},
+		{of: []time.Duration{3, 1, 2}, p: 50, want: 2},
+		{of: hundred, p: 50, want: 50},
+		{of: hundred, p: 99, want: 99},
+		{of: hundred, p: 100, want: 100},
+		{of: hundred, p: 0, want: 1},
 	} {
 		if got := percentile(tt.of, tt.p); got != tt.want {
 			t.Errorf("percentile %v of %d: got %v, want %v", tt.p, len(tt.of), got, tt.want)
@@ -48,7 +48,7 @@ func TestMedian(t *testing.T) {
 		of   []float64
 		want float64
 	}{
-		{nil, 0}, {[]float64{4}, 4}, {[]float64{9, 1, 5}, 5}, {[]float64{4, 1, 3, 2}, 2.5},
+		{of: nil, want: 0}, {of: []float64{4}, want: 4}, {of: []float64{9, 1, 5}, want: 5}, {of: []float64{4, 1, 3, 2}, want: 2.5},
 	} {
 		if got := median(tt.of); got != tt.want {
 			t.Errorf("median of %v: got %v, want %v", tt.of, got, tt.want)
@@ -63,7 +63,7 @@ func TestQuantile(t *testing.T) {
 		q    float64
 		want float64
 	}{
-		{nil, 0.25, 0}, {[]float64{4}, 0.75, 4}, {five, 0, 10}, {five, 0.25, 20}, {five, 0.75, 40}, {five, 1, 50}, {[]float64{1, 3}, 0.25, 1.5},
+		{of: nil, q: 0.25, want: 0}, {of: []float64{4}, q: 0.75, want: 4}, {of: five, q: 0, want: 10}, {of: five, q: 0.25, want: 20}, {of: five, q: 0.75, want: 40}, {of: five, q: 1, want: 50}, {of: []float64{1, 3}, q: 0.25, want: 1.5},
 	} {
 		if got := quantile(tt.of, tt.q); got != tt.want {
 			t.Errorf("quantile %v of %v: got %v, want %v", tt.q, tt.of, got, tt.want)
@@ -79,19 +79,19 @@ func TestReadAnswer(t *testing.T) {
 		text           string
 		err            error
 	}{
-		{"a value, and the next answer behind it", ok + "HTTP/1.1", "HTTP/1.1", answer{status: 200, length: 3}, "", nil},
-		{"empty", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "", answer{status: 200}, "", nil},
-		{"the last one", "HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 0\r\n\r\n", "", answer{status: 200, last: true}, "", nil},
-		{"an error", "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nno!\n", "", answer{status: 503, length: 4}, "no!\n", nil},
-		{"chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "", answer{}, "", errAnswer},
-		{"not HTTP", "220 mail.example.org ESMTP\r\n", "", answer{}, "", errAnswer},
-		{"no status", "HTTP/1.1 2x0 OK\r\n\r\n", "", answer{}, "", errAnswer},
-		{"a length that is none", "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "", answer{}, "", errAnswer},
-		{"nothing", "", "", answer{}, "", io.EOF},
-		{"cut in the head", "HTTP/1.1 200 OK\r\nContent-Le", "", answer{}, "", io.EOF},
-		{"cut in the body", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", "", answer{}, "", io.EOF},
-		{"cut in an error", "HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\nabc", "", answer{}, "", io.ErrUnexpectedEOF},
-		{"a line longer than the buffer", "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 5000) + "\r\n\r\n", "", answer{}, "", bufio.ErrBufferFull},
+		{name: "a value, and the next answer behind it", in: ok + "HTTP/1.1", rest: "HTTP/1.1", want: answer{status: 200, length: 3}, text: "", err: nil},
+		{name: "empty", in: "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", rest: "", want: answer{status: 200}, text: "", err: nil},
+		{name: "the last one", in: "HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 0\r\n\r\n", rest: "", want: answer{status: 200, last: true}, text: "", err: nil},
+		{name: "an error", in: "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nno!\n", rest: "", want: answer{status: 503, length: 4}, text: "no!\n", err: nil},
+		{name: "chunked", in: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", rest: "", want: answer{}, text: "", err: errAnswer},
+		{name: "not HTTP", in: "220 mail.example.org ESMTP\r\n", rest: "", want: answer{}, text: "", err: errAnswer},
+		{name: "no status", in: "HTTP/1.1 2x0 OK\r\n\r\n", rest: "", want: answer{}, text: "", err: errAnswer},
+		{name: "a length that is none", in: "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", rest: "", want: answer{}, text: "", err: errAnswer},
+		{name: "nothing", in: "", rest: "", want: answer{}, text: "", err: io.EOF},
+		{name: "cut in the head", in: "HTTP/1.1 200 OK\r\nContent-Le", rest: "", want: answer{}, text: "", err: io.EOF},
+		{name: "cut in the body", in: "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", rest: "", want: answer{}, text: "", err: io.EOF},
+		{name: "cut in an error", in: "HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\nabc", rest: "", want: answer{}, text: "", err: io.ErrUnexpectedEOF},
+		{name: "a line longer than the buffer", in: "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 5000) + "\r\n\r\n", rest: "", want: answer{}, text: "", err: bufio.ErrBufferFull},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := bufio.NewReader(strings.NewReader(tt.in))

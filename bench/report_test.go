@@ -109,16 +109,16 @@ func TestApplies(t *testing.T) {
 		n      int
 		want   bool
 	}{
-		{writes, "raftkv", 1024, true},
-		{bare, "raftkv", 1, false},
-		{bare, emptyLabel, 1, true},
-		{writes, emptyLabel, 1, false},
-		{writes, hraftdLabel, 1, true},
-		{writes, hraftdLabel, 256, true},
-		{writes, hraftdLabel, 1024, false},
-		{staleReads, hraftdLabel, 1, false},
-		{mix, hraftdLabel, 1, false},
-		{bare, hraftdLabel, 1, false},
+		{load: writes, system: "raftkv", n: 1024, want: true},
+		{load: bare, system: "raftkv", n: 1, want: false},
+		{load: bare, system: emptyLabel, n: 1, want: true},
+		{load: writes, system: emptyLabel, n: 1, want: false},
+		{load: writes, system: hraftdLabel, n: 1, want: true},
+		{load: writes, system: hraftdLabel, n: 256, want: true},
+		{load: writes, system: hraftdLabel, n: 1024, want: false},
+		{load: staleReads, system: hraftdLabel, n: 1, want: false},
+		{load: mix, system: hraftdLabel, n: 1, want: false},
+		{load: bare, system: hraftdLabel, n: 1, want: false},
 	} {
 		if got := applies(tt.load, tt.system, tt.n); got != tt.want {
 			t.Errorf("%s, %s, %d clients: got %v, want %v", tt.load.name, tt.system, tt.n, got, tt.want)

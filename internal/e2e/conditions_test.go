@@ -25,19 +25,19 @@ func TestConditionalRequests(t *testing.T) {
 		status                int
 		says                  string
 	}{
-		{"/set?key=k&value=1", "If-Match", "*", 412, `If-Match: key "k" is not there: nothing was done; set it with If-None-Match: *`},
-		{"/set?key=k&value=1", "If-None-Match", "*", 200, "OK index="},
-		{"/set?key=k&value=2", "If-None-Match", "*", 412, `If-None-Match: key "k" has ETag WAS: nothing was done; get it`},
-		{"/set?key=k&value=3", "If-Match", fmt.Sprintf(`"%d"`, other), 412, `If-Match: key "k" has ETag WAS: nothing was done; get it again, and send the ETag`},
-		{"/set?key=k&value=4", "If-Match", `"abc", WAS`, 200, "OK index="},
-		{"/set?key=k&value=5", "If-Match", `"abc","x,y" ,, "1"`, 412, "has ETag WAS"},
-		{"/set?key=k&value=6", "If-None-Match", `WAS`, 412, "has ETag WAS"},
-		{"/set?key=k&value=7", "If-None-Match", `"1", "abc"`, 200, "OK index="},
-		{"/set?key=k&value=8&key=none&value=8", "If-Match", "WAS", 412, `key "none" is not there`},
-		{"/remove?key=k", "If-Match", `"1"`, 412, "has ETag WAS"},
-		{"/remove?key=k&key=other", "If-Match", `WAS`, 412, `key "other" has ETag`},
-		{"/remove?key=k", "If-Match", "WAS", 200, "removed=1"},
-		{"/remove?key=k", "If-Match", "*", 412, "is not there"},
+		{target: "/set?key=k&value=1", header: "If-Match", value: "*", status: 412, says: `If-Match: key "k" is not there: nothing was done; set it with If-None-Match: *`},
+		{target: "/set?key=k&value=1", header: "If-None-Match", value: "*", status: 200, says: "OK index="},
+		{target: "/set?key=k&value=2", header: "If-None-Match", value: "*", status: 412, says: `If-None-Match: key "k" has ETag WAS: nothing was done; get it`},
+		{target: "/set?key=k&value=3", header: "If-Match", value: fmt.Sprintf(`"%d"`, other), status: 412, says: `If-Match: key "k" has ETag WAS: nothing was done; get it again, and send the ETag`},
+		{target: "/set?key=k&value=4", header: "If-Match", value: `"abc", WAS`, status: 200, says: "OK index="},
+		{target: "/set?key=k&value=5", header: "If-Match", value: `"abc","x,y" ,, "1"`, status: 412, says: "has ETag WAS"},
+		{target: "/set?key=k&value=6", header: "If-None-Match", value: `WAS`, status: 412, says: "has ETag WAS"},
+		{target: "/set?key=k&value=7", header: "If-None-Match", value: `"1", "abc"`, status: 200, says: "OK index="},
+		{target: "/set?key=k&value=8&key=none&value=8", header: "If-Match", value: "WAS", status: 412, says: `key "none" is not there`},
+		{target: "/remove?key=k", header: "If-Match", value: `"1"`, status: 412, says: "has ETag WAS"},
+		{target: "/remove?key=k&key=other", header: "If-Match", value: `WAS`, status: 412, says: `key "other" has ETag`},
+		{target: "/remove?key=k", header: "If-Match", value: "WAS", status: 200, says: "removed=1"},
+		{target: "/remove?key=k", header: "If-Match", value: "*", status: 412, says: "is not there"},
 	} {
 		a := nodes[i%3].Definite(t, "GET", tt.target, "", tt.header, strings.ReplaceAll(tt.value, "WAS", was))
 		if says := strings.ReplaceAll(tt.says, "WAS", was); a.Status != tt.status || !strings.Contains(a.Body, says) {

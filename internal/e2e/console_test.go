@@ -21,16 +21,16 @@ func TestConsoleTellsEachCommandOnce(t *testing.T) {
 	type command struct{ target, line string }
 	var commands []command
 	for _, tt := range []struct{ key, value, line string }{
-		{"plain", "1", `set key="plain" value="1"`},
-		{"a\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"", "1", `set key="a\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"" value="1"`},
-		{"b", "\r\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"\r\n", `set key="b" value="\r\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"\r\n"`},
-		{"\x1b[2J\x1b[31mred", "\x1b]0;title\a", `set key="\x1b[2J\x1b[31mred" value="\x1b]0;title\a"`},
-		{`" value="2" index=1 term=1`, `\"`, `set key="\" value=\"2\" index=1 term=1" value="\\\""`},
-		{"\xff\xfe\xc3", "\x00\x7f\u0085", `set key="\xff\xfe\xc3" value="\x00\x7f\u0085"`},
-		{"\u202etxt.exe", "\u2028", `set key="\u202etxt.exe" value="\u2028"`},
-		{"schön", "日本", `set key="schön" value="日本"`},
-		{strings.Repeat("é", 40), strings.Repeat("v", 1000),
-			`set key="` + strings.Repeat("é", 32) + `"...(80 bytes) value="` + strings.Repeat("v", 64) + `"...(1000 bytes)`},
+		{key: "plain", value: "1", line: `set key="plain" value="1"`},
+		{key: "a\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"", value: "1", line: `set key="a\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"" value="1"`},
+		{key: "b", value: "\r\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"\r\n", line: `set key="b" value="\r\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"\r\n"`},
+		{key: "\x1b[2J\x1b[31mred", value: "\x1b]0;title\a", line: `set key="\x1b[2J\x1b[31mred" value="\x1b]0;title\a"`},
+		{key: `" value="2" index=1 term=1`, value: `\"`, line: `set key="\" value=\"2\" index=1 term=1" value="\\\""`},
+		{key: "\xff\xfe\xc3", value: "\x00\x7f\u0085", line: `set key="\xff\xfe\xc3" value="\x00\x7f\u0085"`},
+		{key: "\u202etxt.exe", value: "\u2028", line: `set key="\u202etxt.exe" value="\u2028"`},
+		{key: "schön", value: "日本", line: `set key="schön" value="日本"`},
+		{key: strings.Repeat("é", 40), value: strings.Repeat("v", 1000),
+			line: `set key="` + strings.Repeat("é", 32) + `"...(80 bytes) value="` + strings.Repeat("v", 64) + `"...(1000 bytes)`},
 	} {
 		commands = append(commands, command{"/set?" + testkit.Pair(tt.key, tt.value), tt.line})
 		remove, _, _ := strings.Cut("remove"+strings.TrimPrefix(tt.line, "set"), " value=")

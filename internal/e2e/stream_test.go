@@ -60,19 +60,19 @@ func TestList(t *testing.T) {
 		query string
 		want  []listed
 	}{
-		{"", all},
-		{"prefix=", all},
-		{"prefix=b/", all[1:3]},
-		{"prefix=c", nil},
-		{"prefix=" + url.QueryEscape("\xff"), all[4:]},
-		{"limit=2", all[:2]},
-		{"limit=99", all},
-		{"after=a&limit=2", all[1:3]},
-		{"after=b", all[1:]},
-		{"prefix=b/&after=b/c", all[2:3]},
-		{"prefix=b/&after=a", all[1:3]},
-		{"prefix=b/&after=c", nil},
-		{"after=" + url.QueryEscape("\xff\x00"), nil},
+		{query: "", want: all},
+		{query: "prefix=", want: all},
+		{query: "prefix=b/", want: all[1:3]},
+		{query: "prefix=c", want: nil},
+		{query: "prefix=" + url.QueryEscape("\xff"), want: all[4:]},
+		{query: "limit=2", want: all[:2]},
+		{query: "limit=99", want: all},
+		{query: "after=a&limit=2", want: all[1:3]},
+		{query: "after=b", want: all[1:]},
+		{query: "prefix=b/&after=b/c", want: all[2:3]},
+		{query: "prefix=b/&after=a", want: all[1:3]},
+		{query: "prefix=b/&after=c", want: nil},
+		{query: "after=" + url.QueryEscape("\xff\x00"), want: nil},
 	} {
 		for i, s := range nodes {
 			a := s.Ask(t, "/list?"+tt.query)

@@ -22,17 +22,17 @@ import (
 func TestNextBatch(t *testing.T) {
 	large, larger := strings.Repeat("v", maxBytes-100), strings.Repeat("v", maxBytes+1)
 	for _, test := range []struct{ name, waiting, want, left string }{
-		{"one", "a1", "a1", ""},
-		{"of different keys", "a1 b2 cd3", "a1 b2 cd3", ""},
-		{"of one key", "a1 a2 a3", "a1 | a2 | a3", ""},
-		{"a key waits, others do not", "a1 a2 b3 b4 c5", "a1 b3 c5 | a2 b4", ""},
-		{"of several keys", "ab1 bc2 cd3 d4 a5", "ab1 | bc2 a5 | cd3 | d4", ""},
-		{"any key", "a1 b2 !3 c4 !5 !6 a7 d8", "a1 b2 | !3 | c4 | !5 | !6 | a7 d8", ""},
-		{"any key, and keys behind it", "a1 a2 !3 a4 b5", "a1 | a2 | !3 | a4 b5", ""},
-		{"as many bytes as may be", "L1 a2 b3", "L1 a2 b3", ""},
-		{"too many bytes", "L1 M2 b3", "L1", "M2 b3"},
-		{"a large one alone", "X1 b2", "X1", "b2"},
-		{"a large one later", "a1 X2 b3", "a1", "X2 b3"},
+		{name: "one", waiting: "a1", want: "a1", left: ""},
+		{name: "of different keys", waiting: "a1 b2 cd3", want: "a1 b2 cd3", left: ""},
+		{name: "of one key", waiting: "a1 a2 a3", want: "a1 | a2 | a3", left: ""},
+		{name: "a key waits, others do not", waiting: "a1 a2 b3 b4 c5", want: "a1 b3 c5 | a2 b4", left: ""},
+		{name: "of several keys", waiting: "ab1 bc2 cd3 d4 a5", want: "ab1 | bc2 a5 | cd3 | d4", left: ""},
+		{name: "any key", waiting: "a1 b2 !3 c4 !5 !6 a7 d8", want: "a1 b2 | !3 | c4 | !5 | !6 | a7 d8", left: ""},
+		{name: "any key, and keys behind it", waiting: "a1 a2 !3 a4 b5", want: "a1 | a2 | !3 | a4 b5", left: ""},
+		{name: "as many bytes as may be", waiting: "L1 a2 b3", want: "L1 a2 b3", left: ""},
+		{name: "too many bytes", waiting: "L1 M2 b3", want: "L1", left: "M2 b3"},
+		{name: "a large one alone", waiting: "X1 b2", want: "X1", left: "b2"},
+		{name: "a large one later", waiting: "a1 X2 b3", want: "a1", left: "X2 b3"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var waiting []*proposal

@@ -312,13 +312,13 @@ func TestJoinRefuses(t *testing.T) {
 	_ = dead.Close()
 
 	for _, test := range []struct{ name, id, address, want string }{
-		{"nobody listens", "n2", dead.Addr().String(), "connection refused"},
-		{"a web server", "n2", listener.Addr().String(), "no raftkv node answers"},
-		{"a silent program", "n2", silent.Addr().String(), "no raftkv node answers"},
-		{"another node ID", "n5", n2.RaftAddress(), "is n2, not n5"},
-		{"itself under another ID", "n5", n1.RaftAddress(), "is the address of member n1"},
-		{"data of its own", "n2", n2.RaftAddress(), "holds data of its own (1 keys)"},
-		{"a member of another cluster", "n3", n3.RaftAddress(), "is a member of another cluster, of 2 nodes"},
+		{name: "nobody listens", id: "n2", address: dead.Addr().String(), want: "connection refused"},
+		{name: "a web server", id: "n2", address: listener.Addr().String(), want: "no raftkv node answers"},
+		{name: "a silent program", id: "n2", address: silent.Addr().String(), want: "no raftkv node answers"},
+		{name: "another node ID", id: "n5", address: n2.RaftAddress(), want: "is n2, not n5"},
+		{name: "itself under another ID", id: "n5", address: n1.RaftAddress(), want: "is the address of member n1"},
+		{name: "data of its own", id: "n2", address: n2.RaftAddress(), want: "holds data of its own (1 keys)"},
+		{name: "a member of another cluster", id: "n3", address: n3.RaftAddress(), want: "is a member of another cluster, of 2 nodes"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := n1.Join(context.Background(), JoinRequest{ID: test.id, Address: test.address})
@@ -338,15 +338,15 @@ func TestJoinRefuses(t *testing.T) {
 
 func TestOutcome(t *testing.T) {
 	for _, test := range []struct{ err, want error }{
-		{raft.ErrNotLeader, ErrNotLeader},
-		{raft.ErrEnqueueTimeout, ErrNotApplied},
-		{raft.ErrLeadershipTransferInProgress, ErrNotApplied},
-		{raft.ErrLeadershipLost, ErrUnknown},
-		{raft.ErrRaftShutdown, ErrUnknown},
-		{raft.ErrAbortedByRestore, ErrUnknown},
-		{context.DeadlineExceeded, ErrUnknown},
-		{context.Canceled, ErrUnknown},
-		{errors.New("any other, from a store for instance"), ErrUnknown},
+		{err: raft.ErrNotLeader, want: ErrNotLeader},
+		{err: raft.ErrEnqueueTimeout, want: ErrNotApplied},
+		{err: raft.ErrLeadershipTransferInProgress, want: ErrNotApplied},
+		{err: raft.ErrLeadershipLost, want: ErrUnknown},
+		{err: raft.ErrRaftShutdown, want: ErrUnknown},
+		{err: raft.ErrAbortedByRestore, want: ErrUnknown},
+		{err: context.DeadlineExceeded, want: ErrUnknown},
+		{err: context.Canceled, want: ErrUnknown},
+		{err: errors.New("any other, from a store for instance"), want: ErrUnknown},
 	} {
 		got := outcome(test.err)
 		for _, class := range []error{ErrNotLeader, ErrNotApplied, ErrUnknown} {

@@ -56,13 +56,13 @@ func TestPipelineOfAFollowerThatRefuses(t *testing.T) {
 		leader func(stream raft.StreamLayer, log hclog.Logger) raft.Transport
 		want   bool
 	}{
-		{"with our transport", func(stream raft.StreamLayer, log hclog.Logger) raft.Transport {
+		{name: "with our transport", leader: func(stream raft.StreamLayer, log hclog.Logger) raft.Transport {
 			return peer.NewTransport(stream, log, time.Second)
-		}, false},
+		}, want: false},
 		// Should this fail after an upgrade, issue 612 may be mended.
-		{"as raft comes", func(stream raft.StreamLayer, _ hclog.Logger) raft.Transport {
+		{name: "as raft comes", leader: func(stream raft.StreamLayer, _ hclog.Logger) raft.Transport {
 			return raft.NewNetworkTransport(stream, 3, 10*time.Second, newTestLog(t))
-		}, true},
+		}, want: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			logger := hclog.New(&hclog.LoggerOptions{Output: newTestLog(t)})

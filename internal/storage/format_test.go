@@ -79,13 +79,13 @@ func TestLogFormat(t *testing.T) {
 		got  []byte
 		want string
 	}{
-		"extensions of an entry":       {entry.Extensions, goldenExtensions},
-		"extensions of one without":    {noop.Extensions, goldenNoExtensions},
-		"data of the end marker":       {end.Data, goldenEnd},
-		"extensions of the end marker": {end.Extensions, goldenEndExtensions},
-		"CurrentTerm":                  {term, goldenTerm},
-		"data of an entry, as it was":  {entry.Data, hex.EncodeToString([]byte("data"))},
-		"data of an entry without":     {noop.Data, ""},
+		"extensions of an entry":       {got: entry.Extensions, want: goldenExtensions},
+		"extensions of one without":    {got: noop.Extensions, want: goldenNoExtensions},
+		"data of the end marker":       {got: end.Data, want: goldenEnd},
+		"extensions of the end marker": {got: end.Extensions, want: goldenEndExtensions},
+		"CurrentTerm":                  {got: term, want: goldenTerm},
+		"data of an entry, as it was":  {got: entry.Data, want: hex.EncodeToString([]byte("data"))},
+		"data of an entry without":     {got: noop.Data, want: ""},
 	} {
 		if got := hex.EncodeToString(c.got); got != c.want {
 			t.Errorf("%s: got %s, want %s", name, got, c.want)

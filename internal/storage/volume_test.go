@@ -166,11 +166,11 @@ func TestDeleteRange(t *testing.T) {
 		wantFirst, wantLast    uint64
 		wantLength, wantAfter  int
 	}{
-		{"the end", 15, 21, 0, 1, 14, 14, 14},
-		{"all", 1, 21, 0, 0, 0, 0, 0},
-		{"the beginning", 1, 10, 15, 11, 21, 11, 11},
-		{"the beginning, kept for the older snapshot", 1, 10, 5, 6, 21, 16, 16},
-		{"the beginning, with no older snapshot", 1, 10, 0, 1, 21, 21, 21},
+		{name: "the end", low: 15, high: 21, retainAfter: 0, wantFirst: 1, wantLast: 14, wantLength: 14, wantAfter: 14},
+		{name: "all", low: 1, high: 21, retainAfter: 0, wantFirst: 0, wantLast: 0, wantLength: 0, wantAfter: 0},
+		{name: "the beginning", low: 1, high: 10, retainAfter: 15, wantFirst: 11, wantLast: 21, wantLength: 11, wantAfter: 11},
+		{name: "the beginning, kept for the older snapshot", low: 1, high: 10, retainAfter: 5, wantFirst: 6, wantLast: 21, wantLength: 16, wantAfter: 16},
+		{name: "the beginning, with no older snapshot", low: 1, high: 10, retainAfter: 0, wantFirst: 1, wantLast: 21, wantLength: 21, wantAfter: 21},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir, _ := testVolume(t, 20) // entries 1 to 21
