@@ -49,7 +49,8 @@ func TestConfig(t *testing.T) {
 	}{
 		{name: "defaults", env: nil, want: defaults},
 		{name: "empty is unset", env: unset, want: defaults},
-		{name: "the four", env: environment{"HTTP_SERVER_PORT": "8001", "RAFT_SERVER_PORT": "9001", "RAFT_NODE_ID": "n2", "RAFT_VOLUME_DIR": "/tmp/node2"},
+		{name: "the four", env: environment{"HTTP_SERVER_PORT": "8001", "RAFT_SERVER_PORT": "9001", "RAFT_NODE_ID": "n2",
+			"RAFT_VOLUME_DIR": "/tmp/node2"},
 			want: with(func(c *config) {
 				c.nodeID, c.volume, c.httpAddress, c.raftAddress = "n2", "/tmp/node2", "127.0.0.1:8001", "127.0.0.1:9001"
 			})},
@@ -61,23 +62,29 @@ func TestConfig(t *testing.T) {
 		{name: "any ports", env: environment{"HTTP_SERVER_PORT": "0", "RAFT_SERVER_PORT": "0"}, want: with(func(c *config) {
 			c.httpAddress, c.raftAddress = "127.0.0.1:0", "127.0.0.1:0"
 		})},
-		{name: "highest ports", env: environment{"HTTP_SERVER_PORT": "65535", "RAFT_SERVER_PORT": "65534"}, want: with(func(c *config) {
-			c.httpAddress, c.raftAddress = "127.0.0.1:65535", "127.0.0.1:65534"
-		})},
-		{name: "one port on two hosts", env: environment{"HTTP_SERVER_PORT": "80", "RAFT_SERVER_PORT": "80", "RAFT_SERVER_HOST": "10.0.0.1"}, want: with(func(c *config) {
+		{name: "highest ports", env: environment{"HTTP_SERVER_PORT": "65535", "RAFT_SERVER_PORT": "65534"},
+			want: with(func(c *config) {
+				c.httpAddress, c.raftAddress = "127.0.0.1:65535", "127.0.0.1:65534"
+			})},
+		{name: "one port on two hosts", env: environment{"HTTP_SERVER_PORT": "80", "RAFT_SERVER_PORT": "80",
+			"RAFT_SERVER_HOST": "10.0.0.1"}, want: with(func(c *config) {
 			c.httpAddress, c.raftAddress = "127.0.0.1:80", "10.0.0.1:80"
 		})},
-		{name: "hosts", env: environment{"HTTP_SERVER_HOST": "0.0.0.0", "RAFT_SERVER_HOST": "node-1.example"}, want: with(func(c *config) {
-			c.httpAddress, c.raftAddress = "0.0.0.0:8000", "node-1.example:9000"
-		})},
+		{name: "hosts", env: environment{"HTTP_SERVER_HOST": "0.0.0.0", "RAFT_SERVER_HOST": "node-1.example"},
+			want: with(func(c *config) {
+				c.httpAddress, c.raftAddress = "0.0.0.0:8000", "node-1.example:9000"
+			})},
 		{name: "IPv6", env: environment{"HTTP_SERVER_HOST": "::", "RAFT_SERVER_HOST": "::1"}, want: with(func(c *config) {
 			c.httpAddress, c.raftAddress = "[::]:8000", "[::1]:9000"
 		})},
-		{name: "names", env: environment{"HTTP_SERVER_NAMES": "kv.example, kv,,"}, want: with(func(c *config) { c.httpNames = []string{"kv.example", "kv"} })},
-		{name: "least", env: environment{"RAFT_ELECTION_TIMEOUT": "50ms", "RAFT_SNAPSHOT_THRESHOLD": "1", "LOG_LEVEL": "error"}, want: with(func(c *config) {
+		{name: "names", env: environment{"HTTP_SERVER_NAMES": "kv.example, kv,,"},
+			want: with(func(c *config) { c.httpNames = []string{"kv.example", "kv"} })},
+		{name: "least", env: environment{"RAFT_ELECTION_TIMEOUT": "50ms", "RAFT_SNAPSHOT_THRESHOLD": "1",
+			"LOG_LEVEL": "error"}, want: with(func(c *config) {
 			c.electionTimeout, c.snapshotThreshold, c.logLevel = 50*time.Millisecond, 1, "error"
 		})},
-		{name: "most", env: environment{"RAFT_ELECTION_TIMEOUT": "1m", "RAFT_SNAPSHOT_THRESHOLD": "9223372036854775807", "LOG_LEVEL": "warn"}, want: with(func(c *config) {
+		{name: "most", env: environment{"RAFT_ELECTION_TIMEOUT": "1m", "RAFT_SNAPSHOT_THRESHOLD": "9223372036854775807",
+			"LOG_LEVEL": "warn"}, want: with(func(c *config) {
 			c.electionTimeout, c.snapshotThreshold, c.logLevel = time.Minute, 1<<63-1, "warn"
 		})},
 	} {
@@ -98,9 +105,11 @@ func TestConfig(t *testing.T) {
 
 func TestConfigRefuses(t *testing.T) {
 	bad := map[string][]string{
-		"HTTP_SERVER_PORT":        {"-1", "65536", "http", "080", "+80", " 80", "80 ", "8_0", "0x50", "80.0", ":80", "8000\n"},
-		"RAFT_SERVER_PORT":        {"-1", "65536", "raft", "09000", "9000\x00"},
-		"RAFT_NODE_ID":            {" ", "a b", "a/b", "../n1", ".n1", "-n1", "_", "n1\n", "é", strings.Repeat("n", 65), "n1;x", "\x1b[2J"},
+		"HTTP_SERVER_PORT": {"-1", "65536", "http", "080", "+80", " 80", "80 ", "8_0", "0x50", "80.0", ":80",
+			"8000\n"},
+		"RAFT_SERVER_PORT": {"-1", "65536", "raft", "09000", "9000\x00"},
+		"RAFT_NODE_ID": {" ", "a b", "a/b", "../n1", ".n1", "-n1", "_", "n1\n", "é", strings.Repeat("n", 65),
+			"n1;x", "\x1b[2J"},
 		"HTTP_SERVER_HOST":        {"127.0.0.1:80", "a b", "http://a", "-a", "a.", "[::1]", "a\nb", strings.Repeat("a", 254)},
 		"RAFT_SERVER_HOST":        {"0.0.0.0", "::", "127.0.0.1:9000", "a b", "a/b"},
 		"RAFT_ELECTION_TIMEOUT":   {"500", "49ms", "61s", "-1s", "soon", "0"},
@@ -119,7 +128,8 @@ func TestConfigRefuses(t *testing.T) {
 				continue
 			}
 			quoted := strings.Contains(err.Error(), strconv.Quote(value))
-			if !strings.Contains(err.Error(), v.name+"=") || !quoted || !strings.Contains(err.Error(), "want ") || strings.Contains(err.Error(), "\n") {
+			if !strings.Contains(err.Error(), v.name+"=") || !quoted || !strings.Contains(err.Error(), "want ") ||
+				strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s=%q: got %q, want one line with the variable, the value and what it may be", v.name, value, err)
 			}
 		}
@@ -131,7 +141,8 @@ func TestConfigRefuses(t *testing.T) {
 		{"HTTP_SERVER_PORT": "7000", "RAFT_SERVER_PORT": "7000", "HTTP_SERVER_HOST": "::1", "RAFT_SERVER_HOST": "::1"},
 	} {
 		_, err := parseConfig(env.get)
-		if !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "HTTP_SERVER_PORT") || !strings.Contains(err.Error(), "RAFT_SERVER_PORT") {
+		if !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "HTTP_SERVER_PORT") ||
+			!strings.Contains(err.Error(), "RAFT_SERVER_PORT") {
 			t.Errorf("%v: got %v, want an error of usage that names both ports", env, err)
 		}
 	}
@@ -180,7 +191,8 @@ func TestRunRefuses(t *testing.T) {
 			t.Errorf("%q: got %v, want an error of usage that names it", args, err)
 		}
 	}
-	if err := run(t.Context(), nil, io.Discard, io.Discard); !errors.Is(err, errUsage) || !strings.Contains(err.Error(), `HTTP_SERVER_PORT="none"`) {
+	if err := run(t.Context(), nil, io.Discard, io.Discard); !errors.Is(err, errUsage) || !strings.Contains(err.Error(),
+		`HTTP_SERVER_PORT="none"`) {
 		t.Errorf("a bad variable: got %v, want an error of usage that names it", err)
 	}
 }
@@ -189,7 +201,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	t.Setenv("HTTP_SERVER_PORT", "0")
 	t.Setenv("RAFT_SERVER_PORT", "0")
 	t.Setenv("RAFT_VOLUME_DIR", filepath.Join(t.TempDir(), "new", "volume"))
-	for _, name := range []string{"RAFT_NODE_ID", "HTTP_SERVER_HOST", "HTTP_SERVER_NAMES", "RAFT_SERVER_HOST", "RAFT_ELECTION_TIMEOUT", "RAFT_SNAPSHOT_THRESHOLD", "LOG_LEVEL"} {
+	for _, name := range []string{"RAFT_NODE_ID", "HTTP_SERVER_HOST", "HTTP_SERVER_NAMES", "RAFT_SERVER_HOST",
+		"RAFT_ELECTION_TIMEOUT", "RAFT_SNAPSHOT_THRESHOLD", "LOG_LEVEL"} {
 		t.Setenv(name, "")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -230,7 +243,8 @@ func TestPortTaken(t *testing.T) {
 			_ = s.stop()
 			t.Fatalf("a taken port: got no error")
 		}
-		if errors.Is(err, errUsage) || !strings.Contains(err.Error(), port(taken.Addr().String())) || !strings.Contains(err.Error(), "choose another ") {
+		if errors.Is(err, errUsage) || !strings.Contains(err.Error(), port(taken.Addr().String())) ||
+			!strings.Contains(err.Error(), "choose another ") {
 			t.Errorf("a taken port: got %v, want its address and the way out", err)
 		}
 		if entries, err := filepath.Glob(filepath.Join(c.volume, "*")); err != nil || len(entries) > 0 {

@@ -177,17 +177,22 @@ func TestReplicasThatDiffer(t *testing.T) {
 	for _, s := range []*service{leader, followers[0]} {
 		waitFor(t, s.node.Info().NodeID+" not ready", func() error {
 			a, err := send(direct, newRequest(t, http.MethodGet, s, "/readyz", ""))
-			if err == nil && (a.status != http.StatusServiceUnavailable || oneLineNaming(a, "the replicas differ", "/leave") != nil) {
+			if err == nil && (a.status != http.StatusServiceUnavailable || oneLineNaming(a, "the replicas differ",
+				"/leave") != nil) {
 				err = fmt.Errorf("got %d %q, want 503, and that the replicas differ", a.status, a.body)
 			}
 			return err
 		})
 	}
 	var status node.Status
-	if err := json.Unmarshal([]byte(ask(t, leader, "/status").body), &status); err != nil || status.Replicas.State != node.Different || status.Health.Replicas == "" {
+	if err := json.Unmarshal([]byte(ask(t, leader, "/status").body), &status); err != nil ||
+		status.Replicas.State != node.Different || status.Health.Replicas == "" {
 		t.Errorf("status: got %+v, %+v (%v), want that the replicas differ", status.Replicas, status.Health, err)
 	}
-	if !slices.ContainsFunc(console.AllEntries(), func(e *logrus.Entry) bool { return strings.Contains(e.Message, "the replicas differ") }) {
+	if !slices.ContainsFunc(console.AllEntries(), func(e *logrus.Entry) bool {
+		return strings.Contains(e.Message,
+			"the replicas differ")
+	}) {
 		t.Error("the leader has printed nothing of it")
 	}
 }
@@ -252,7 +257,8 @@ func TestLinearizability(t *testing.T) {
 				network.Hold(other, leader)
 			}
 		}, moves: nil},
-		{name: "an isolated leader with a successor", begin: func(leader string, _ []string) { network.Isolate(leader) }, moves: linCrown(t)},
+		{name: "an isolated leader with a successor", begin: func(leader string, _ []string) { network.Isolate(leader) },
+			moves: linCrown(t)},
 		{name: "a stalled leader with a successor", begin: func(leader string, others []string) {
 			for _, other := range others {
 				network.Hold(leader, other)
@@ -355,7 +361,8 @@ func startLinked(t testing.TB) (nodes []*service, network *testkit.Network) {
 
 // linClient returns a client of a node.
 func linClient(t testing.TB, id int, s *service, history *lincheck.Recorder) *lincheck.Client {
-	return lincheck.NewClient(id, "http://"+s.listener.Addr().String(), history, rand.New(rand.NewPCG(rand.Uint64(), 0)), t.Errorf)
+	return lincheck.NewClient(id, "http://"+s.listener.Addr().String(), history,
+		rand.New(rand.NewPCG(rand.Uint64(), 0)), t.Errorf)
 }
 
 // linTransfer asks the leader to hand over. It may fail.
@@ -384,7 +391,8 @@ func linCrown(t testing.TB) func(leader, next *service) {
 		transport := raft.NewNetworkTransport(port.Stream(), 1, 10*time.Second, io.Discard)
 		defer func() { _ = transport.Close() }()
 		request := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}
-		_ = transport.TimeoutNow(raft.ServerID(next.node.Info().NodeID), raft.ServerAddress(next.node.RaftAddress()), request, new(raft.TimeoutNowResponse))
+		_ = transport.TimeoutNow(raft.ServerID(next.node.Info().NodeID), raft.ServerAddress(next.node.RaftAddress()),
+			request, new(raft.TimeoutNowResponse))
 	}
 }
 
@@ -392,7 +400,8 @@ func linCrown(t testing.TB) func(leader, next *service) {
 // must not pass because nothing happened.
 func linProgress(t testing.TB, history *lincheck.Recorder, what string) {
 	t.Helper()
-	more := map[string]int{"get": 20, "set": 6, "set several": 4, "remove": 1, "remove several": 1, "removeall": 1, "list": 2,
+	more := map[string]int{"get": 20, "set": 6, "set several": 4, "remove": 1, "remove several": 1, "removeall": 1,
+		"list":         2,
 		"set if match": 1, "set if absent": 1, "remove if match": 1}
 	before := make(map[string]int)
 	for name := range more {

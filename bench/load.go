@@ -144,7 +144,8 @@ func measure(ctx context.Context, s system, l load, n, keys int, warm, length ti
 	total := sample{began: began, length: time.Since(began), own: ownCPU() - own}
 	after, errAfter := s.cpu()
 	total.server = after - server
-	total.others = (machineCPU() - all - total.server - total.own).Seconds() / total.length.Seconds() / float64(runtime.NumCPU())
+	others := machineCPU() - all - total.server - total.own
+	total.others = others.Seconds() / total.length.Seconds() / float64(runtime.NumCPU())
 
 	// Whoever hangs is cut off: closing its connection ends its operation.
 	if ctx.Err() != nil {

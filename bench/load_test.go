@@ -48,7 +48,8 @@ func TestMedian(t *testing.T) {
 		of   []float64
 		want float64
 	}{
-		{of: nil, want: 0}, {of: []float64{4}, want: 4}, {of: []float64{9, 1, 5}, want: 5}, {of: []float64{4, 1, 3, 2}, want: 2.5},
+		{of: nil, want: 0}, {of: []float64{4}, want: 4}, {of: []float64{9, 1, 5}, want: 5}, {of: []float64{4, 1, 3, 2},
+			want: 2.5},
 	} {
 		if got := median(tt.of); got != tt.want {
 			t.Errorf("median of %v: got %v, want %v", tt.of, got, tt.want)
@@ -63,7 +64,9 @@ func TestQuantile(t *testing.T) {
 		q    float64
 		want float64
 	}{
-		{of: nil, q: 0.25, want: 0}, {of: []float64{4}, q: 0.75, want: 4}, {of: five, q: 0, want: 10}, {of: five, q: 0.25, want: 20}, {of: five, q: 0.75, want: 40}, {of: five, q: 1, want: 50}, {of: []float64{1, 3}, q: 0.25, want: 1.5},
+		{of: nil, q: 0.25, want: 0}, {of: []float64{4}, q: 0.75, want: 4}, {of: five, q: 0, want: 10},
+		{of: five, q: 0.25, want: 20}, {of: five, q: 0.75, want: 40}, {of: five, q: 1, want: 50}, {of: []float64{1, 3},
+			q: 0.25, want: 1.5},
 	} {
 		if got := quantile(tt.of, tt.q); got != tt.want {
 			t.Errorf("quantile %v of %v: got %v, want %v", tt.q, tt.of, got, tt.want)
@@ -79,19 +82,28 @@ func TestReadAnswer(t *testing.T) {
 		text           string
 		err            error
 	}{
-		{name: "a value, and the next answer behind it", in: ok + "HTTP/1.1", rest: "HTTP/1.1", want: answer{status: 200, length: 3}, text: "", err: nil},
-		{name: "empty", in: "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", rest: "", want: answer{status: 200}, text: "", err: nil},
-		{name: "the last one", in: "HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 0\r\n\r\n", rest: "", want: answer{status: 200, last: true}, text: "", err: nil},
-		{name: "an error", in: "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nno!\n", rest: "", want: answer{status: 503, length: 4}, text: "no!\n", err: nil},
-		{name: "chunked", in: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", rest: "", want: answer{}, text: "", err: errAnswer},
+		{name: "a value, and the next answer behind it", in: ok + "HTTP/1.1", rest: "HTTP/1.1", want: answer{status: 200,
+			length: 3}, text: "", err: nil},
+		{name: "empty", in: "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", rest: "", want: answer{status: 200}, text: "",
+			err: nil},
+		{name: "the last one", in: "HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 0\r\n\r\n", rest: "",
+			want: answer{status: 200, last: true}, text: "", err: nil},
+		{name: "an error", in: "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nno!\n", rest: "",
+			want: answer{status: 503, length: 4}, text: "no!\n", err: nil},
+		{name: "chunked", in: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", rest: "",
+			want: answer{}, text: "", err: errAnswer},
 		{name: "not HTTP", in: "220 mail.example.org ESMTP\r\n", rest: "", want: answer{}, text: "", err: errAnswer},
 		{name: "no status", in: "HTTP/1.1 2x0 OK\r\n\r\n", rest: "", want: answer{}, text: "", err: errAnswer},
-		{name: "a length that is none", in: "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", rest: "", want: answer{}, text: "", err: errAnswer},
+		{name: "a length that is none", in: "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", rest: "", want: answer{},
+			text: "", err: errAnswer},
 		{name: "nothing", in: "", rest: "", want: answer{}, text: "", err: io.EOF},
 		{name: "cut in the head", in: "HTTP/1.1 200 OK\r\nContent-Le", rest: "", want: answer{}, text: "", err: io.EOF},
-		{name: "cut in the body", in: "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", rest: "", want: answer{}, text: "", err: io.EOF},
-		{name: "cut in an error", in: "HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\nabc", rest: "", want: answer{}, text: "", err: io.ErrUnexpectedEOF},
-		{name: "a line longer than the buffer", in: "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 5000) + "\r\n\r\n", rest: "", want: answer{}, text: "", err: bufio.ErrBufferFull},
+		{name: "cut in the body", in: "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", rest: "", want: answer{},
+			text: "", err: io.EOF},
+		{name: "cut in an error", in: "HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\nabc", rest: "", want: answer{},
+			text: "", err: io.ErrUnexpectedEOF},
+		{name: "a line longer than the buffer", in: "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 5000) + "\r\n\r\n",
+			rest: "", want: answer{}, text: "", err: bufio.ErrBufferFull},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := bufio.NewReader(strings.NewReader(tt.in))
@@ -102,7 +114,8 @@ func TestReadAnswer(t *testing.T) {
 			if err != nil {
 				return
 			}
-			if got.status != tt.want.status || got.length != tt.want.length || got.last != tt.want.last || string(got.text) != tt.text {
+			if got.status != tt.want.status || got.length != tt.want.length || got.last != tt.want.last ||
+				string(got.text) != tt.text {
 				t.Errorf("got %+v, want %+v with %q", got, tt.want, tt.text)
 			}
 			if rest, _ := io.ReadAll(r); string(rest) != tt.rest {
@@ -282,7 +295,8 @@ func TestMeasure(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(s.took) == 0 || len(s.ended) != len(s.took) || s.errors != 0 || s.length < 100*time.Millisecond || s.own <= 0 {
-		t.Errorf("got %d operations, %d ends, %d errors in %v with %v of CPU", len(s.took), len(s.ended), s.errors, s.length, s.own)
+		t.Errorf("got %d operations, %d ends, %d errors in %v with %v of CPU", len(s.took), len(s.ended), s.errors,
+			s.length, s.own)
 	}
 	for i := range s.ended {
 		if s.ended[i] < 0 || s.took[i] <= 0 {

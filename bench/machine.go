@@ -31,7 +31,8 @@ func machine(dir string) string {
 	}
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
 	return fmt.Sprintf("- machine: %s, %d cores, %s; Linux %s; volumes on %s\n- date: %s\n",
-		model, runtime.NumCPU(), memory, strings.TrimSpace(string(kernel)), filesystem(dir), time.Now().Format("2006-01-02 15:04 MST"))
+		model, runtime.NumCPU(), memory, strings.TrimSpace(string(kernel)), filesystem(dir),
+		time.Now().Format("2006-01-02 15:04 MST"))
 }
 
 // field returns what stands behind the first "name :" of a file of /proc.
@@ -83,7 +84,8 @@ func versions(binary, baseline string, found map[string]string) string {
 	if etcd := found["etcd"]; etcd != "" {
 		out, _ := exec.Command(etcd, "--version").Output()
 		first, _, _ := strings.Cut(string(out), "\n")
-		parts = append(parts, strings.Replace(first, "etcd Version:", "etcd", 1)+" with its client "+dependency("go.etcd.io/etcd/client/v3"))
+		parts = append(parts, strings.Replace(first, "etcd Version:", "etcd", 1)+" with its client "+
+			dependency("go.etcd.io/etcd/client/v3"))
 	}
 	if hraftd := found[hraftdLabel]; hraftd != "" {
 		parts = append(parts, "hraftd "+built(hraftd))

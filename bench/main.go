@@ -78,7 +78,8 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	s.args = args
-	f.BoolVar(&s.quick, "quick", false, "a smoke test: one round of 1 s on 2,000 keys, written only with -o; its figures mean little")
+	f.BoolVar(&s.quick, "quick", false, "a smoke test: one round of 1 s on 2,000 keys, written only with -o; its "+
+		"figures mean little")
 	f.IntVar(&s.rounds, "rounds", 3, "rounds; the table has the medians")
 	f.DurationVar(&s.length, "duration", 3*time.Second, "measured time of each load in each round")
 	f.DurationVar(&s.warm, "warm", time.Second, "the same load before it, unmeasured")
@@ -309,23 +310,32 @@ func (b *bench) runMain(ctx context.Context) error {
 	var text strings.Builder
 	text.WriteString("# raftkv beside etcd and hraftd, on one machine\n\n![operations a second](results.svg)\n\n")
 	text.WriteString(b.about())
-	fmt.Fprintf(&text, "- CPU that others took meanwhile, the idle nodes among them: a median of %s of the machine%s\n", percent(median(b.others)), quiet(median(b.others)))
-	text.WriteString("\nHow to read it: [README.md](README.md). The ratios are raftkv's figure to that of the row's system, round by round: the median, and the least and the greatest.\n\n" +
-		"etcd's columns are of the version named above, driven by its official Go client, which takes several times the CPU of raftkv's\n" +
-		"on the same cores: they must not be read as etcd's best. The project's README has ratios to the newest etcd with a cheap client.\n\n")
+	fmt.Fprintf(&text, "- CPU that others took meanwhile, the idle nodes among them: a median of %s of the machine%s\n",
+		percent(median(b.others)), quiet(median(b.others)))
+	text.WriteString("\nHow to read it: [README.md](README.md). The ratios are raftkv's figure to that of the " +
+		"row's system, round by round: the median, and the least and the greatest.\n\n" +
+		"etcd's columns are of the version named above, driven by its official Go client, which takes several times " +
+		"the CPU of raftkv's\n" +
+		"on the same cores: they must not be read as etcd's best. The project's README has ratios to the newest etcd " +
+		"with a cheap client.\n\n")
 	text.WriteString(main.mainTable())
 	if len(faults.lines) > 0 {
 		text.WriteString("\nOperations that failed, not in the figures:\n\n" + strings.Join(faults.lines, ""))
 	}
 	commit, sync := median(commits), median(syncs)
 	text.WriteString("\n## What was wanted\n\n" + main.wanted(commit, sync))
-	fmt.Fprintf(&text, "\n## The floor\n\nIn the directory of the volumes, each the median of %d: one bbolt commit %s ms, one fdatasync of 4 KiB %s ms. "+
-		"A write by a single client waits for two bbolt commits, one after the other: the leader's, then a follower's.\n", b.rounds*floorTimes, short(commit), short(sync))
+	fmt.Fprintf(&text, "\n## The floor\n\nIn the directory of the volumes, each the median of %d: one bbolt commit "+
+		"%s ms, one fdatasync of 4 KiB %s ms. "+
+		"A write by a single client waits for two bbolt commits, one after the other: the leader's, then a follower's.\n",
+		b.rounds*floorTimes, short(commit), short(sync))
 	if len(console.cells) > 0 {
-		fmt.Fprintf(&text, "\n## A console line for each command\n\nWrites, consoles going to files: %d pairs of measurements of %v, one with the lines and one without, "+
-			"now this first and now that. The cost is the median of the pairs', with the quartiles.\n\n%s", b.console.rounds, b.console.length.Round(time.Millisecond), console.consoleTable())
+		fmt.Fprintf(&text, "\n## A console line for each command\n\nWrites, consoles going to files: %d pairs of "+
+			"measurements of %v, one with the lines and one without, "+
+			"now this first and now that. The cost is the median of the pairs', with the quartiles.\n\n%s", b.console.rounds,
+			b.console.length.Round(time.Millisecond), console.consoleTable())
 	}
-	text.WriteString("\n## The client\n\nIt shares the machine with the nodes. An empty net/http handler, in a process of its own, shows the most it can drive.\n\n" + main.clientTable())
+	text.WriteString("\n## The client\n\nIt shares the machine with the nodes. An empty net/http handler, in a " +
+		"process of its own, shows the most it can drive.\n\n" + main.clientTable())
 	return b.publish("main", text.String(), main)
 }
 
@@ -468,7 +478,8 @@ func (b *bench) about() string {
 		line += " " + arg
 	}
 	return machine(b.tmp) + versions(b.binary, b.baseline, b.found) +
-		fmt.Sprintf("- three nodes of each system on 127.0.0.1, values of %d bytes, %s keys at random, fsync on\n", valueBytes, group3(float64(b.keys))) +
+		fmt.Sprintf("- three nodes of each system on 127.0.0.1, values of %d bytes, %s keys at random, fsync on\n",
+			valueBytes, group3(float64(b.keys))) +
 		fmt.Sprintf("- command: `%s`\n", line)
 }
 
@@ -486,7 +497,8 @@ func (b *bench) publish(part, text string, r *results) error {
 			return err
 		}
 		if r != nil {
-			caption := fmt.Sprintf("medians of %d rounds, %s; RESULTS.md has the machine and the rest", b.rounds, time.Now().Format("2006-01-02"))
+			caption := fmt.Sprintf("medians of %d rounds, %s; RESULTS.md has the machine and the rest", b.rounds,
+				time.Now().Format("2006-01-02"))
 			if err := os.WriteFile(filepath.Join(b.out, "results.svg"), []byte(r.svg(caption)), 0o644); err != nil {
 				return err
 			}

@@ -56,14 +56,16 @@ func (b *bench) runMillion(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rows := [][]string{{"set all, " + fmt.Sprint(fillBatch) + " keys a request, one at a time", "", loaded.Round(100 * time.Millisecond).String()}}
+	rows := [][]string{{"set all, " + fmt.Sprint(fillBatch) + " keys a request, one at a time", "",
+		loaded.Round(100 * time.Millisecond).String()}}
 	add := func(what, want, got string) { rows = append(rows, []string{what, want, got}) }
 	addMemory := func(when string, now []float64) {
 		var perKey []float64
 		for i := range now {
 			perKey = append(perKey, (now[i]-before[i])/float64(b.keys)-float64(valueBytes+keyBytes))
 		}
-		add("memory a key beyond key and value, "+when, "", fmt.Sprintf("%.0f bytes (median of the nodes, which have %s MiB)", median(perKey), mebibytes(median(now))))
+		add("memory a key beyond key and value, "+when, "", fmt.Sprintf("%.0f bytes (median of the nodes, which have "+
+			"%s MiB)", median(perKey), mebibytes(median(now))))
 	}
 	addMemory("after setting them", after)
 
@@ -78,7 +80,8 @@ func (b *bench) runMillion(ctx context.Context) error {
 			}
 			took = append(took, t.Seconds())
 		}
-		add("from its start until a node is ready, "+what, "≤ 10 s", fmt.Sprintf("%s s (median of three)", short(median(took))))
+		add("from its start until a node is ready, "+what, "≤ 10 s", fmt.Sprintf("%s s (median of three)",
+			short(median(took))))
 		return many.level(ctx)
 	}
 	if err := restartAll("from the log alone"); err != nil {
@@ -108,10 +111,13 @@ func (b *bench) runMillion(ctx context.Context) error {
 	during, apart := got.split(spans)
 	a, c := percentile(during, 99), percentile(apart, 99)
 	if len(during) == 0 || len(apart) == 0 {
-		add("p99 of writes during a snapshot, of that without", "≤ 2×", fmt.Sprintf("not known: %d snapshots, %d writes during them, %d apart from them", len(spans), len(during), len(apart)))
+		add("p99 of writes during a snapshot, of that without", "≤ 2×", fmt.Sprintf("not known: %d snapshots, %d "+
+			"writes during them, %d apart from them", len(spans), len(during), len(apart)))
 	} else {
-		add("p99 of writes during a snapshot on any node, of that without", "≤ 2×", fmt.Sprintf("%.2f× (%s ms of %s ms; %d snapshots, %s of the writes during one)",
-			float64(a)/float64(c), short(a.Seconds()*1000), short(c.Seconds()*1000), len(spans), percent(float64(len(during))/float64(len(during)+len(apart)))))
+		add("p99 of writes during a snapshot on any node, of that without", "≤ 2×",
+			fmt.Sprintf("%.2f× (%s ms of %s ms; %d snapshots, %s of the writes during one)",
+				float64(a)/float64(c), short(a.Seconds()*1000), short(c.Seconds()*1000), len(spans),
+				percent(float64(len(during))/float64(len(during)+len(apart)))))
 	}
 	if err := restartAll("from a snapshot"); err != nil {
 		return err
@@ -122,8 +128,10 @@ func (b *bench) runMillion(ctx context.Context) error {
 	addMemory("after a restart from a snapshot", after)
 
 	text.WriteString(table([]string{"what", "wanted", "measured"}, rows))
-	text.WriteString("\nMemory is that of the process which no file backs (RssAnon), less what it was before: an upper bound, as Go lets the heap grow to twice of what " +
-		"lives before it collects. The precise figure, heap a key beyond key and value (wanted: ≤ 150 bytes), is that of `go test -run '^$' -bench HeapPerKey ./internal/kv`.\n")
+	text.WriteString("\nMemory is that of the process which no file backs (RssAnon), less what it was before: an " +
+		"upper bound, as Go lets the heap grow to twice of what " +
+		"lives before it collects. The precise figure, heap a key beyond key and value (wanted: ≤ 150 bytes), is " +
+		"that of `go test -run '^$' -bench HeapPerKey ./internal/kv`.\n")
 	return b.publish("million", text.String(), nil)
 }
 
@@ -150,7 +158,8 @@ func (b *bench) compareSizes(ctx context.Context, few, many *raftkv, add func(wh
 	c := r.cells[0]
 	middle, least, most := ratio(c.rounds[many.name()], c.rounds[few.name()], rate)
 	add(fmt.Sprintf("writes a second, %d clients, of those with 1,000 keys", steadyClients), "≥ 80 %",
-		fmt.Sprintf("%s (%s to %s; %s of %s)", percent(middle), percent(least), percent(most), group3(c.median(many.name(), rate)), group3(c.median(few.name(), rate))))
+		fmt.Sprintf("%s (%s to %s; %s of %s)", percent(middle), percent(least), percent(most),
+			group3(c.median(many.name(), rate)), group3(c.median(few.name(), rate))))
 	for _, line := range f.lines {
 		add("failed", "", strings.TrimSpace(strings.TrimPrefix(line, "- ")))
 	}
@@ -224,7 +233,8 @@ func (b *bench) runSoak(ctx context.Context) error {
 	if err := c.fill(ctx, 0, b.keys); err != nil {
 		return err
 	}
-	head := []string{"after", "writes/s", "p99 ms", "memory n1", "n2", "n3", "raft.db n1", "n2", "n3", "snapshots n1", "n2", "n3"}
+	head := []string{"after", "writes/s", "p99 ms", "memory n1", "n2", "n3", "raft.db n1", "n2", "n3", "snapshots n1",
+		"n2", "n3"}
 	var rows [][]string
 	f := &faults{}
 	steps := int(b.soak / interval)
@@ -238,7 +248,8 @@ func (b *bench) runSoak(ctx context.Context) error {
 			return err
 		}
 		f.add(c.name(), writes, steadyClients, round, got)
-		row := []string{time.Since(began).Round(time.Second).String(), group3(got.perSecond()), short(percentile(got.took, 99).Seconds() * 1000)}
+		row := []string{time.Since(began).Round(time.Second).String(), group3(got.perSecond()),
+			short(percentile(got.took, 99).Seconds() * 1000)}
 		m, err := memories(c)
 		if err != nil {
 			return err
@@ -259,7 +270,8 @@ func (b *bench) runSoak(ctx context.Context) error {
 		b.progress.say(strings.Join(row, "  "))
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "# %v of writes by %d clients\n\n%s\nSizes in MiB. Memory is what no file backs (RssAnon).\n\n%s", b.soak, steadyClients, b.about(), table(head, rows))
+	fmt.Fprintf(&text, "# %v of writes by %d clients\n\n%s\nSizes in MiB. Memory is what no file backs "+
+		"(RssAnon).\n\n%s", b.soak, steadyClients, b.about(), table(head, rows))
 	if len(f.lines) > 0 {
 		text.WriteString("\nOperations that failed:\n\n" + strings.Join(f.lines, ""))
 	}

@@ -125,7 +125,8 @@ func (r *results) mainTable() string {
 			if len(c.rounds[system]) == 0 {
 				continue
 			}
-			row := []string{shown, clients, system, group3(c.median(system, rate)), short(c.median(system, p50)), short(c.median(system, p99)),
+			row := []string{shown, clients, system, group3(c.median(system, rate)), short(c.median(system, p50)),
+				short(c.median(system, p99)),
 				short(c.median(system, server)), percent(c.median(system, share)), "", "", "", ""}
 			if system != r.systems[0] && len(c.rounds[r.systems[0]]) > 0 {
 				row[8] = ranged(ratio(c.rounds[r.systems[0]], c.rounds[system], rate))
@@ -167,7 +168,8 @@ func (r *results) clientTable() string {
 		row = append(row, fmt.Sprintf("%s (%s)", percent(best/ceiling), of))
 		rows = append(rows, row)
 	}
-	return table([]string{"clients", "ceiling, ops/s", "p50 ms", "client's CPU s/1,000", "handler's CPU s/1,000", "nearest load of raftkv"}, rows)
+	return table([]string{"clients", "ceiling, ops/s", "p50 ms", "client's CPU s/1,000", "handler's CPU s/1,000",
+		"nearest load of raftkv"}, rows)
 }
 
 // wanted sets what issue 5 asks for beside what was measured. A comparison with a
@@ -201,13 +203,15 @@ func (r *results) wanted(commit, sync float64) string {
 		reference(fmt.Sprintf("%s, %d clients", what, clients), want, l, clients, "etcd", rate)
 	}
 	ofOwn := func(what, want string, l, other load, clients int) {
-		compare(fmt.Sprintf("%s, %d clients", what, clients), want, find(l, clients, "raftkv"), find(other, clients, "raftkv"), rate)
+		compare(fmt.Sprintf("%s, %d clients", what, clients), want, find(l, clients, "raftkv"), find(other, clients,
+			"raftkv"), rate)
 	}
 	ofEtcd("writes", "≥ 1.2×", writes, 64)
 	ofEtcd("writes", "≥ 1.5×, aim 2×", writes, 256)
 	if one := find(writes, 1, "raftkv"); len(one) > 0 && commit > 0 {
 		got := medianOf(one, p50)
-		add("p50 of writes, 1 client, of two serial bbolt commits", "near 1×", fmt.Sprintf("%.2f× (%s ms of 2 × %s ms)", got/2/commit, short(got), short(commit)))
+		add("p50 of writes, 1 client, of two serial bbolt commits", "near 1×", fmt.Sprintf("%.2f× (%s ms of 2 × %s ms)",
+			got/2/commit, short(got), short(commit)))
 		slower := slices.Clone(find(writes, 1, "etcd")) // whose leader syncs its log while the followers sync theirs
 		for i := range slower {
 			slower[i].p50 += 2*commit - sync
@@ -232,9 +236,11 @@ func (r *results) consoleTable() string {
 		info, warn := c.median(r.systems[0], rate), c.median(r.systems[1], rate)
 		pairs := ratios(c.rounds[r.systems[0]], c.rounds[r.systems[1]], rate)
 		rows = append(rows, []string{group3(float64(c.clients)), group3(info), group3(warn),
-			fmt.Sprintf("%s (%s to %s)", percent(1-median(pairs)), percent(1-quantile(pairs, 0.75)), percent(1-quantile(pairs, 0.25)))})
+			fmt.Sprintf("%s (%s to %s)", percent(1-median(pairs)), percent(1-quantile(pairs, 0.75)),
+				percent(1-quantile(pairs, 0.25)))})
 	}
-	return table([]string{"clients", "writes/s, LOG_LEVEL=info", "writes/s, LOG_LEVEL=warn", "cost of the console lines (quartiles)"}, rows)
+	return table([]string{"clients", "writes/s, LOG_LEVEL=info", "writes/s, LOG_LEVEL=warn",
+		"cost of the console lines (quartiles)"}, rows)
 }
 
 // table is a Markdown table that also reads well on a terminal: columns of figures are
@@ -313,7 +319,8 @@ const (
 	barArea                 = 130 // height of the highest bar
 )
 
-var colours = map[string]string{"raftkv": "#1f77b4", "etcd": "#ff7f0e", hraftdLabel: "#2ca02c", "baseline": "#9ab8d0", emptyLabel: "#b0b0b0"}
+var colours = map[string]string{"raftkv": "#1f77b4", "etcd": "#ff7f0e", hraftdLabel: "#2ca02c",
+	"baseline": "#9ab8d0", emptyLabel: "#b0b0b0"}
 
 // svg draws the medians of ops/s.
 func (r *results) svg(caption string) string {
@@ -331,7 +338,8 @@ func (r *results) svg(caption string) string {
 	fmt.Fprintf(&b, `<text x="20" y="28" font-size="16" font-weight="bold">Operations a second, by load and number of clients</text>`+"\n")
 	for i, system := range r.systems {
 		x := 20 + 120*i
-		fmt.Fprintf(&b, `<rect x="%d" y="42" width="12" height="12" fill="%s"/><text x="%d" y="52">%s</text>`+"\n", x, colour(system), x+17, escape(system))
+		fmt.Fprintf(&b, `<rect x="%d" y="42" width="12" height="12" fill="%s"/><text x="%d" y="52">%s</text>`+"\n", x,
+			colour(system), x+17, escape(system))
 	}
 	for i, name := range names {
 		r.panel(&b, name, 20+i%2*panelWidth, 70+i/2*panelHeight)
@@ -370,10 +378,12 @@ func (r *results) panel(b *strings.Builder, name string, left, top int) {
 			h := int(value / most * barArea)
 			fmt.Fprintf(b, `<rect x="%d" y="%d" width="%d" height="%d" fill="%s"><title>%s, %s, %d clients: %s ops/s</title></rect>`+"\n",
 				x, bottom-h, barWidth-2, h, colour(system), escape(system), escape(name), c.clients, group3(value))
-			fmt.Fprintf(b, `<text x="%d" y="%d" font-size="10" text-anchor="middle">%s</text>`+"\n", x+barWidth/2-1, bottom-h-4, thousands(value))
+			fmt.Fprintf(b, `<text x="%d" y="%d" font-size="10" text-anchor="middle">%s</text>`+"\n", x+barWidth/2-1,
+				bottom-h-4, thousands(value))
 			x += barWidth
 		}
-		fmt.Fprintf(b, `<text x="%d" y="%d" text-anchor="middle">%s</text>`+"\n", left+i*groupWidth+groupWidth/2, bottom+16, group3(float64(c.clients)))
+		fmt.Fprintf(b, `<text x="%d" y="%d" text-anchor="middle">%s</text>`+"\n", left+i*groupWidth+groupWidth/2,
+			bottom+16, group3(float64(c.clients)))
 	}
 }
 

@@ -68,7 +68,8 @@ func TestWanted(t *testing.T) {
 func TestWantedOfHraftd(t *testing.T) {
 	r := filled()
 	r.add(writes.name, 1, hraftdLabel, figures{rate: 500, p50: 2})
-	if got, want := r.wanted(1, 0.5), "| p50 of writes, 1 client, of hraftd's                 | ≤ 1×    | 1.25× "; !strings.Contains(got, want) {
+	if got, want := r.wanted(1, 0.5), "| p50 of writes, 1 client, of hraftd's                 | ≤ 1×    | "+
+		"1.25× "; !strings.Contains(got, want) {
 		t.Errorf("it lacks %q:\n%s", want, got)
 	}
 }
@@ -160,12 +161,14 @@ func TestSVG(t *testing.T) {
 }
 
 func TestNumbers(t *testing.T) {
-	for f, want := range map[float64]string{0: "0", 7: "7", 999: "999", 1000: "1,000", 1234567: "1,234,567", -1000: "-1,000", -100: "-100"} {
+	for f, want := range map[float64]string{0: "0", 7: "7", 999: "999", 1000: "1,000", 1234567: "1,234,567",
+		-1000: "-1,000", -100: "-100"} {
 		if got := group3(f); got != want {
 			t.Errorf("group3(%v): got %q, want %q", f, got, want)
 		}
 	}
-	for f, want := range map[float64]string{0: "0", 0.01234: "0.0123", 0.00001: "0.0000", 1.5: "1.50", 12.34: "12.3", 123.4: "123", 12345: "12345"} {
+	for f, want := range map[float64]string{0: "0", 0.01234: "0.0123", 0.00001: "0.0000", 1.5: "1.50", 12.34: "12.3",
+		123.4: "123", 12345: "12345"} {
 		if got := short(f); got != want {
 			t.Errorf("short(%v): got %q, want %q", f, got, want)
 		}
@@ -211,7 +214,8 @@ func TestMountOf(t *testing.T) {
 	const mounts = "22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n" +
 		"30 22 0:26 / /tmp rw,nosuid - tmpfs tmpfs rw\n" +
 		"31 22 0:27 / /tmp/disk rw - xfs /dev/vdb rw\n"
-	for dir, want := range map[string]string{"/": "ext4 (/dev/vda)", "/tmpfs": "ext4 (/dev/vda)", "/tmp": "tmpfs (tmpfs)", "/tmp/disk/a": "xfs (/dev/vdb)"} {
+	for dir, want := range map[string]string{"/": "ext4 (/dev/vda)", "/tmpfs": "ext4 (/dev/vda)",
+		"/tmp": "tmpfs (tmpfs)", "/tmp/disk/a": "xfs (/dev/vdb)"} {
 		if got := mountOf(mounts, dir); got != want {
 			t.Errorf("%s: got %q, want %q", dir, got, want)
 		}

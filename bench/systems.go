@@ -75,7 +75,8 @@ func launch(log string, env []string, path string, args ...string) (*process, er
 func (p *process) check() error {
 	select {
 	case <-p.ended:
-		return fmt.Errorf("%s has ended (%w); its last line: %s", filepath.Base(p.Path), cmp.Or(p.err, errors.New("exit code 0")), lastLine(p.log))
+		return fmt.Errorf("%s has ended (%w); its last line: %s", filepath.Base(p.Path),
+			cmp.Or(p.err, errors.New("exit code 0")), lastLine(p.log))
 	default:
 		return nil
 	}
@@ -182,7 +183,8 @@ func freePorts(n int) ([]string, error) {
 	var held []net.Listener
 	for tries := 0; len(ports) < n; tries++ {
 		if tries == 1000 || low <= 10001 {
-			return nil, errors.New("no free ports from 10000 on below those of outgoing connections (/proc/sys/net/ipv4/ip_local_port_range)")
+			return nil, errors.New("no free ports from 10000 on below those of outgoing connections " +
+				"(/proc/sys/net/ipv4/ip_local_port_range)")
 		}
 		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(10000+rand.IntN(low-10000)))
 		if err != nil {

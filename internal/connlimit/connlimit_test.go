@@ -18,7 +18,8 @@ func serve(t testing.TB, maxConns, maxHeaderBytes int) (l *Listener, release cha
 		t.Fatal(err)
 	}
 	l, release = Listen(below, maxConns, maxHeaderBytes), make(chan struct{})
-	server := &http.Server{ConnState: StateChanged, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	server := &http.Server{ConnState: StateChanged, Handler: http.HandlerFunc(func(_ http.ResponseWriter,
+		r *http.Request) {
 		if r.URL.Path == "/hold" {
 			<-release
 		}

@@ -78,7 +78,8 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 	for i, s := range old { // each again while others write
 		a := s.Definite(t, "PUT", "/restore", backups[i].Body)
-		if a.Status != http.StatusOK || !strings.HasSuffix(a.Body, fmt.Sprintf(" keys=%d\n", len(want)+keysOfLoad(t, backups[i]))) {
+		if a.Status != http.StatusOK || !strings.HasSuffix(a.Body, fmt.Sprintf(" keys=%d\n", len(want)+
+			keysOfLoad(t, backups[i]))) {
 			t.Errorf("restore: got %d %q, want 200 and %d keys", a.Status, a.Body, len(want))
 		}
 	}
@@ -99,7 +100,8 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 	end()
 	if again := fresh[2].Definite(t, "GET", once, "", "Idempotency-Key", "once"); again.Body != first.Body {
-		t.Errorf("an idempotency key of the backup: got %d %q, want the first answer, %q", again.Status, again.Body, first.Body)
+		t.Errorf("an idempotency key of the backup: got %d %q, want the first answer, %q", again.Status, again.Body,
+			first.Body)
 	}
 	whole("a new cluster", testkit.CheckReplicas(t, fresh...))
 }

@@ -183,7 +183,8 @@ func TestWithoutQuorum(t *testing.T) {
 		return nil
 	})
 	before := state(t, leader).LastIndex
-	for _, target := range []string{"/set?key=refused&value=1", "/remove?key=k", "/join?nodeId=n9&raftPort=9009", "/readyz"} {
+	for _, target := range []string{"/set?key=refused&value=1", "/remove?key=k", "/join?nodeId=n9&raftPort=9009",
+		"/readyz"} {
 		a := leader.Ask(t, target)
 		if a.Status != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
 			t.Errorf("%s without a leader: got %d %v, want 503 with Retry-After", target, a.Status, a.Header)
@@ -195,7 +196,8 @@ func TestWithoutQuorum(t *testing.T) {
 	if after := state(t, leader).LastIndex; after != before {
 		t.Errorf("refused requests: the log went from %d to %d, want no new entry", before, after)
 	}
-	if a := leader.Ask(t, "/get?key=k"); a.Status != http.StatusServiceUnavailable || !strings.Contains(a.Body, "consistency=stale") {
+	if a := leader.Ask(t, "/get?key=k"); a.Status != http.StatusServiceUnavailable || !strings.Contains(a.Body,
+		"consistency=stale") {
 		t.Errorf("get without a leader: got %d %q, want 503 and the way out", a.Status, a.Body)
 	}
 	a := leader.Ask(t, "/get?consistency=stale&key=k")
@@ -207,7 +209,8 @@ func TestWithoutQuorum(t *testing.T) {
 			t.Errorf("stale get without a leader: got no %s", name)
 		}
 	}
-	if a := leader.Ask(t, "/get?consistency=eventual&key=k"); a.Status != http.StatusBadRequest || !strings.Contains(a.Body, "consistency") {
+	if a := leader.Ask(t, "/get?consistency=eventual&key=k"); a.Status != http.StatusBadRequest ||
+		!strings.Contains(a.Body, "consistency") {
 		t.Errorf("get with another consistency: got %d %q, want 400 that names it", a.Status, a.Body)
 	}
 	if a := leader.Ask(t, "/healthz"); a.Status != http.StatusOK {
@@ -255,12 +258,16 @@ func TestJoinIsRefused(t *testing.T) {
 		{name: "silence", target: testkit.JoinPath("n2", portOf(silent)), error: []string{"raftPort"}},
 		{name: "no raftkv node", target: testkit.JoinPath("n2", portOf(stranger.Listener)), error: []string{"raftPort"}},
 		{name: "an HTTP port", target: testkit.JoinPath("n2", empty.HTTPPort), joiner: empty, error: []string{"raftPort"}},
-		{name: "another ID", target: testkit.JoinPath("n9", empty.RaftPort), joiner: empty, error: []string{"n2", "n9", "nodeId"}},
-		{name: "the ID of this node", target: testkit.JoinPath("n1", empty.RaftPort), joiner: empty, error: []string{"n1", "n2", "nodeId"}},
+		{name: "another ID", target: testkit.JoinPath("n9", empty.RaftPort), joiner: empty, error: []string{"n2", "n9",
+			"nodeId"}},
+		{name: "the ID of this node", target: testkit.JoinPath("n1", empty.RaftPort), joiner: empty, error: []string{"n1",
+			"n2", "nodeId"}},
 		{name: "this node under another ID", target: testkit.JoinPath("n2", n1.RaftPort), error: []string{"n1", "raftPort"}},
 		{name: "data", target: withData.JoinPath(), joiner: withData, error: []string{"n3", "1 key", "volume"}},
-		{name: "member of another cluster", target: other[0].JoinPath(), joiner: other[0], error: []string{"n4", "another cluster"}},
-		{name: "follower in another cluster", target: other[1].JoinPath(), joiner: other[1], error: []string{"n5", "another cluster"}},
+		{name: "member of another cluster", target: other[0].JoinPath(), joiner: other[0], error: []string{"n4",
+			"another cluster"}},
+		{name: "follower in another cluster", target: other[1].JoinPath(), joiner: other[1], error: []string{"n5",
+			"another cluster"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			testkit.CheckReplicas(t, other...)

@@ -25,15 +25,19 @@ func TestConditionalRequests(t *testing.T) {
 		status                int
 		says                  string
 	}{
-		{target: "/set?key=k&value=1", header: "If-Match", value: "*", status: 412, says: `If-Match: key "k" is not there: nothing was done; set it with If-None-Match: *`},
+		{target: "/set?key=k&value=1", header: "If-Match", value: "*", status: 412,
+			says: `If-Match: key "k" is not there: nothing was done; set it with If-None-Match: *`},
 		{target: "/set?key=k&value=1", header: "If-None-Match", value: "*", status: 200, says: "OK index="},
-		{target: "/set?key=k&value=2", header: "If-None-Match", value: "*", status: 412, says: `If-None-Match: key "k" has ETag WAS: nothing was done; get it`},
-		{target: "/set?key=k&value=3", header: "If-Match", value: fmt.Sprintf(`"%d"`, other), status: 412, says: `If-Match: key "k" has ETag WAS: nothing was done; get it again, and send the ETag`},
+		{target: "/set?key=k&value=2", header: "If-None-Match", value: "*", status: 412,
+			says: `If-None-Match: key "k" has ETag WAS: nothing was done; get it`},
+		{target: "/set?key=k&value=3", header: "If-Match", value: fmt.Sprintf(`"%d"`, other), status: 412,
+			says: `If-Match: key "k" has ETag WAS: nothing was done; get it again, and send the ETag`},
 		{target: "/set?key=k&value=4", header: "If-Match", value: `"abc", WAS`, status: 200, says: "OK index="},
 		{target: "/set?key=k&value=5", header: "If-Match", value: `"abc","x,y" ,, "1"`, status: 412, says: "has ETag WAS"},
 		{target: "/set?key=k&value=6", header: "If-None-Match", value: `WAS`, status: 412, says: "has ETag WAS"},
 		{target: "/set?key=k&value=7", header: "If-None-Match", value: `"1", "abc"`, status: 200, says: "OK index="},
-		{target: "/set?key=k&value=8&key=none&value=8", header: "If-Match", value: "WAS", status: 412, says: `key "none" is not there`},
+		{target: "/set?key=k&value=8&key=none&value=8", header: "If-Match", value: "WAS", status: 412,
+			says: `key "none" is not there`},
 		{target: "/remove?key=k", header: "If-Match", value: `"1"`, status: 412, says: "has ETag WAS"},
 		{target: "/remove?key=k&key=other", header: "If-Match", value: `WAS`, status: 412, says: `key "other" has ETag`},
 		{target: "/remove?key=k", header: "If-Match", value: "WAS", status: 200, says: "removed=1"},
@@ -41,7 +45,8 @@ func TestConditionalRequests(t *testing.T) {
 	} {
 		a := nodes[i%3].Definite(t, "GET", tt.target, "", tt.header, strings.ReplaceAll(tt.value, "WAS", was))
 		if says := strings.ReplaceAll(tt.says, "WAS", was); a.Status != tt.status || !strings.Contains(a.Body, says) {
-			t.Errorf("%d. %s with %s: %s: got %d %q, want %d %q", i+1, tt.target, tt.header, tt.value, a.Status, a.Body, tt.status, says)
+			t.Errorf("%d. %s with %s: %s: got %d %q, want %d %q", i+1, tt.target, tt.header, tt.value, a.Status, a.Body,
+				tt.status, says)
 		}
 		if tag := a.Header.Get("ETag"); tag != "" {
 			was = tag
@@ -67,8 +72,10 @@ func TestRepeatedRequests(t *testing.T) {
 		t.Helper()
 		for i, s := range nodes {
 			name := []string{key, strings.Trim(key, `"`)}[i%2] // in double quotes or without, it is the same
-			if a := s.Definite(t, "GET", target, "", "Idempotency-Key", name); a.Body != first.Body || a.Header.Get("ETag") != first.Header.Get("ETag") {
-				t.Errorf("%s, at n%d: got %d %q, ETag %s, want the first answer, %q, %s", when, i+1, a.Status, a.Body, a.Header.Get("ETag"), first.Body, first.Header.Get("ETag"))
+			if a := s.Definite(t, "GET", target, "", "Idempotency-Key", name); a.Body != first.Body ||
+				a.Header.Get("ETag") != first.Header.Get("ETag") {
+				t.Errorf("%s, at n%d: got %d %q, ETag %s, want the first answer, %q, %s", when, i+1, a.Status, a.Body,
+					a.Header.Get("ETag"), first.Body, first.Header.Get("ETag"))
 			}
 			for _, other := range []string{"/set?key=k&value=2", "/remove?key=k", "/remove?prefix=k"} {
 				a := s.Definite(t, "GET", other, "", "Idempotency-Key", key)

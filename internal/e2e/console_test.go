@@ -22,15 +22,18 @@ func TestConsoleTellsEachCommandOnce(t *testing.T) {
 	var commands []command
 	for _, tt := range []struct{ key, value, line string }{
 		{key: "plain", value: "1", line: `set key="plain" value="1"`},
-		{key: "a\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"", value: "1", line: `set key="a\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"" value="1"`},
-		{key: "b", value: "\r\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"\r\n", line: `set key="b" value="\r\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"\r\n"`},
+		{key: "a\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"", value: "1",
+			line: `set key="a\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"" value="1"`},
+		{key: "b", value: "\r\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"\r\n",
+			line: `set key="b" value="\r\nINFO[2026-01-01T00:00:00.000Z] set key=\"forged\"\r\n"`},
 		{key: "\x1b[2J\x1b[31mred", value: "\x1b]0;title\a", line: `set key="\x1b[2J\x1b[31mred" value="\x1b]0;title\a"`},
 		{key: `" value="2" index=1 term=1`, value: `\"`, line: `set key="\" value=\"2\" index=1 term=1" value="\\\""`},
 		{key: "\xff\xfe\xc3", value: "\x00\x7f\u0085", line: `set key="\xff\xfe\xc3" value="\x00\x7f\u0085"`},
 		{key: "\u202etxt.exe", value: "\u2028", line: `set key="\u202etxt.exe" value="\u2028"`},
 		{key: "schön", value: "日本", line: `set key="schön" value="日本"`},
 		{key: strings.Repeat("é", 40), value: strings.Repeat("v", 1000),
-			line: `set key="` + strings.Repeat("é", 32) + `"...(80 bytes) value="` + strings.Repeat("v", 64) + `"...(1000 bytes)`},
+			line: `set key="` + strings.Repeat("é", 32) + `"...(80 bytes) value="` + strings.Repeat("v", 64) +
+				`"...(1000 bytes)`},
 	} {
 		commands = append(commands, command{"/set?" + testkit.Pair(tt.key, tt.value), tt.line})
 		remove, _, _ := strings.Cut("remove"+strings.TrimPrefix(tt.line, "set"), " value=")
@@ -177,7 +180,8 @@ func TestSnapshots(t *testing.T) {
 		s.Start(t)
 		s.WantValues(t, want)
 		testkit.Eventually(t, "the lines of the log behind the snapshot", func() error {
-			if got := s.AppliedLines(); len(got) != len(tail) || !strings.HasPrefix(strings.Join(got, "\n"), strings.Join(tail, "\n")) {
+			if got := s.AppliedLines(); len(got) != len(tail) || !strings.HasPrefix(strings.Join(got, "\n"),
+				strings.Join(tail, "\n")) {
 				return fmt.Errorf("after a restart, the node says %q, want %q", got, tail)
 			}
 			return nil

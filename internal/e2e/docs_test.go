@@ -216,7 +216,8 @@ func (r *reader) run(lines []string) {
 			if pattern(want).MatchString(strings.Join(got, "")) {
 				break
 			}
-			difference := fmt.Sprintf("$ %s\nprinted\n%sthe page has\n%s", command, strings.Join(got, ""), strings.Join(want, "\n"))
+			difference := fmt.Sprintf("$ %s\nprinted\n%sthe page has\n%s", command, strings.Join(got, ""),
+				strings.Join(want, "\n"))
 			if first == "" {
 				first = difference
 			}

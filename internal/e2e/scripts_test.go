@@ -123,7 +123,8 @@ func TestStartScriptAndPump(t *testing.T) {
 	}
 	refused := p.run(t, "other", "./startn1.sh")
 	refused.WantExit(t, testkit.Bound, 1)
-	wantLines(t, "startn1.sh on what is no volume", refused.Stderr.String(), 1, regexp.QuoteMeta(other)+" holds something else .*")
+	wantLines(t, "startn1.sh on what is no volume", refused.Stderr.String(), 1, regexp.QuoteMeta(other)+
+		" holds something else .*")
 	if _, err := os.Stat(filepath.Join(other, "thesis")); err != nil {
 		t.Error(err)
 	}
@@ -149,7 +150,8 @@ func TestStartScriptsHaveTheirOwnPorts(t *testing.T) {
 			t.Errorf("%s: got %q, %v, want %q", script, out, err, want)
 		}
 	}
-	for _, name := range []string{"http_port=${HTTP_SERVER_PORT:-8000}", "raft_port=${RAFT_SERVER_PORT:-9000}", "volume=${RAFT_VOLUME_DIR:-/tmp/node}"} {
+	for _, name := range []string{"http_port=${HTTP_SERVER_PORT:-8000}", "raft_port=${RAFT_SERVER_PORT:-9000}",
+		"volume=${RAFT_VOLUME_DIR:-/tmp/node}"} {
 		if text := string(read(t, "../../cluster.sh")); !strings.Contains(text, name) {
 			t.Errorf("cluster.sh has no %s", name)
 		}
@@ -164,8 +166,10 @@ func TestScriptsRefuseWrongUse(t *testing.T) {
 	wantLines(t, "pump.sh", dead.Stdout.String(), 1, `0 set, 3 failed in \d+\.\d s`)
 	for _, command := range [][]string{
 		{"./pump.sh", "0"}, {"./pump.sh", "-1"}, {"./pump.sh", "many"}, {"./pump.sh", "1000001"}, {"./pump.sh", "1.5"},
-		{"./pump.sh", "1", "localhost:8000"}, {"./pump.sh", "1", "ftp://localhost"}, {"./pump.sh", "1", "http://localhost:8000", "x"},
-		{"./startn1.sh", "--kep"}, {"./startn1.sh", "--keep", "x"}, {"./cluster.sh", "--kep"}, {"./cluster.sh", "--keep", "x"},
+		{"./pump.sh", "1", "localhost:8000"}, {"./pump.sh", "1", "ftp://localhost"},
+		{"./pump.sh", "1", "http://localhost:8000", "x"},
+		{"./startn1.sh", "--kep"}, {"./startn1.sh", "--keep", "x"}, {"./cluster.sh", "--kep"}, {"./cluster.sh", "--keep",
+			"x"},
 	} {
 		wrong := p.run(t, "", command[0], command[1:]...)
 		wrong.WantExit(t, testkit.Bound, 2)
@@ -182,7 +186,8 @@ func TestScriptsRefuseWrongUse(t *testing.T) {
 	defer taken.Close()
 	third := p.run(t, "node", "./cluster.sh")
 	third.WantExit(t, testkit.Bound, 1)
-	wantLines(t, "cluster.sh with a port that is taken", third.Stderr.String(), 1, fmt.Sprintf("== port %d is taken: .*", p.raft+2))
+	wantLines(t, "cluster.sh with a port that is taken", third.Stderr.String(), 1,
+		fmt.Sprintf("== port %d is taken: .*", p.raft+2))
 }
 
 // interrupt is Ctrl-C in the terminal of cluster.sh.

@@ -85,7 +85,8 @@ func TestList(t *testing.T) {
 			}
 		}
 	}
-	if got, want := nodes[0].Ask(t, "/list?limit=1").Body, fmt.Sprintf(`{"key":"a","value":"1","index":%d}`+"\n", abc); got != want {
+	if got, want := nodes[0].Ask(t, "/list?limit=1").Body, fmt.Sprintf(`{"key":"a","value":"1","index":%d}`+"\n",
+		abc); got != want {
 		t.Errorf("got %s want %s", got, want)
 	}
 	nodes[2].Write(t, "/remove?prefix=b/")
@@ -272,7 +273,8 @@ func TestHistoryIsGone(t *testing.T) {
 		t.Errorf("a watch when everything was replaced: got %+v, want that the history is gone", last)
 	}
 	gone := s.Ask(t, "/watch?from=5")
-	if err := gone.OneLine("from: ", "the history is gone", "list, then watch from the Raftkv-Applied-Index"); err != nil || gone.Status != http.StatusGone {
+	if err := gone.OneLine("from: ", "the history is gone",
+		"list, then watch from the Raftkv-Applied-Index"); err != nil || gone.Status != http.StatusGone {
 		t.Errorf("got %d (%v), want 410", gone.Status, err)
 	}
 	w := watch(t, s, "from="+s.Ask(t, "/list").Header.Get("Raftkv-Applied-Index"))

@@ -65,13 +65,15 @@ func buildClock(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for name, content := range map[string]string{"time.go": changed, "fault_clock.go": clockSource, "overlay.json": string(overlay)} {
+	for name, content := range map[string]string{"time.go": changed, "fault_clock.go": clockSource,
+		"overlay.json": string(overlay)} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			return "", err
 		}
 	}
 	path := filepath.Join(dir, "raftkv-clock")
-	out, err := exec.Command("go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", path, "raftkv").CombinedOutput()
+	out, err := exec.Command("go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", path,
+		"raftkv").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
@@ -91,7 +93,11 @@ func clockJumps(w *hand) error {
 		n.binary = clockBinary
 		n.start(clockVariable + "=2592000")
 		n.binary = ""
-		if err := testkit.Poll(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+		if err := testkit.Poll(bound, func() error {
+			_, err := n.ask(3*time.Second, "/readyz",
+				nil)
+			return err
+		}); err != nil {
 			return err
 		}
 	}

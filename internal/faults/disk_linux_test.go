@@ -46,7 +46,8 @@ func mountDisk(dir string) error {
 	if err := errors.Join(f.Truncate(256<<20), f.Close(), os.MkdirAll(dir, 0o755)); err != nil {
 		return err
 	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=1,nodiscard", image).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=1,nodiscard",
+		image).CombinedOutput(); err != nil {
 		return fmt.Errorf("mkfs.ext4: %w: %s", err, out)
 	}
 	return mountImage(image, dir)

@@ -57,7 +57,8 @@ func TestFullDisk(t *testing.T) {
 		began := time.Now()
 		var code int
 		for k := range 500 {
-			_, _ = h.pick(w.others(n)).ask(3*time.Second, "/set", url.Values{"key": {fmt.Sprint("filler", k%10)}, "value": {strings.Repeat("x", 8<<10)}})
+			_, _ = h.pick(w.others(n)).ask(3*time.Second, "/set", url.Values{"key": {fmt.Sprint("filler", k%10)},
+				"value": {strings.Repeat("x", 8<<10)}})
 			if !n.running() {
 				break
 			}
@@ -70,7 +71,8 @@ func TestFullDisk(t *testing.T) {
 		if err := h.otherLeader(n); err != nil {
 			w.fail("%s: %v", name, err)
 		}
-		w.t.Logf("%s, %d KiB left: it ended after %v: %s; the others wrote again after %v", name, spare>>10, ended.Round(time.Millisecond), n.lastLine(), w.writable(w.others(n)))
+		w.t.Logf("%s, %d KiB left: it ended after %v: %s; the others wrote again after %v", name, spare>>10,
+			ended.Round(time.Millisecond), n.lastLine(), w.writable(w.others(n)))
 
 		up := 0 // while it has no room
 		for range 3 {
@@ -88,7 +90,8 @@ func TestFullDisk(t *testing.T) {
 				up++
 				n.kill()
 			} else if code, _ := n.ends(time.Second); code != 1 || !strings.HasPrefix(n.lastLine(), "raftkv: ") {
-				w.fail("%s: started without room: got exit code %d and %q, want 1 and a line that says why", name, code, n.lastLine())
+				w.fail("%s: started without room: got exit code %d and %q, want 1 and a line that says why", name, code,
+					n.lastLine())
 			}
 		}
 		w.t.Logf("%s: of 3 starts without room, %d ran; last line: %s", name, up, n.lastLine())
@@ -136,7 +139,8 @@ func (w *hand) warned(n *node, name string, room int64) {
 	}); err != nil {
 		w.fail("%s: %v", name, err)
 	}
-	if ready, space := text(); !strings.HasPrefix(ready, "OK, but ") || !strings.Contains(ready, warning) || !strings.Contains(space, warning) {
+	if ready, space := text(); !strings.HasPrefix(ready, "OK, but ") || !strings.Contains(ready, warning) ||
+		!strings.Contains(space, warning) {
 		w.fail("%s: got %q and health %q, want both to warn", name, ready, space)
 	}
 }
@@ -241,7 +245,11 @@ func (w *hand) stoppedWriting(n *node) {
 	}
 	time.Sleep(hungLimit + hungLimit/10)
 	n.signal(syscall.SIGCONT)
-	if err := testkit.Poll(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+	if err := testkit.Poll(bound, func() error {
+		_, err := n.ask(3*time.Second, "/readyz",
+			nil)
+		return err
+	}); err != nil {
 		w.fail("after SIGSTOP for longer than a disk may hang: %v; its last line: %s", err, n.lastLine())
 	}
 }

@@ -108,7 +108,11 @@ var all = []fault{
 				return err
 			}
 			n.start()
-			if err := testkit.Poll(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+			if err := testkit.Poll(bound, func() error {
+				_, err := n.ask(3*time.Second, "/readyz",
+					nil)
+				return err
+			}); err != nil {
 				return err
 			}
 		}
@@ -145,7 +149,10 @@ var all = []fault{
 	{"slow disk of all", ownDisks, 0, false, func(w *hand) error { return w.slowDisks(w.nodes...) }},
 	{"clocks that jump", nothing, 0, false, clockJumps},
 	{"damage to raft.db", nothing, 0, false, func(w *hand) error { return w.damaged("raft.db") }},
-	{"damage to snapshots", nothing, 0, false, func(w *hand) error { return w.damaged(filepath.Join("snapshots", "*-*-*[0-9]", "state.bin")) }},
+	{"damage to snapshots", nothing, 0, false, func(w *hand) error {
+		return w.damaged(filepath.Join("snapshots",
+			"*-*-*[0-9]", "state.bin"))
+	}},
 	{"kill -9 during a snapshot install", nothing, 0, false, killInstalling},
 
 	{"isolated leader", links, 0, true, func(w *hand) error {
@@ -511,7 +518,8 @@ func (w *hand) slowDisks(nodes ...*node) error {
 	var probes sync.WaitGroup
 	times := 0
 	waited, held := make(map[*node]int), len(nodes) < len(w.nodes)
-	for end := time.Now().Add(w.between(time.Second, 3*time.Second)); ; time.Sleep(w.between(2*time.Millisecond, 8*time.Millisecond)) {
+	for end := time.Now().Add(w.between(time.Second, 3*time.Second)); ; time.Sleep(w.between(2*time.Millisecond,
+		8*time.Millisecond)) {
 		happened := len(waited) == len(nodes) && held
 		if now := time.Now(); happened && now.After(end) {
 			break
@@ -593,7 +601,10 @@ func (w *hand) damaged(pattern string) error {
 	if len(paths) == 0 {
 		return fmt.Errorf("%w: %s has no %s any more", errNothing, n.id, pattern)
 	}
-	path := slices.MaxFunc(paths, func(a, b string) int { return cmp.Compare(modified(a), modified(b)) }) // the one that counts
+	path := slices.MaxFunc(paths, func(a, b string) int {
+		return cmp.Compare(modified(a),
+			modified(b))
+	}) // the one that counts
 	b, err := os.ReadFile(path)
 	if err != nil || len(b) == 0 {
 		return fmt.Errorf("%s: %d bytes, %v", path, len(b), err)

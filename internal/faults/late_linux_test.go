@@ -131,7 +131,8 @@ func late(t *testing.T, name string, play func(s *scene) error) {
 			t.Fatal(err)
 		}
 		next := h.pick(w.others(old))
-		s := &scene{hand: h, old: old, next: next, third: w.others(old, next)[0], group: fmt.Sprintf("l%d.", i), clients: i * 100}
+		s := &scene{hand: h, old: old, next: next, third: w.others(old, next)[0], group: fmt.Sprintf("l%d.", i),
+			clients: i * 100}
 		s.client(old).Set(s.group, []string{s.group + "a", s.group + "b"}, "", false)
 		err = play(s)
 		wires.heal()

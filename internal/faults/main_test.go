@@ -19,7 +19,8 @@ var (
 	duration = flag.Duration("duration", 10*time.Minute, "with -faults: about how long")
 	seed     = flag.Uint64("seed", 0, "of the schedule; 0: another each time")
 	only     = flag.String("only", "", "only faults whose names match this regular expression")
-	useBin   = flag.String("binary", "", "a raftkv to test instead of the one that is built here; without clocks that jump")
+	useBin   = flag.String("binary", "", "a raftkv to test instead of the one that is built here; without clocks "+
+		"that jump")
 )
 
 const (
@@ -140,7 +141,8 @@ func (t *table) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var b strings.Builder
-	b.WriteString("\n| fault | times | could not be done | failures found | writes again after, at most |\n| --- | --- | --- | --- | --- |\n")
+	b.WriteString("\n| fault | times | could not be done | failures found | writes again after, at most |\n| --- | " +
+		"--- | --- | --- | --- |\n")
 	var names []string
 	for name := range t.rows {
 		names = append(names, name)

@@ -32,7 +32,8 @@ func reexec() (int, error) {
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
+		Pdeathsig: syscall.SIGKILL}
 	if os.Getuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
@@ -180,7 +181,8 @@ func (s segment) answer() bool     { return s.from == raftPort && s.data[0] == 0
 
 // heartbeat reports whether it is an AppendEntries without a place in the log.
 func (s segment) heartbeat() bool {
-	return s.to == raftPort && s.data[0] == 0 && bytes.Contains(s.data, []byte("PrevLogEntry\x00")) && bytes.Contains(s.data, []byte("LeaderCommitIndex\x00"))
+	return s.to == raftPort && s.data[0] == 0 && bytes.Contains(s.data, []byte("PrevLogEntry\x00")) &&
+		bytes.Contains(s.data, []byte("LeaderCommitIndex\x00"))
 }
 
 // newNetwork returns the network of this process. There is one.
@@ -188,7 +190,8 @@ func newNetwork() (*network, error) {
 	if err := enter(); err != nil {
 		return nil, err
 	}
-	n := &network{random: rand.New(rand.NewPCG(1, 1)), ports: make(map[netip.Addr]*os.File), spaces: make(map[int]*space), links: make(map[way]link),
+	n := &network{random: rand.New(rand.NewPCG(1, 1)), ports: make(map[netip.Addr]*os.File),
+		spaces: make(map[int]*space), links: make(map[way]link),
 		rules: make(map[way]func(segment) bool), kept: make(map[way][][]byte)}
 	file, err := tun(address(self))
 	if err != nil {

@@ -86,7 +86,8 @@ func (n *node) start(more ...string) {
 	defer func() { _ = console.Close() }()
 	cmd := exec.Command(cmp.Or(n.binary, binary))
 	cmd.Stdout, cmd.Stderr = console, console
-	cmd.Env = append(testkit.Environ(), "RAFT_NODE_ID="+n.id, "RAFT_VOLUME_DIR="+n.volume, "HTTP_SERVER_PORT="+n.http, "RAFT_SERVER_PORT="+n.raft,
+	cmd.Env = append(testkit.Environ(), "RAFT_NODE_ID="+n.id, "RAFT_VOLUME_DIR="+n.volume, "HTTP_SERVER_PORT="+n.http,
+		"RAFT_SERVER_PORT="+n.raft,
 		"HTTP_SERVER_HOST="+n.host, "RAFT_SERVER_HOST="+n.host, "GOTRACEBACK=all")
 	cmd.Env = append(append(cmd.Env, n.env...), more...)
 	if n.space != nil {
@@ -179,7 +180,8 @@ func (n *node) console() string {
 func (n *node) base() string { return "http://" + net.JoinHostPort(n.host, n.http) }
 
 // asking is for what tests ask for themselves.
-var asking = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4, DialContext: (&net.Dialer{Timeout: time.Second}).DialContext}}
+var asking = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4,
+	DialContext: (&net.Dialer{Timeout: time.Second}).DialContext}}
 
 // ask sends a GET and follows it to the leader. Its error has any answer but 200.
 func (n *node) ask(limit time.Duration, path string, query url.Values) (string, error) {

@@ -119,8 +119,10 @@ func TestPausedLeader(t *testing.T) {
 			break
 		}
 	}
-	tried.note("SIGSTOP of the leader with requests in its sockets, three", func(r *row) { r.times += elected; r.found += w.findings() })
-	t.Logf("seed %d: %d pauses, %d with a new leader, %d operations done, %d writes sent to leaders that were about to stop", *seed, pauses, elected, old, caught)
+	tried.note("SIGSTOP of the leader with requests in its sockets, three",
+		func(r *row) { r.times += elected; r.found += w.findings() })
+	t.Logf("seed %d: %d pauses, %d with a new leader, %d operations done, %d writes sent to leaders that were "+
+		"about to stop", *seed, pauses, elected, old, caught)
 	if w.findings() == 0 && (elected < pauses || old < 5*pauses || caught < 5*pauses) {
 		t.Error("too little was done")
 	}
@@ -133,7 +135,11 @@ func TestPausedLeader(t *testing.T) {
 func (w *world) calm(name string) (done int) {
 	w.t.Helper()
 	for _, n := range w.nodes {
-		if err := testkit.Poll(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+		if err := testkit.Poll(bound, func() error {
+			_, err := n.ask(3*time.Second, "/readyz",
+				nil)
+			return err
+		}); err != nil {
 			w.fail("%s: %s: %v", name, n.id, err)
 		}
 	}
@@ -141,7 +147,8 @@ func (w *world) calm(name string) (done int) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if _, err := last.ask(5*time.Second, "/set", url.Values{"key": {"probe"}, "value": {name}}); err != nil && !strings.Contains(err.Error(), " 503 ") {
+	if _, err := last.ask(5*time.Second, "/set", url.Values{"key": {"probe"}, "value": {name}}); err != nil &&
+		!strings.Contains(err.Error(), " 503 ") {
 		w.t.Logf("%s: a last write: %v", name, err)
 	}
 	w.replicas(name, w.nodes)

@@ -81,7 +81,8 @@ func newWorld(t testing.TB, name string, size int, prepare func(*node), env ...s
 		t.Fatal(err)
 	}
 	w := &world{t: t, name: name, dir: dir, done: make(chan struct{}), history: lincheck.NewRecorder(),
-		random: rand.New(rand.NewPCG(*seed, uint64(size))), fates: make(map[string]lincheck.Result), totals: make(map[string]int)}
+		random: rand.New(rand.NewPCG(*seed, uint64(size))), fates: make(map[string]lincheck.Result),
+		totals: make(map[string]int)}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("seed %d; logs and histories are in %s", *seed, dir)
@@ -89,7 +90,8 @@ func newWorld(t testing.TB, name string, size int, prepare func(*node), env ...s
 		}
 		_ = os.RemoveAll(dir)
 	})
-	env = append([]string{"RAFT_ELECTION_TIMEOUT=" + electionTimeout.String(), fmt.Sprint("RAFT_SNAPSHOT_THRESHOLD=", snapshotThreshold)}, env...)
+	env = append([]string{"RAFT_ELECTION_TIMEOUT=" + electionTimeout.String(), fmt.Sprint("RAFT_SNAPSHOT_THRESHOLD=",
+		snapshotThreshold)}, env...)
 	for i := range size {
 		n := newNode(t, i+1, dir, env...)
 		if prepare != nil {
@@ -440,7 +442,11 @@ func (w *world) settle(name string) (again time.Duration) {
 		w.fail("after %s, a write was taken after %v, want %v", name, again, writesAgain)
 	}
 	for _, n := range members {
-		if err := testkit.Poll(bound, func() error { _, err := n.ask(3*time.Second, "/readyz", nil); return err }); err != nil {
+		if err := testkit.Poll(bound, func() error {
+			_, err := n.ask(3*time.Second, "/readyz",
+				nil)
+			return err
+		}); err != nil {
 			w.fail("after %s, %s ready: %v; its last line: %s", name, n.id, err, n.lastLine())
 			w.t.FailNow()
 		}
@@ -511,7 +517,8 @@ func (w *world) tell(name string) {
 
 // kinds are the operations of which a test must have done at least so many, for each
 // round that it had.
-var kinds = map[string]int{"get": 20, "set": 10, "set several": 5, "remove": 1, "remove several": 1, "removeall": 1, "list": 10,
+var kinds = map[string]int{"get": 20, "set": 10, "set several": 5, "remove": 1, "remove several": 1, "removeall": 1,
+	"list":         10,
 	"set if match": 1, "set if absent": 1, "remove if match": 1}
 
 // replicas checks that all nodes hold the same, byte for byte, at the same index, to which they came by the same
@@ -579,8 +586,10 @@ func (w *world) finish() {
 		w.t.Errorf("%s: %d of %d histories were too long to check", w.name, w.unsure, w.rounds)
 	}
 	w.goroutines()
-	w.t.Logf("%s, seed %d: %d rounds; done %v; %d of unknown outcome, %d sent again; %d keys set once; writes again after %v at most, %d rounds over %v; %d histories undecided; %v",
-		w.name, *seed, w.rounds, totals, unknown, w.retried.Load(), acknowledged, w.worst.Round(time.Millisecond), w.late, writesAgain, w.unsure, wires)
+	w.t.Logf("%s, seed %d: %d rounds; done %v; %d of unknown outcome, %d sent again; %d keys set once; writes "+
+		"again after %v at most, %d rounds over %v; %d histories undecided; %v",
+		w.name, *seed, w.rounds, totals, unknown, w.retried.Load(), acknowledged, w.worst.Round(time.Millisecond), w.late,
+		writesAgain, w.unsure, wires)
 }
 
 // goroutines has each node print its goroutines, and end.

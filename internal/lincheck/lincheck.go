@@ -113,7 +113,8 @@ func (r *Recorder) Add(client int, in Input, out Output, call, returned int64) {
 	case out.Result == Unknown:
 		returned = math.MaxInt64 // it may take effect at any time, and last means never
 	}
-	r.history = append(r.history, porcupine.Operation{ClientId: client, Input: in, Output: out, Call: call, Return: returned})
+	r.history = append(r.history, porcupine.Operation{ClientId: client, Input: in, Output: out, Call: call,
+		Return: returned})
 }
 
 // Count is how many operations of that Name ended so.

@@ -32,7 +32,8 @@ func TestReplicasThatDiffer(t *testing.T) {
 	for _, n := range []*testNode{nodes[0], wrong} {
 		waitFor(t, n.config.ID+" to say that the replicas differ", func() bool {
 			said := n.Health().Replicas
-			return strings.HasPrefix(said, "the replicas differ: n1 and n3 came to index ") && strings.Count(n.log.String(), said) == 1
+			return strings.HasPrefix(said, "the replicas differ: n1 and n3 came to index ") && strings.Count(n.log.String(),
+				said) == 1
 		})
 	}
 	waitFor(t, "the status to say so", func() bool { return status().State == Different })

@@ -34,7 +34,10 @@ func openCluster(t testing.TB, n int, mutate ...func(*Config)) []*testNode {
 func (n *testNode) reopen(t testing.TB) *testNode {
 	t.Helper()
 	n.stop()
-	return openNode(t, n.config.ID, n.config.Dir, func(c *Config) { c.RaftAddress, c.commit = n.RaftAddress(), n.config.commit })
+	return openNode(t, n.config.ID, n.config.Dir, func(c *Config) {
+		c.RaftAddress, c.commit = n.RaftAddress(),
+			n.config.commit
+	})
 }
 
 // leaderOf waits for one of nodes to lead.
@@ -178,7 +181,8 @@ func TestJoinerDies(t *testing.T) {
 		time.AfterFunc(2*time.Second, func() { close(never) })
 	}
 	told := 0
-	_, err := n1.Join(context.Background(), JoinRequest{ID: "n2", Address: n2.RaftAddress(), Progress: func(has, of uint64) { told++ }})
+	_, err := n1.Join(context.Background(), JoinRequest{ID: "n2", Address: n2.RaftAddress(),
+		Progress: func(has, of uint64) { told++ }})
 	wantError(t, "join", err, ErrConflict, "does not catch up")
 	n1.set(t, "b", "2")
 	if servers := n1.current.Load().servers(); len(servers) != 1 {
@@ -194,7 +198,8 @@ func TestReleasesItself(t *testing.T) {
 	n2 := openNode(t, "n2", t.TempDir(), func(c *Config) { c.adopt = 300 * time.Millisecond })
 	n1.waitLeader(t)
 	n2.waitLeader(t)
-	if _, err := n1.adopt(context.Background(), n1.current.Load(), JoinRequest{ID: "n2", Address: n2.RaftAddress()}, nil); err != nil {
+	if _, err := n1.adopt(context.Background(), n1.current.Load(), JoinRequest{ID: "n2", Address: n2.RaftAddress()},
+		nil); err != nil {
 		t.Fatal(err)
 	}
 	if id := n2.Info().ClusterID; id != n1.Info().ClusterID {
@@ -290,7 +295,8 @@ func TestTransfer(t *testing.T) {
 func TestTransferToALaggingOne(t *testing.T) {
 	n1, n2 := openNode(t, "n1", t.TempDir()), openNode(t, "n2", t.TempDir())
 	n1.waitLeader(t)
-	if _, err := n1.Join(context.Background(), JoinRequest{ID: "n2", Address: n2.RaftAddress(), Nonvoter: true}); err != nil {
+	if _, err := n1.Join(context.Background(), JoinRequest{ID: "n2", Address: n2.RaftAddress(),
+		Nonvoter: true}); err != nil {
 		t.Fatal(err)
 	}
 	servers := []raft.Server{{ID: "n1"}, {ID: "n2", Address: raft.ServerAddress(n2.RaftAddress()), Suffrage: raft.Voter}}
@@ -310,7 +316,8 @@ func TestTransferToALaggingOne(t *testing.T) {
 
 	// One that has caught up, though its disk is nearly full, is better than one that lags.
 	n3 := openNode(t, "n3", t.TempDir())
-	if _, err := n1.Join(context.Background(), JoinRequest{ID: "n3", Address: n3.RaftAddress(), Nonvoter: true}); err != nil {
+	if _, err := n1.Join(context.Background(), JoinRequest{ID: "n3", Address: n3.RaftAddress(),
+		Nonvoter: true}); err != nil {
 		t.Fatal(err)
 	}
 	n3.health.setSpace("nearly full")
@@ -341,7 +348,8 @@ func TestRecovery(t *testing.T) {
 			t.Errorf("peers.json %q: got %v, want an error that names it", bad, err)
 		}
 	}
-	if err := os.WriteFile(path, fmt.Appendf(nil, `[{"id": "n1", "address": "%s", "non_voter": false}]`, n1.RaftAddress()), 0o600); err != nil {
+	if err := os.WriteFile(path, fmt.Appendf(nil, `[{"id": "n1", "address": "%s", "non_voter": false}]`,
+		n1.RaftAddress()), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	n1 = n1.reopen(t)

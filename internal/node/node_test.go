@@ -318,7 +318,8 @@ func TestJoinRefuses(t *testing.T) {
 		{name: "another node ID", id: "n5", address: n2.RaftAddress(), want: "is n2, not n5"},
 		{name: "itself under another ID", id: "n5", address: n1.RaftAddress(), want: "is the address of member n1"},
 		{name: "data of its own", id: "n2", address: n2.RaftAddress(), want: "holds data of its own (1 keys)"},
-		{name: "a member of another cluster", id: "n3", address: n3.RaftAddress(), want: "is a member of another cluster, of 2 nodes"},
+		{name: "a member of another cluster", id: "n3", address: n3.RaftAddress(),
+			want: "is a member of another cluster, of 2 nodes"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := n1.Join(context.Background(), JoinRequest{ID: test.id, Address: test.address})

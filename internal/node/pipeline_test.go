@@ -36,7 +36,8 @@ func TestPipelineOfAFollowerThatRefuses(t *testing.T) {
 		go func() {
 			defer close(sent)
 			for range 3 { // what replication.go has on its way when it notices
-				if _, err := pipeline.AppendEntries(&raft.AppendEntriesRequest{Term: 1, PrevLogEntry: 1}, new(raft.AppendEntriesResponse)); err != nil {
+				if _, err := pipeline.AppendEntries(&raft.AppendEntriesRequest{Term: 1, PrevLogEntry: 1},
+					new(raft.AppendEntriesResponse)); err != nil {
 					return
 				}
 			}

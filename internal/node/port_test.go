@@ -77,7 +77,8 @@ func FuzzRaftPort(f *testing.F) {
 	}()
 
 	foreign := strings.Repeat("\x07", 16)
-	for _, text := range []string{"", "\x00", "\xb1", "\xb2", "\xb3", "GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00", "\xb1" + foreign, "\xb2" + foreign, "\xb3" + foreign, "\xb1" + foreign[1:], "\xb4"} {
+	for _, text := range []string{"", "\x00", "\xb1", "\xb2", "\xb3", "GET / HTTP/1.1\r\n\r\n",
+		"\x16\x03\x01\x02\x00\x01\x00", "\xb1" + foreign, "\xb2" + foreign, "\xb3" + foreign, "\xb1" + foreign[1:], "\xb4"} {
 		f.Add(byte(bare), []byte(text))
 	}
 	for size := range 17 {
@@ -100,11 +101,14 @@ func FuzzRaftPort(f *testing.F) {
 			f.Add(kind, rpc[:len(rpc)/2])
 		}
 	}
-	for _, text := range []string{"", "\x09", "\x00\xc0", "\x00\x93", "\x00\x81\xa7Entries\x91\xc0", "\x00\x81\xa7Entries\xdd\x7f\xff\xff\xff\xc0", "\x00" + strings.Repeat("\x81\xa1x", 5000), "\x00" + strings.Repeat("\x91", 5000)} {
+	for _, text := range []string{"", "\x09", "\x00\xc0", "\x00\x93", "\x00\x81\xa7Entries\x91\xc0",
+		"\x00\x81\xa7Entries\xdd\x7f\xff\xff\xff\xc0", "\x00" + strings.Repeat("\x81\xa1x", 5000), "\x00" +
+			strings.Repeat("\x91", 5000)} {
 		f.Add(byte(ownRaft), []byte(text))
 	}
 
-	for _, text := range []string{"", "\x00", "\x02n1", "\x02n1\x02n2\x02n", "\xff" + strings.Repeat("n", 255), strings.Repeat("\x02n1", 5000)} {
+	for _, text := range []string{"", "\x00", "\x02n1", "\x02n1\x02n2\x02n", "\xff" + strings.Repeat("n", 255),
+		strings.Repeat("\x02n1", 5000)} {
 		f.Add(byte(ownTerm), []byte(text))
 	}
 
@@ -140,7 +144,8 @@ func FuzzRaftPort(f *testing.F) {
 		if kind%kinds == ownRaft {
 			var response raft.RequestVoteResponse
 			request := &raft.RequestVoteRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}
-			if err := caller.RequestVote("n", raft.ServerAddress(decoder.Address()), request, &response); err != nil || response.Term != 7 {
+			if err := caller.RequestVote("n", raft.ServerAddress(decoder.Address()), request, &response); err != nil ||
+				response.Term != 7 {
 				t.Errorf("an RPC of another member: got %+v, %v, want an answer of term 7", response, err)
 			}
 		}
@@ -191,21 +196,27 @@ func rpcs(t testing.TB) (all [][]byte) {
 	t.Helper()
 	for _, call := range []func(*raft.NetworkTransport, raft.ServerAddress){
 		func(n *raft.NetworkTransport, a raft.ServerAddress) {
-			_ = n.AppendEntries("n", a, &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3, ID: []byte("n9"), Addr: []byte(a)},
-				Term: 1 << 60, PrevLogEntry: 1, Entries: []*raft.Log{{Index: 2, Term: 3, Data: []byte("data"), AppendedAt: time.Unix(1, 2)}}, LeaderCommitIndex: 9}, new(raft.AppendEntriesResponse))
+			_ = n.AppendEntries("n", a, &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3,
+				ID: []byte("n9"), Addr: []byte(a)},
+				Term: 1 << 60, PrevLogEntry: 1, Entries: []*raft.Log{{Index: 2, Term: 3, Data: []byte("data"),
+					AppendedAt: time.Unix(1, 2)}}, LeaderCommitIndex: 9}, new(raft.AppendEntriesResponse))
 		},
 		func(n *raft.NetworkTransport, a raft.ServerAddress) {
-			_ = n.RequestVote("n", a, &raft.RequestVoteRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3}, Term: 1 << 60, LeadershipTransfer: true}, new(raft.RequestVoteResponse))
+			_ = n.RequestVote("n", a, &raft.RequestVoteRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3}, Term: 1 << 60,
+				LeadershipTransfer: true}, new(raft.RequestVoteResponse))
 		},
 		func(n *raft.NetworkTransport, a raft.ServerAddress) {
-			_ = n.TimeoutNow("n", a, &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3}}, new(raft.TimeoutNowResponse))
+			_ = n.TimeoutNow("n", a, &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3}},
+				new(raft.TimeoutNowResponse))
 		},
 		func(n *raft.NetworkTransport, a raft.ServerAddress) {
-			_ = n.InstallSnapshot("n", a, &raft.InstallSnapshotRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3}, Term: 1 << 60, Size: 4}, new(raft.InstallSnapshotResponse), strings.NewReader("data"))
+			_ = n.InstallSnapshot("n", a, &raft.InstallSnapshotRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3},
+				Term: 1 << 60, Size: 4}, new(raft.InstallSnapshotResponse), strings.NewReader("data"))
 		},
 	} {
 		wire := &taped{}
-		n := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: wire, MaxPool: 1, Timeout: time.Second, Logger: hclog.NewNullLogger()})
+		n := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: wire, MaxPool: 1,
+			Timeout: time.Second, Logger: hclog.NewNullLogger()})
 		call(n, "taped:1")
 		_ = n.Close()
 		all = append(all, wire.sent.Bytes())

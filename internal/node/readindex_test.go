@@ -250,7 +250,8 @@ func TestPollCommitIndex(t *testing.T) {
 // VerifyLeader takes that for the proof that it still leads.
 func TestReadNeedsMoreThanVerifyLeader(t *testing.T) {
 	t.Run("the round", func(t *testing.T) {
-		value, err := readAfterALateAnswer(t, func(n *Node, i *instance, ctx context.Context, term uint64, asked func()) error {
+		value, err := readAfterALateAnswer(t, func(n *Node, i *instance, ctx context.Context, term uint64,
+			asked func()) error {
 			asked()
 			return n.reads.majorityAt(ctx, i, term)
 		})
@@ -284,7 +285,8 @@ func TestReadNeedsMoreThanVerifyLeader(t *testing.T) {
 // its successor has acknowledged x=new. confirm is put in place of majorityAt there;
 // it must call asked when all that it asks for is under way. Then an answer reaches
 // the former leader that another voter gave before it knew of the successor.
-func readAfterALateAnswer(t *testing.T, confirm func(n *Node, i *instance, ctx context.Context, term uint64, asked func()) error) (value string, err error) {
+func readAfterALateAnswer(t *testing.T, confirm func(n *Node, i *instance, ctx context.Context, term uint64,
+	asked func()) error) (value string, err error) {
 	network := testkit.New(t)
 	asked := make(chan struct{})
 	var once sync.Once
@@ -345,8 +347,10 @@ func readAfterALateAnswer(t *testing.T, confirm func(n *Node, i *instance, ctx c
 func (n *testNode) standsAtTheWordOf(t *testing.T, other *testNode) {
 	t.Helper()
 	address := []byte(other.RaftAddress())
-	request := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(other.config.ID), Addr: address}}
-	err := other.current.Load().transport.TimeoutNow(raft.ServerID(n.config.ID), raft.ServerAddress(n.RaftAddress()), request, new(raft.TimeoutNowResponse))
+	request := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax,
+		ID: []byte(other.config.ID), Addr: address}}
+	err := other.current.Load().transport.TimeoutNow(raft.ServerID(n.config.ID), raft.ServerAddress(n.RaftAddress()),
+		request, new(raft.TimeoutNowResponse))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,7 +36,8 @@ func TestErrorsCrossTheRaftPort(t *testing.T) {
 		{name: "a code alone", err: ErrNotLeader, code: ErrNotLeader},
 		{name: "with a text", err: fmt.Errorf("%w: n2 holds data", ErrConflict), code: ErrConflict},
 		{name: "the outer code counts", err: fmt.Errorf("%w: %w", ErrConflict, ErrNotApplied), code: ErrConflict},
-		{name: "one that came from a third node", err: &Error{Code: ErrNoSuchNode, Message: "no such node: n9"}, code: ErrNoSuchNode},
+		{name: "one that came from a third node", err: &Error{Code: ErrNoSuchNode, Message: "no such node: n9"},
+			code: ErrNoSuchNode},
 		{name: "without a code", err: errors.New("a disk is gone")},
 	} {
 		t.Run(test.name, func(t *testing.T) {

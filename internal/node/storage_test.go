@@ -136,7 +136,8 @@ func TestFailingDiskAtTheStart(t *testing.T) {
 // others, nor wedge.
 func TestFailStopOfAFollower(t *testing.T) {
 	disk := new(faultyDisk)
-	n1, n2, n3 := openNode(t, "n1", t.TempDir()), openNode(t, "n2", t.TempDir()), openNode(t, "n3", t.TempDir(), withDisk(disk))
+	n1, n2, n3 := openNode(t, "n1", t.TempDir()), openNode(t, "n2", t.TempDir()), openNode(t, "n3", t.TempDir(),
+		withDisk(disk))
 	for _, n := range []*testNode{n1, n2, n3} {
 		n.waitLeader(t)
 	}
@@ -158,7 +159,8 @@ func TestFailStopOfAFollower(t *testing.T) {
 // all, one whose disk is not nearly full.
 func TestFailedLeaderGivesUp(t *testing.T) {
 	disk := new(faultyDisk)
-	nodes := []*testNode{openNode(t, "n1", t.TempDir(), withDisk(disk)), openNode(t, "n2", t.TempDir()), openNode(t, "n3", t.TempDir())}
+	nodes := []*testNode{openNode(t, "n1", t.TempDir(), withDisk(disk)), openNode(t, "n2", t.TempDir()),
+		openNode(t, "n3", t.TempDir())}
 	nodes[0].waitLeader(t)
 	nodes[0].join(t, nodes[1])
 	nodes[0].join(t, nodes[2])

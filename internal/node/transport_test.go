@@ -93,9 +93,11 @@ func afterStrayHeartbeat(t *testing.T, transportOf func(raft.StreamLayer, hclog.
 	waitFor(t, "it leads", func() bool { return r.State() == raft.Leader && r.AppliedIndex() == r.LastIndex() })
 
 	stream := listenPeer(t).Stream()
-	trueLeader := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: stream, MaxPool: 1, Timeout: 10 * time.Second, Logger: logger})
+	trueLeader := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: stream, MaxPool: 1,
+		Timeout: 10 * time.Second, Logger: logger})
 	t.Cleanup(func() { _ = trueLeader.Close() })
-	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte("true"), Addr: []byte(trueLeader.LocalAddr())}
+	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte("true"),
+		Addr: []byte(trueLeader.LocalAddr())}
 	send := func(a raft.AppendEntriesRequest) {
 		t.Helper()
 		a.RPCHeader, a.Term = header, 5
@@ -112,9 +114,15 @@ func afterStrayHeartbeat(t *testing.T, transportOf func(raft.StreamLayer, hclog.
 	_ = r.Apply(command.Append(nil, setting("x", "the old leader's")), 0).Error()
 
 	waitFor(t, "it follows", func() bool { return r.State() == raft.Follower })
-	entry := &raft.Log{Index: lastIndex + 1, Term: 5, Type: raft.LogCommand, Data: command.Append(nil, setting("x", "the true leader's"))}
-	send(raft.AppendEntriesRequest{PrevLogEntry: lastIndex, PrevLogTerm: lastTerm, Entries: []*raft.Log{entry}, LeaderCommitIndex: entry.Index})
-	waitFor(t, fmt.Sprintf("index %d is applied", entry.Index), func() bool { index, _ := m.Applied(); return index == entry.Index })
+	entry := &raft.Log{Index: lastIndex + 1, Term: 5, Type: raft.LogCommand, Data: command.Append(nil,
+		setting("x", "the true leader's"))}
+	send(raft.AppendEntriesRequest{PrevLogEntry: lastIndex, PrevLogTerm: lastTerm, Entries: []*raft.Log{entry},
+		LeaderCommitIndex: entry.Index})
+	waitFor(t, fmt.Sprintf("index %d is applied", entry.Index), func() bool {
+		index,
+			_ := m.Applied()
+		return index == entry.Index
+	})
 	item, _ := m.store.Get("x")
 	return item.Value
 }

@@ -24,7 +24,8 @@ func recoverWith(t testing.TB, members ...*testNode) (recovered []*testNode) {
 		lines = append(lines, fmt.Sprintf(`{"id": "%s", "address": "%s", "non_voter": false}`, n.config.ID, n.RaftAddress()))
 	}
 	for _, n := range members {
-		if err := os.WriteFile(filepath.Join(n.config.Dir, storage.RecoveryFile), []byte("["+strings.Join(lines, ",")+"]"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(n.config.Dir, storage.RecoveryFile), []byte("["+strings.Join(lines, ",")+"]"),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 		recovered = append(recovered, n.reopen(t))

@@ -228,7 +228,8 @@ func TestStreamCloses(t *testing.T) {
 func TestCloseEndsEverything(t *testing.T) {
 	p := openPort(t, ClusterID{1})
 	s := p.Stream()
-	for _, bytes := range []string{"", "\xb1", "\xb2" + strings.Repeat("\x01", 16), "\xb1\x01" + strings.Repeat("\x00", 15)} {
+	for _, bytes := range []string{"", "\xb1", "\xb2" + strings.Repeat("\x01", 16), "\xb1\x01" + strings.Repeat("\x00",
+		15)} {
 		c, err := net.Dial("tcp", p.Address())
 		if err != nil {
 			t.Fatal(err)

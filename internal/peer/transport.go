@@ -70,7 +70,8 @@ func (t *Transport) SetStillLeads(leads StillLeads) { t.leads.Store(&leads) }
 func (*Transport) SetHeartbeatHandler(func(raft.RPC)) {}
 
 // AppendEntries implements raft.Transport.
-func (t *Transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest, response *raft.AppendEntriesResponse) error {
+func (t *Transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest,
+	response *raft.AppendEntriesResponse) error {
 	heartbeat := args.PrevLogEntry == 0 && len(args.Entries) == 0 && args.LeaderCommitIndex == 0
 	stillLeads := func() bool {
 		leads := t.leads.Load()

@@ -168,9 +168,12 @@ func TestDeleteRange(t *testing.T) {
 	}{
 		{name: "the end", low: 15, high: 21, retainAfter: 0, wantFirst: 1, wantLast: 14, wantLength: 14, wantAfter: 14},
 		{name: "all", low: 1, high: 21, retainAfter: 0, wantFirst: 0, wantLast: 0, wantLength: 0, wantAfter: 0},
-		{name: "the beginning", low: 1, high: 10, retainAfter: 15, wantFirst: 11, wantLast: 21, wantLength: 11, wantAfter: 11},
-		{name: "the beginning, kept for the older snapshot", low: 1, high: 10, retainAfter: 5, wantFirst: 6, wantLast: 21, wantLength: 16, wantAfter: 16},
-		{name: "the beginning, with no older snapshot", low: 1, high: 10, retainAfter: 0, wantFirst: 1, wantLast: 21, wantLength: 21, wantAfter: 21},
+		{name: "the beginning", low: 1, high: 10, retainAfter: 15, wantFirst: 11, wantLast: 21, wantLength: 11,
+			wantAfter: 11},
+		{name: "the beginning, kept for the older snapshot", low: 1, high: 10, retainAfter: 5, wantFirst: 6, wantLast: 21,
+			wantLength: 16, wantAfter: 16},
+		{name: "the beginning, with no older snapshot", low: 1, high: 10, retainAfter: 0, wantFirst: 1, wantLast: 21,
+			wantLength: 21, wantAfter: 21},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir, _ := testVolume(t, 20) // entries 1 to 21

@@ -133,7 +133,8 @@ func Replicas[P Peer](limit time.Duration, nodes ...P) (all []Replica, err error
 		for i, s := range after {
 			want := before[0].AppliedIndex
 			if before[i].AppliedIndex != want || s.AppliedIndex != want {
-				return fmt.Errorf("%s has applied %d, then %d; %s %d", s.NodeID, before[i].AppliedIndex, s.AppliedIndex, before[0].NodeID, want)
+				return fmt.Errorf("%s has applied %d, then %d; %s %d", s.NodeID, before[i].AppliedIndex, s.AppliedIndex,
+					before[0].NodeID, want)
 			}
 			if got := strings.Count(lists[i], "\n"); got != s.Keys {
 				return fmt.Errorf("%s has %d keys by its list, %d by its status", s.NodeID, got, s.Keys)

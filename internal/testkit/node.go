@@ -29,7 +29,8 @@ type Node struct {
 // NewNode returns a node that was never started. Its volume does not exist.
 func NewNode(t testing.TB, binary, id string, env ...string) *Node {
 	t.Helper()
-	n := &Node{Binary: binary, Volume: filepath.Join(t.TempDir(), "volume"), RaftPort: FreePort(t), HTTPPort: FreePort(t), Env: env}
+	n := &Node{Binary: binary, Volume: filepath.Join(t.TempDir(), "volume"), RaftPort: FreePort(t),
+		HTTPPort: FreePort(t), Env: env}
 	n.Client = Client{ID: id, Base: "http://127.0.0.1:" + n.HTTPPort}
 	return n
 }
