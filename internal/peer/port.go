@@ -15,25 +15,24 @@ import (
 	"raftkv/internal/connlimit"
 )
 
-// Bounds of what anybody may send who reaches the raft port.
+// Whoever reaches the raft port, a member or not, can open connections to it and send bytes: these bound both.
 const (
-	// maxPending bounds the connections whose preface is still awaited. A further one
-	// takes the place of the oldest: a flood of silent ones keeps no member out.
+	// maxPending bounds the connections whose preface is awaited. A further one evicts the oldest, so that a flood of
+	// silent ones keeps no member out.
 	maxPending = 256
-	// maxCalls bounds the connections of node-to-node HTTP calls, and maxCallBytes
-	// what those of them have sent that wait (package door).
+	// maxCalls bounds the connections of node-to-node HTTP calls, and maxCallBytes the bytes of unfinished headers
+	// that are held for them (package connlimit).
 	maxCalls     = 1024
 	maxCallBytes = 16 << 20
 )
 
-// Port is the raft port of one node. It outlives the raft instances that use it
-// one after the other: a node that is adopted gets a new one.
+// Port is the raft port of one node. It outlives the raft instances that use it one after the other: a node that is
+// adopted gets a new one.
 type Port struct {
-	// Dial makes every connection to another node. It may be replaced before Serve
-	// and Stream.
+	// Dial makes every connection to another node. It may be replaced before Serve and Stream.
 	Dial Dialer
 
-	header   time.Duration // how long a call may take to send its header
+	header   time.Duration // the limit for a call to send its header
 	listener net.Listener
 	address  string
 	logf     func(format string, args ...any)
@@ -45,15 +44,16 @@ type Port struct {
 	mu      sync.Mutex // guards what follows
 	cluster ClusterID
 	stream  *stream              // of the present raft instance; nil between two
-	open    *list.List           // of net.Conn: accepted, and not yet handed on; the oldest first
+	pending *list.List           // of net.Conn: accepted, with the preface awaited; the oldest first
 	logged  map[string]time.Time // remote host: when a refusal was last logged
 	closed  bool
 
-	done sync.WaitGroup // the accept loop, the server, one for each awaited preface and each connection for terms
+	// done waits for the accept loop, the server, each awaited preface, and each connection for terms.
+	done sync.WaitGroup
 }
 
-// Listen opens the raft port. logf prints a refused connection, at most one line
-// a second for each remote host; it may be called by several goroutines.
+// Listen opens the raft port. logf prints a refused connection, at most one line a second for each remote host; it
+// may be called by several goroutines.
 func Listen(address string, logf func(format string, args ...any)) (*Port, error) {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
@@ -65,10 +65,10 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 		address:  listener.Addr().String(),
 		logf:     logf,
 		header:   10 * time.Second,
-		open:     list.New(),
+		pending:  list.New(),
 		logged:   make(map[string]time.Time),
 	}
-	// A name given by the operator stays a name: other nodes resolve it anew.
+	// A name that the operator gave stays a name: other nodes resolve it anew.
 	if host, _, err := net.SplitHostPort(address); err == nil && host != "" && net.ParseIP(host) == nil {
 		_, port, _ := net.SplitHostPort(p.address)
 		p.address = net.JoinHostPort(host, port)
@@ -94,8 +94,8 @@ func (p *Port) ClusterID() ClusterID {
 	return p.cluster
 }
 
-// SetClusterID makes this the port of a member of that cluster. Streams of the
-// former one must have been closed (see Stream).
+// SetClusterID makes this the port of a member of that cluster. Streams of the former one must have been closed (see
+// Stream).
 func (p *Port) SetClusterID(id ClusterID) {
 	p.mu.Lock()
 	p.cluster = id
@@ -103,15 +103,14 @@ func (p *Port) SetClusterID(id ClusterID) {
 	p.client.CloseIdleConnections() // their preface carries the former ID
 }
 
-// Serve starts to accept connections; handler answers node-to-node HTTP calls, and
-// term says in which term the node with that ID is, 0 if it is not this one. It returns
-// at once. Close ends it.
+// Serve starts to accept connections; handler answers node-to-node HTTP calls, and term returns the term of the node
+// with that ID, 0 if it is not this one. Serve returns at once. Close ends it.
 func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 	p.term = term
 	p.server = &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: p.header,
-		ReadTimeout:       p.header,        // a call has no body: who announces one and does not send it is let go
+		ReadTimeout:       p.header,        // a call has no body: one that is announced and does not come is cut off
 		WriteTimeout:      2 * time.Minute, // longer than any call takes
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
@@ -123,7 +122,7 @@ func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 	p.done.Add(2)
 	go func() {
 		defer p.done.Done()
-		_ = p.server.Serve(connlimit.Listen(p.calls, maxCalls, maxCallBytes)) // ends with Close, which is the only reason
+		_ = p.server.Serve(connlimit.Listen(p.calls, maxCalls, maxCallBytes)) // until Close
 	}()
 	go func() {
 		defer p.done.Done()
@@ -133,8 +132,7 @@ func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 
 type callerKey struct{}
 
-// Caller is the cluster ID in the preface of the connection that r came by. It
-// is for handlers given to Serve.
+// Caller is the cluster ID in the preface of the connection that r came by. It is for handlers given to Serve.
 func Caller(r *http.Request) ClusterID {
 	id, _ := r.Context().Value(callerKey{}).(ClusterID)
 	return id
@@ -143,8 +141,8 @@ func Caller(r *http.Request) ClusterID {
 // Client makes node-to-node HTTP calls to http://<address of a raft port>/….
 func (p *Port) Client() *http.Client { return p.client }
 
-// Stream attaches a raft instance to the port: the streams of members go to it
-// until it is closed, which closes them all and leaves the port open.
+// Stream attaches a raft instance to the port: the streams of members go to it until it is closed, which closes them
+// all and leaves the port open.
 func (p *Port) Stream() raft.StreamLayer {
 	s := &stream{port: p, queue: newQueue(p.listener.Addr()), conns: make(map[net.Conn]string)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -154,9 +152,9 @@ func (p *Port) Stream() raft.StreamLayer {
 	return s
 }
 
-// CloseStreams closes every connection of the raft instance that was dialed to
-// address. Raft credits an acknowledgement to the ID of a member: one that comes late
-// must not count for a member that was removed and came back.
+// CloseStreams closes every connection of the raft instance that was dialed to address. Raft credits an
+// acknowledgement to the ID of a member: one that comes late must not count for a member that was removed and came
+// back.
 func (p *Port) CloseStreams(address string) {
 	p.mu.Lock()
 	s := p.stream
@@ -173,13 +171,13 @@ func (p *Port) CloseStreams(address string) {
 	}
 }
 
-// Close closes the port and every connection of it, and returns when its
-// goroutines have ended. It may be called twice.
+// Close closes the port and every connection of it, and returns when its goroutines have ended. It may be called
+// twice.
 func (p *Port) Close() error {
 	p.mu.Lock()
 	p.closed = true
 	s := p.stream
-	for e := p.open.Front(); e != nil; e = e.Next() {
+	for e := p.pending.Front(); e != nil; e = e.Next() {
 		_ = e.Value.(net.Conn).Close()
 	}
 	p.mu.Unlock()
@@ -200,6 +198,7 @@ func (p *Port) Close() error {
 	return err
 }
 
+// accept admits connections until the listener is closed.
 func (p *Port) accept() {
 	for {
 		c, err := p.listener.Accept()
@@ -217,17 +216,17 @@ func (p *Port) accept() {
 			_ = c.Close()
 			continue
 		}
-		if p.open.Len() >= maxPending {
-			_ = p.open.Remove(p.open.Front()).(net.Conn).Close()
+		if p.pending.Len() >= maxPending {
+			_ = p.pending.Remove(p.pending.Front()).(net.Conn).Close()
 		}
-		place := p.open.PushBack(c)
+		pending := p.pending.PushBack(c)
 		p.done.Add(1)
 		p.mu.Unlock()
 		go func() {
 			defer p.done.Done()
 			err := p.admit(c)
 			p.mu.Lock()
-			p.open.Remove(place) // nothing, if a newcomer took it
+			p.pending.Remove(pending) // does nothing after an eviction
 			p.mu.Unlock()
 			if err != nil {
 				_ = c.Close()
@@ -240,7 +239,7 @@ func (p *Port) accept() {
 	}
 }
 
-// admit reads the preface of c and hands c to whom it is for.
+// admit reads the preface of c and hands c to the server, to raft, or to answerTerms.
 func (p *Port) admit(c net.Conn) error {
 	magic, cluster, err := readPreface(c)
 	if err != nil {
@@ -283,8 +282,8 @@ func (p *Port) admit(c net.Conn) error {
 	return nil
 }
 
-// errDetached is returned when a connection comes while no raft instance uses
-// the port: at the end, and while a node is adopted. The caller dials again.
+// errDetached is returned when a connection comes while no raft instance uses the port: at the end, and while a node
+// is adopted. The caller dials again.
 var errDetached = errors.New("no raft instance uses the port")
 
 // refused logs at most once a second for each remote host.
@@ -304,124 +303,3 @@ func (p *Port) refused(remote string, err error) {
 		p.logf("refused a connection to the raft port from %s: %v", remote, err)
 	}
 }
-
-// stream is raft's StreamLayer over the port, for one raft instance.
-type stream struct {
-	*queue
-	port   *Port
-	ctx    context.Context // ends with Close, and dialing with it
-	cancel context.CancelFunc
-
-	mu     sync.Mutex          // guards what follows
-	conns  map[net.Conn]string // to the address that was dialed; "" for an accepted one
-	closed bool
-}
-
-// Dial implements raft.StreamLayer.
-func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(s.ctx, timeout)
-	defer cancel()
-	return s.dial(ctx, string(address), magicRaft)
-}
-
-func (s *stream) dial(ctx context.Context, address string, magic byte) (net.Conn, error) {
-	c, err := dial(ctx, s.port.Dial, address, magic, s.port.ClusterID())
-	if err != nil {
-		return nil, err
-	}
-	if t := s.track(c, address); t != nil {
-		return t, nil
-	}
-	_ = c.Close()
-	return nil, net.ErrClosed
-}
-
-// Addr implements net.Listener; raft takes its own address from it.
-func (s *stream) Addr() net.Addr { return address(s.port.address) }
-
-// Close ends Accept, closes every connection of this raft instance, and detaches
-// it from the port, which stays open.
-func (s *stream) Close() error {
-	s.cancel()
-	s.port.mu.Lock()
-	if s.port.stream == s {
-		s.port.stream = nil
-	}
-	s.port.mu.Unlock()
-
-	s.mu.Lock()
-	s.closed = true
-	for c := range s.conns {
-		_ = c.Close()
-	}
-	s.mu.Unlock()
-	return s.queue.Close()
-}
-
-// track makes Close of the stream close c too; it returns nil when the stream is
-// closed already.
-func (s *stream) track(c net.Conn, dialed string) net.Conn {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil
-	}
-	s.conns[c] = dialed
-	return &tracked{Conn: c, stream: s}
-}
-
-type tracked struct {
-	net.Conn
-	stream *stream
-}
-
-func (t *tracked) Close() error {
-	t.stream.mu.Lock()
-	delete(t.stream.conns, t.Conn)
-	t.stream.mu.Unlock()
-	return t.Conn.Close()
-}
-
-// queue is a net.Listener whose connections are put into it.
-type queue struct {
-	conns chan net.Conn
-	addr  net.Addr
-	once  sync.Once
-	done  chan struct{}
-}
-
-func newQueue(addr net.Addr) *queue {
-	return &queue{conns: make(chan net.Conn), addr: addr, done: make(chan struct{})}
-}
-
-// put hands c to Accept; it returns false when the queue is closed.
-func (q *queue) put(c net.Conn) bool {
-	select {
-	case q.conns <- c:
-		return true
-	case <-q.done:
-		return false
-	}
-}
-
-func (q *queue) Accept() (net.Conn, error) {
-	select {
-	case c := <-q.conns:
-		return c, nil
-	case <-q.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (q *queue) Close() error {
-	q.once.Do(func() { close(q.done) })
-	return nil
-}
-
-func (q *queue) Addr() net.Addr { return q.addr }
-
-// address is a net.Addr that prints as what the operator gave.
-type address string
-
-func (address) Network() string  { return "tcp" }
-func (a address) String() string { return string(a) }

@@ -9,12 +9,12 @@ import (
 	"net"
 )
 
-// A connection for terms carries one question after another: the ID of the node that
-// is asked, behind a byte that says how long it is. The answer is its term in 8 bytes,
-// big-endian, or 0, in which nobody leads, when another node answers.
+// A connection for terms carries one question after another. A question is the length of an ID, one byte, and the ID
+// of the node that is asked. The answer is the term of that node in 8 bytes, big-endian; when it is another node that
+// answers, 0, a term in which nobody leads.
 
-// DialTerm connects to the raft port at address for AskTerm, within ctx. The connection
-// is closed when the raft instance that is attached now goes, or by CloseStreams.
+// DialTerm connects to the raft port at address for AskTerm, within ctx. The connection is closed with the raft
+// instance that is attached now, or by CloseStreams.
 func (p *Port) DialTerm(ctx context.Context, address string) (net.Conn, error) {
 	p.mu.Lock()
 	s := p.stream
@@ -25,9 +25,9 @@ func (p *Port) DialTerm(ctx context.Context, address string) (net.Conn, error) {
 	return s.dial(ctx, address, magicTerm)
 }
 
-// AskTerm asks the node at the other end of c, which DialTerm returned, for its term,
-// within ctx, which has a deadline. One question at a time. After an error c is closed:
-// an answer that comes late is never taken for that to the next question.
+// AskTerm asks the node at the other end of c, which DialTerm returned, for its term, within ctx, which has a
+// deadline. One question at a time. After an error c is closed, so that an answer that comes late is never taken for
+// that to the next question.
 func AskTerm(ctx context.Context, c net.Conn, nodeID string) (term uint64, err error) {
 	defer func() {
 		if err != nil {
@@ -51,7 +51,7 @@ func AskTerm(ctx context.Context, c net.Conn, nodeID string) (term uint64, err e
 	return term, nil
 }
 
-// answerTerms answers the questions that come by c until it is closed.
+// answerTerms answers the questions that come over c until it is closed.
 func (p *Port) answerTerms(c net.Conn) {
 	defer func() { _ = c.Close() }()
 	questions := bufio.NewReaderSize(c, 256)

@@ -82,8 +82,8 @@ func TestAskTerm(t *testing.T) {
 	}
 }
 
-// TestLateTermIsNoAnswer: an answer that comes after the deadline must not be taken for
-// that to the next question, as it may be older than the read that is asked for.
+// TestLateTermIsNoAnswer: an answer that comes after the deadline must not be taken for that to the next question, as
+// it may be older than the read that is asked for.
 func TestLateTermIsNoAnswer(t *testing.T) {
 	asked, answer := make(chan struct{}, 2), make(chan uint64)
 	defer close(answer)

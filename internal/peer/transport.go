@@ -9,23 +9,19 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Transport is raft's network transport, changed in three ways because raft 1.7.3
-// leaves these things to its users.
+// Transport is raft's network transport, changed in three ways because raft 1.7.3 leaves these things to its users.
 //
-// Heartbeats are kept off the fast path. There, a heartbeat of a newer term raises the
-// term on the connection's own goroutine while the leader's loop stamps an entry with
-// it: an entry of a term that this node does not lead, and, when the true leader has
-// another of the same index and term, replicas that differ for ever (hashicorp/raft
-// issue 695).
+// Heartbeats are kept off the fast path (net_transport.go: SetHeartbeatHandler). There, a heartbeat of a newer term
+// raises the term on the connection's own goroutine while the leader's loop stamps an entry with it: an entry of a
+// term that this node does not lead, and, when the true leader has another of the same index and term, replicas that
+// differ for ever (hashicorp/raft issue 695).
 //
-// Heartbeats to all members go out together, at multiples of one step. An idle leader
-// mostly wakes up for raft's own heartbeats, which go to each member at a random time
-// of HeartbeatTimeout/10 to /5. Neither a follower nor the leader's lease needs more
-// than one of them in HeartbeatTimeout.
+// Heartbeats to all members go out together, at multiples of one step. An idle leader mostly wakes up for raft's own
+// heartbeats, which go to each member at a random time of HeartbeatTimeout/10 to /5. Neither a follower nor the
+// leader's lease needs more than one of them in HeartbeatTimeout.
 //
-// AppendEntries to a member that is away is retried here, because raft backs off up to
-// 10 s after a failure (replication.go, maxFailureScale) and does not notice meanwhile
-// that the member is back.
+// AppendEntries to a member that is away is retried here, because raft backs off up to 10 s after a failure
+// (replication.go, maxFailureScale) and does not notice meanwhile that the member is back.
 type Transport struct {
 	*raft.NetworkTransport
 	step   time.Duration
@@ -34,8 +30,8 @@ type Transport struct {
 	close  context.CancelFunc
 }
 
-// StillLeads reports whether this node still leads in term and has a member id at that
-// address. It may be called by several goroutines at once and must not block.
+// StillLeads reports whether this node still leads in term and has a member id at that address. It may be called by
+// several goroutines at once and must not block.
 type StillLeads func(term uint64, id raft.ServerID, address raft.ServerAddress) bool
 
 // AppendEntries is retried for appendRetryLimit at most, appendRetryDelay apart.
@@ -44,16 +40,15 @@ const (
 	appendRetryDelay = 50 * time.Millisecond
 )
 
-// NewTransport returns raft's transport over stream, which Close closes too. The
-// heartbeats go out at multiples of step. Until SetStillLeads is called, nothing is
-// retried and no heartbeat is sent.
+// NewTransport returns raft's transport over stream, which Close closes too. The heartbeats go out at multiples of
+// step. Until SetStillLeads is called, nothing is retried and no heartbeat is sent.
 func NewTransport(stream raft.StreamLayer, log hclog.Logger, step time.Duration) *Transport {
 	t := &Transport{step: step, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  stream,
 		MaxPool: 3,
-		// No pipeline: after an answer that is no success, raft may wait for ever to send
-		// the next entry, while the follower hears heartbeats (hashicorp/raft issue 612).
-		// With one batch of proposals at a time, no difference in speed was measured.
+		// No pipeline: after an answer that is no success, raft may wait for ever to send the next entry, while the
+		// follower hears heartbeats (hashicorp/raft issue 612). With one batch of proposals at a time, no difference
+		// in speed was measured.
 		MaxRPCsInFlight: 1,
 		Timeout:         10 * time.Second,
 		Logger:          log,
@@ -62,8 +57,8 @@ func NewTransport(stream raft.StreamLayer, log hclog.Logger, step time.Duration)
 	return t
 }
 
-// SetStillLeads sets what decides whether an AppendEntries is still worth sending. It
-// is set after raft was made, because raft is made from its transport.
+// SetStillLeads sets what decides whether an AppendEntries is still worth sending. It is set after raft was made,
+// because raft is made from its transport.
 func (t *Transport) SetStillLeads(leads StillLeads) { t.leads.Store(&leads) }
 
 // SetHeartbeatHandler does nothing, so that heartbeats take raft's main loop.

@@ -45,8 +45,8 @@ func TestHeartbeatsInStep(t *testing.T) {
 		sent = make(chan bool, 1)
 		go func() {
 			before := received.Load()
-			if err := sender.AppendEntries("n2", receiver.LocalAddr(), new(raft.AppendEntriesRequest),
-				new(raft.AppendEntriesResponse)); err != nil {
+			heartbeat, response := new(raft.AppendEntriesRequest), new(raft.AppendEntriesResponse)
+			if err := sender.AppendEntries("n2", receiver.LocalAddr(), heartbeat, response); err != nil {
 				t.Errorf("got %v, which raft logs", err)
 			}
 			sent <- received.Load() > before

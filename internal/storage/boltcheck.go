@@ -15,12 +15,12 @@ import (
 // that its tree reaches is well-formed.
 //
 // It runs before bbolt opens the file, because bbolt checks its two meta pages only, falls back silently to the older
-// one (which loses the newest transaction), and panics on a malformed page, partly in goroutines of its own, where
-// no caller can recover. bbolt's own Tx.Check has the same trouble: README.md of this package has the measurements.
-// The content of the pages is not looked at: it is under the checksums of Log.
+// one (which loses the newest transaction), and panics on a malformed page, partly in goroutines of its own, where no
+// caller can recover. bbolt's own Tx.Check has the same trouble: README.md of this package has the measurements. The
+// content of the pages is not looked at: it is under the checksums of Log.
 //
-// The file may be larger than memory. It is read a page at a time, of a page with overflow only the first page and the
-// keys. What is held is a page for each level of the tree, and a bit for each page of the file.
+// The file may be larger than memory. It is read a page at a time, of a page with overflow only the first page and
+// the keys. What is held is a page for each level of the tree, and a bit for each page of the file.
 func checkBolt(path string) (err error) {
 	file, err := os.Open(path)
 	if err != nil {

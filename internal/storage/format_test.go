@@ -18,8 +18,8 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// The formats on disk, to the byte (README.md). A node must read what every earlier version has written: a change here
-// needs another version, and that the former one is read too.
+// The formats on disk, to the byte (README.md). A node must read what every earlier version has written: a change
+// here needs another version, and that the former one is read too.
 const (
 	// goldenExtensions is Log.Extensions on disk of entry 2, term 7, data "data", extensions "ext".
 	goldenExtensions = "657874" + "f886a45f"

@@ -108,9 +108,9 @@ func (l *Log) StoreLogs(logs []*raft.Log) error {
 // DeleteRange implements raft.LogStore. Raft cuts the end off when a new leader has other entries there, and the
 // beginning off when a snapshot has it.
 //
-// The end marker moves before the entries at the end are deleted: after a crash between the two, Open finishes it.
-// Of the beginning, what the older of two snapshots does not have is kept, more than raft asks for: with that, a
-// damaged newest snapshot loses nothing.
+// The end marker moves before the entries at the end are deleted: after a crash between the two, Open finishes it. Of
+// the beginning, what the older of two snapshots does not have is kept, more than raft asks for: with that, a damaged
+// newest snapshot loses nothing.
 func (l *Log) DeleteRange(low, high uint64) error {
 	first, err := l.FirstIndex()
 	if err != nil {

@@ -20,8 +20,8 @@ func (d hungDisk) StoreLogs(logs []*raft.Log) error {
 	return d.LogAndStable.StoreLogs(logs)
 }
 
-// TestHungDisk: a write that never returns ends the node (hashicorp/raft issue
-// 503: the leader would heartbeat on, and no other could take over).
+// TestHungDisk: a write that never returns ends the node (hashicorp/raft issue 503: the leader would heartbeat on,
+// and no other could take over).
 func TestHungDisk(t *testing.T) {
 	failed, release := make(chan error, 1), make(chan struct{})
 	disk := hungDisk{raft.NewInmemStore(), release}
@@ -42,9 +42,8 @@ func TestHungDisk(t *testing.T) {
 	<-done
 }
 
-// TestStoreDetectsDamage: a damaged entry or value ends the node, and never
-// reaches raft.
-func TestStoreDetectsDamage(t *testing.T) {
+// TestLogDetectsDamage: a damaged entry or value ends the node, and never reaches raft.
+func TestLogDetectsDamage(t *testing.T) {
 	newStore := func() (*Log, *raft.InmemStore, chan error) {
 		below, failed := raft.NewInmemStore(), make(chan error, 1)
 		s := newLog(below, 0, nil, Options{

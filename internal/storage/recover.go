@@ -39,9 +39,9 @@ func ReadRecovery(dir, nodeID string) (*raft.Configuration, error) {
 }
 
 // Recover gives the volume the cluster ID of the cluster that recovery makes. Raft's RecoverCluster (api.go) keeps no
-// identity of the cluster, so that lost nodes which come back could elect a leader in the same terms as the survivors;
-// with another cluster ID they are another cluster. The ID is a hash of the former one and the members: every survivor
-// with the same RecoveryFile gets the same ID, also when it crashes half-way and recovers again.
+// identity of the cluster, so that lost nodes which come back could elect a leader in the same terms as the
+// survivors; with another cluster ID they are another cluster. The ID is a hash of the former one and the members:
+// every survivor with the same RecoveryFile gets the same ID, also when it crashes half-way and recovers again.
 func (v *Volume) Recover(recovery raft.Configuration) error {
 	from, err := getStable(v.bolt, keyRecoveredFrom)
 	if errors.Is(err, raftboltdb.ErrKeyNotFound) || (err == nil && len(from) == 0) {
@@ -61,8 +61,8 @@ func (v *Volume) Recover(recovery raft.Configuration) error {
 	return setStable(v.bolt, keyClusterID, v.Cluster[:])
 }
 
-// FinishRecovery renames RecoveryFile, so that it is used once. A crash before that makes the next start recover again,
-// with the same outcome.
+// FinishRecovery renames RecoveryFile, so that it is used once. A crash before that makes the next start recover
+// again, with the same outcome.
 func (v *Volume) FinishRecovery() error {
 	path := filepath.Join(v.dir, RecoveryFile)
 	if err := os.Rename(path, path+".used"); err != nil {

@@ -22,8 +22,9 @@ import (
 
 // Snapshots is raft's FileSnapshotStore with its metadata protected. Raft checks the state of a snapshot by a CRC-64,
 // but its meta.json (index, term, configuration) by nothing (file_snapshot.go), so that a damaged one would be
-// believed. Therefore each state begins with a header that repeats the metadata: a uvarint length and JSON. The header
-// never leaves this type: Open takes it off, and what crosses the wire or reaches the state machine is the state alone.
+// believed. Therefore each state begins with a header that repeats the metadata: a uvarint length and JSON. The
+// header never leaves this type: Open takes it off, and what crosses the wire or reaches the state machine is the
+// state alone.
 type Snapshots struct {
 	*raft.FileSnapshotStore
 	dir string

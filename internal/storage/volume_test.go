@@ -14,8 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// testVolume makes a volume with n entries and returns its directory and what is
-// in it.
+// testVolume makes a volume with n entries and returns its directory and what is in it.
 func testVolume(t testing.TB, n int) (dir string, entries []string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -75,13 +74,12 @@ func readAll(t testing.TB, s raft.LogStore) (entries []string) {
 	return entries
 }
 
-// stride is how far apart the bytes are that TestDamagedLogIsNeverServed flips. 1
-// tries every byte, in a minute and a half.
+// stride is how far apart the bytes are that TestDamagedLogIsNeverServed flips. 1 tries every byte, in a minute and a
+// half.
 const stride = 97
 
-// TestDamagedLogIsNeverServed flips bytes all over raft.db and cuts it short. The
-// volume must be refused, in one line and without a panic, or hold exactly what
-// it held.
+// TestDamagedLogIsNeverServed flips bytes all over raft.db and cuts it short. The volume must be refused, in one line
+// and without a panic, or hold exactly what it held.
 func TestDamagedLogIsNeverServed(t *testing.T) {
 	dir, want := testVolume(t, 120)
 	whole, err := os.ReadFile(boltPath(dir))
@@ -137,8 +135,8 @@ func TestDamagedLogIsNeverServed(t *testing.T) {
 	}
 }
 
-// TestOpenFinishesATruncation: a node that ended between the two steps of
-// DeleteRange at the end of the log must not get the truncated entries back.
+// TestOpenFinishesATruncation: a node that ended between the two steps of DeleteRange at the end of the log must not
+// get the truncated entries back.
 func TestOpenFinishesATruncation(t *testing.T) {
 	dir, entries := testVolume(t, 20)
 	v := mustOpen(t, dir)

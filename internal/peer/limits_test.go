@@ -12,8 +12,7 @@ import (
 	"time"
 )
 
-// openSlowPort is openPort, with a limit on headers that a test can wait for. It answers
-// /hold when the test ends.
+// openSlowPort is openPort, with a limit for headers that a test can wait for. It answers /hold when the test ends.
 func openSlowPort(t testing.TB, header time.Duration) *Port {
 	t.Helper()
 	p, err := Listen("127.0.0.1:0", t.Logf)
@@ -73,7 +72,7 @@ func TestGiantHeaderOfACall(t *testing.T) {
 	}
 }
 
-// TestSlowCalls: a call that does not end in time is let go, wherever it stops.
+// TestSlowCalls: a call that is not complete in time is cut off, wherever it stops.
 func TestSlowCalls(t *testing.T) {
 	if p := openPort(t, ClusterID{1}); p.server.ReadHeaderTimeout <= 0 || p.server.ReadHeaderTimeout > 10*time.Second {
 		t.Errorf("ReadHeaderTimeout: got %v, want 10s at most", p.server.ReadHeaderTimeout)
@@ -105,8 +104,8 @@ func TestSlowCalls(t *testing.T) {
 	}
 }
 
-// TestSilentConnectionsKeepNoMemberOut: whatever number of them has not sent a preface,
-// a member gets in at once, over and over.
+// TestSilentConnectionsKeepNoMemberOut: however many connections have not sent a preface, a member gets in at once,
+// over and over.
 func TestSilentConnectionsKeepNoMemberOut(t *testing.T) {
 	a, b := openPort(t, ClusterID{1}), openPort(t, ClusterID{1})
 	from, to := a.Stream(), b.Stream()
@@ -133,8 +132,8 @@ func TestSilentConnectionsKeepNoMemberOut(t *testing.T) {
 	}
 }
 
-// TestIdleCallsKeepNobodyOut: strangers can hold no more than maxCalls connections, keep
-// no member out, and end no call that is under way.
+// TestIdleCallsKeepNobodyOut: strangers can hold no more than maxCalls connections, keep no member out, and end no
+// call that is under way.
 func TestIdleCallsKeepNobodyOut(t *testing.T) {
 	a, b := openPort(t, ClusterID{1}), openSlowPort(t, time.Minute)
 	underWay, err := a.Client().Get("http://" + b.Address() + "/hold")

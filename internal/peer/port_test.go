@@ -17,8 +17,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// testPort is a Port of the given cluster that answers GET /caller, with what it
-// has logged.
+// testPort is a Port of the given cluster that answers GET /caller, with the lines that it has logged.
 type testPort struct {
 	*Port
 	mu    sync.Mutex
@@ -90,8 +89,7 @@ func TestStreamsOfOneCluster(t *testing.T) {
 	}
 }
 
-// TestForeignClusterIsRefused: two clusters never mix, and the refusals are logged
-// at most once a second.
+// TestForeignClusterIsRefused: two clusters never mix, and the refusals are logged at most once a second.
 func TestForeignClusterIsRefused(t *testing.T) {
 	a, b := openPort(t, ClusterID{1}), openPort(t, ClusterID{2})
 	b.Stream()
@@ -108,8 +106,7 @@ func TestForeignClusterIsRefused(t *testing.T) {
 	}
 }
 
-// TestHTTPCallNamesItsCluster: a node of another cluster may ask, and the handler
-// knows that it is one.
+// TestHTTPCallNamesItsCluster: a node of another cluster may call, and the handler knows that it is one.
 func TestHTTPCallNamesItsCluster(t *testing.T) {
 	a, b := openPort(t, ClusterID{1}), openPort(t, ClusterID{2})
 	for range 3 {
@@ -163,13 +160,12 @@ func TestStrangersAreRefused(t *testing.T) {
 	}
 }
 
-// TestDialStrangers: what does not answer as a raftkv node is an error within a
-// bound.
+// TestDialStrangers: whatever does not answer as a raftkv node is an error within a bound.
 func TestDialStrangers(t *testing.T) {
 	for name, serve := range map[string]func(net.Conn){
 		"closes":       func(c net.Conn) { _ = c.Close() },
-		"says hello":   func(c net.Conn) { _, _ = io.WriteString(c, "220 mail.example ESMTP\r\n") },
-		"says nothing": func(net.Conn) {},
+		"greets first": func(c net.Conn) { _, _ = io.WriteString(c, "220 mail.example ESMTP\r\n") },
+		"is silent":    func(net.Conn) {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -191,8 +187,8 @@ func TestDialStrangers(t *testing.T) {
 	}
 }
 
-// TestStreamCloses: closing a stream ends its connections at both ends, and leaves
-// the port open for the next raft instance.
+// TestStreamCloses: closing a stream ends its connections at both ends, and leaves the port open for the next raft
+// instance.
 func TestStreamCloses(t *testing.T) {
 	a, b := openPort(t, ClusterID{1}), openPort(t, ClusterID{1})
 	from, to := a.Stream(), b.Stream()
@@ -228,8 +224,12 @@ func TestStreamCloses(t *testing.T) {
 func TestCloseEndsEverything(t *testing.T) {
 	p := openPort(t, ClusterID{1})
 	s := p.Stream()
-	for _, bytes := range []string{"", "\xb1", "\xb2" + strings.Repeat("\x01", 16), "\xb1\x01" + strings.Repeat("\x00",
-		15)} {
+	for _, bytes := range []string{
+		"",
+		"\xb1",
+		"\xb2" + strings.Repeat("\x01", 16),
+		"\xb1\x01" + strings.Repeat("\x00", 15),
+	} {
 		c, err := net.Dial("tcp", p.Address())
 		if err != nil {
 			t.Fatal(err)
@@ -280,7 +280,10 @@ func TestStrangersLeakNothing(t *testing.T) {
 	p := openPort(t, ClusterID{1})
 	p.Stream()
 	goroutines := runtime.NumGoroutine()
-	descriptors := func() int { files, _ := os.ReadDir("/proc/self/fd"); return len(files) } // 0 where there is no /proc
+	descriptors := func() int {
+		files, _ := os.ReadDir("/proc/self/fd") // none where there is no /proc
+		return len(files)
+	}
 	open := descriptors()
 	for i := range 300 {
 		c, err := net.Dial("tcp", p.Address())
@@ -296,7 +299,8 @@ func TestStrangersLeakNothing(t *testing.T) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%d goroutines and %d descriptors, want the %d and %d of before", nowGoroutines, nowOpen, goroutines, open)
+			t.Fatalf("%d goroutines and %d descriptors, want the %d and %d of before",
+				nowGoroutines, nowOpen, goroutines, open)
 		}
 	}
 }

@@ -1,13 +1,3 @@
-// Package peer is what crosses the raft port. Every connection to it starts
-// with a preface that names its purpose and the caller's cluster: raft's own
-// stream, questions for a term, or a node-to-node HTTP call. Two clusters never mix on
-// it, whatever is restarted, wiped or mistyped (DESIGN section 5).
-//
-// The preface is a magic byte (magicRaft, magicTerm or magicHTTP) and the 16 bytes of
-// the caller's cluster ID; the answer is one byte, accepted or foreign. A raft stream
-// of a foreign cluster is refused, and so are its questions. An HTTP call of a foreign
-// cluster is let through and its handler decides, for a node that is to be joined must
-// be able to say who it is.
 package peer
 
 import (
@@ -21,8 +11,8 @@ import (
 	"time"
 )
 
-// ClusterID is the identity of a cluster: random, made when a node bootstraps
-// itself, kept in the stable store of every member.
+// ClusterID is the identity of a cluster: random, made when a node bootstraps itself, and kept in the stable store of
+// every member.
 type ClusterID [16]byte
 
 // NewClusterID returns a random ClusterID.
@@ -50,18 +40,16 @@ const (
 )
 
 var (
-	// ErrForeignCluster is returned when the other side of a raft stream
-	// belongs to another cluster.
+	// ErrForeignCluster is returned when the other side of a raft stream belongs to another cluster.
 	ErrForeignCluster = errors.New("it belongs to another cluster")
-	// ErrNotRaftkv is returned when what listens at the address does not
-	// answer the preface.
+	// ErrNotRaftkv is returned when what listens at the address does not answer the preface.
 	ErrNotRaftkv = errors.New("what listens there is not the raft port of a raftkv node")
 )
 
 // conn is a connection whose preface was exchanged.
 type conn struct {
 	net.Conn
-	cluster ClusterID // as the dialing side gave it
+	cluster ClusterID // of the dialing side, by its own account
 }
 
 // Dialer connects to the raft port at address, within ctx.
@@ -88,6 +76,7 @@ func dial(ctx context.Context, connect Dialer, address string, magic byte, clust
 	return c, nil
 }
 
+// greet sends the preface and reads the answer, until deadline.
 func greet(c net.Conn, deadline time.Time, magic byte, cluster ClusterID) error {
 	if err := c.SetDeadline(deadline); err != nil {
 		return err
@@ -118,8 +107,8 @@ func readPreface(c net.Conn) (magic byte, cluster ClusterID, err error) {
 		return 0, cluster, err
 	}
 	var b [prefaceLen]byte
-	// The magic alone identifies a stranger (a web browser, a port scanner): refuse
-	// it without waiting for the rest.
+	// The magic byte alone gives a stranger away (a web browser, a port scanner), which may never send the rest: it
+	// is refused without waiting for that.
 	if _, err := io.ReadFull(c, b[:1]); err != nil {
 		return 0, cluster, err
 	}

@@ -1,0 +1,130 @@
+package peer
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// stream is raft's StreamLayer over the port, for one raft instance.
+type stream struct {
+	*queue
+	port   *Port
+	ctx    context.Context // ends with Close, and dialing with it
+	cancel context.CancelFunc
+
+	mu     sync.Mutex          // guards what follows
+	conns  map[net.Conn]string // to the address that was dialed; "" for an accepted one
+	closed bool
+}
+
+// Dial implements raft.StreamLayer.
+func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
+	defer cancel()
+	return s.dial(ctx, string(address), magicRaft)
+}
+
+func (s *stream) dial(ctx context.Context, address string, magic byte) (net.Conn, error) {
+	c, err := dial(ctx, s.port.Dial, address, magic, s.port.ClusterID())
+	if err != nil {
+		return nil, err
+	}
+	if t := s.track(c, address); t != nil {
+		return t, nil
+	}
+	_ = c.Close()
+	return nil, net.ErrClosed
+}
+
+// Addr implements net.Listener; raft takes its own address from it.
+func (s *stream) Addr() net.Addr { return address(s.port.address) }
+
+// Close ends Accept, closes every connection of this raft instance, and detaches it from the port, which stays open.
+func (s *stream) Close() error {
+	s.cancel()
+	s.port.mu.Lock()
+	if s.port.stream == s {
+		s.port.stream = nil
+	}
+	s.port.mu.Unlock()
+
+	s.mu.Lock()
+	s.closed = true
+	for c := range s.conns {
+		_ = c.Close()
+	}
+	s.mu.Unlock()
+	return s.queue.Close()
+}
+
+// track makes Close of the stream close c too; it returns nil when the stream is closed already.
+func (s *stream) track(c net.Conn, dialed string) net.Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.conns[c] = dialed
+	return &tracked{Conn: c, stream: s}
+}
+
+// tracked is a connection that its stream closes with itself.
+type tracked struct {
+	net.Conn
+	stream *stream
+}
+
+func (t *tracked) Close() error {
+	t.stream.mu.Lock()
+	delete(t.stream.conns, t.Conn)
+	t.stream.mu.Unlock()
+	return t.Conn.Close()
+}
+
+// queue is a net.Listener whose connections are put into it.
+type queue struct {
+	conns chan net.Conn
+	addr  net.Addr
+	once  sync.Once
+	done  chan struct{}
+}
+
+func newQueue(addr net.Addr) *queue {
+	return &queue{conns: make(chan net.Conn), addr: addr, done: make(chan struct{})}
+}
+
+// put hands c to Accept; it returns false when the queue is closed.
+func (q *queue) put(c net.Conn) bool {
+	select {
+	case q.conns <- c:
+		return true
+	case <-q.done:
+		return false
+	}
+}
+
+func (q *queue) Accept() (net.Conn, error) {
+	select {
+	case c := <-q.conns:
+		return c, nil
+	case <-q.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (q *queue) Close() error {
+	q.once.Do(func() { close(q.done) })
+	return nil
+}
+
+func (q *queue) Addr() net.Addr { return q.addr }
+
+// address is a net.Addr that prints as the operator gave it.
+type address string
+
+func (address) Network() string  { return "tcp" }
+func (a address) String() string { return string(a) }
