@@ -33,9 +33,10 @@ func tests(run string, flags ...string) []string {
 }
 
 var mutants = []mutant{
-	{"heartbeats on the fast path", []edit{{"internal/node/node.go",
-		"func (*transport) SetHeartbeatHandler(func(raft.RPC)) {}",
-		"func (t *transport) SetHeartbeatHandler(f func(raft.RPC)) { t.NetworkTransport.SetHeartbeatHandler(f) }"}}, tests("TestLateTimeoutNow")},
+	{"heartbeats on the fast path", []edit{{"internal/peer/transport.go",
+		"func (*Transport) SetHeartbeatHandler(func(raft.RPC)) {}",
+		"func (t *Transport) SetHeartbeatHandler(f func(raft.RPC)) { t.NetworkTransport.SetHeartbeatHandler(f) }"}},
+		tests("TestLateTimeoutNow")},
 	{"reads by VerifyLeader", []edit{{"internal/node/node.go",
 		"n.config.confirmTerm = n.majorityAt",
 		"n.config.confirmTerm = func(ctx context.Context, r *raft.Raft, _ uint64) error { return wait(ctx, r.VerifyLeader()) }"}}, tests("TestLateAnswer")},
@@ -49,7 +50,7 @@ var mutants = []mutant{
 		{"raft/file_snapshot.go", "bytes.Compare(meta.CRC, computed) != 0", "bytes.Compare(meta.CRC, computed) > 1"},
 		{"internal/kv/snapshot_decoder.go", "d.err == nil && binary.BigEndian.Uint32(got) != want {", "false && got != nil {"},
 	}, tests("TestThreeNodes", "-only", "damage to snapshots", "-faults", "-duration", "12m")},
-	{"no fsync", []edit{{"internal/node/volume.go",
+	{"no fsync", []edit{{"internal/storage/volume.go",
 		"Path: boltPath(dir),",
 		"Path: boltPath(dir), NoSync: true,"}}, tests("TestThreeNodes", "-only", "power cut")},
 }
@@ -80,39 +81,66 @@ func TestMutants(t *testing.T) {
 	}
 }
 
+// TestMutantsApply: each guard is where its mutant looks for it. It is for those who move one, and takes no time.
+func TestMutantsApply(t *testing.T) {
+	raft := output(t, "go", "list", "-m", "-f", "{{.Dir}}", raftModule)
+	for _, m := range mutants {
+		for _, e := range m.edits {
+			if _, _, err := e.apply(filepath.Join("..", ".."), raft); err != nil {
+				t.Errorf("%s: %v", m.name, err)
+			}
+		}
+	}
+}
+
+const raftModule = "github.com/hashicorp/raft"
+
+// apply returns the path of the file, below the roots of this module or of raft, and its text with the edit.
+func (e edit) apply(root, raft string) (path, text string, err error) {
+	path = filepath.Join(root, e.file)
+	if name, ok := strings.CutPrefix(e.file, "raft/"); ok {
+		path = filepath.Join(raft, name)
+	}
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return "", "", fmt.Errorf("the guard has moved: %w", err)
+	}
+	if got := strings.Count(string(old), e.old); got != 1 {
+		return "", "", fmt.Errorf("the guard has moved: %s has %q %d times, want once", e.file, e.old, got)
+	}
+	return path, strings.Replace(string(old), e.old, e.new, 1), nil
+}
+
 // build returns the path of the node with these edits. Nothing on disk is touched.
 func build(t *testing.T, edits []edit) string {
 	t.Helper()
-	const module = "github.com/hashicorp/raft"
 	root, dir := filepath.Dir(output(t, "go", "env", "GOMOD")), t.TempDir()
 	raft := filepath.Join(dir, "raft") // a copy: no overlay may be of what is in the module cache
 	err := errors.Join(
-		os.CopyFS(raft, os.DirFS(output(t, "go", "list", "-m", "-f", "{{.Dir}}", module))),
-		os.WriteFile(filepath.Join(dir, "go.mod"), []byte(output(t, "go", "mod", "edit", "-print", "-replace", module+"="+raft, filepath.Join(root, "go.mod"))), 0o644),
+		os.CopyFS(raft, os.DirFS(output(t, "go", "list", "-m", "-f", "{{.Dir}}", raftModule))),
+		os.WriteFile(filepath.Join(dir, "go.mod"), []byte(output(t, "go", "mod", "edit", "-print",
+			"-replace", raftModule+"="+raft, filepath.Join(root, "go.mod"))), 0o644),
 		os.Symlink(filepath.Join(root, "go.sum"), filepath.Join(dir, "go.sum")))
 	overlay := make(map[string]string)
 	for i, e := range edits {
-		path := filepath.Join(root, e.file)
-		if name, ok := strings.CutPrefix(e.file, "raft/"); ok {
-			path = filepath.Join(raft, name)
-		}
-		text, readErr := os.ReadFile(path)
-		if got := strings.Count(string(text), e.old); got != 1 {
-			t.Fatalf("%s has %q %d times, %v, want once: the guard has moved", e.file, e.old, got, readErr)
+		path, text, editErr := e.apply(root, raft)
+		if editErr != nil {
+			t.Fatal(editErr)
 		}
 		overlay[path] = filepath.Join(dir, fmt.Sprint("edit", i, ".go"))
-		err = errors.Join(err, os.WriteFile(overlay[path], []byte(strings.Replace(string(text), e.old, e.new, 1)), 0o644))
+		err = errors.Join(err, os.WriteFile(overlay[path], []byte(text), 0o644))
 	}
 	list, _ := json.Marshal(map[string]any{"Replace": overlay}) // of strings: no error
 	if err := errors.Join(err, os.WriteFile(filepath.Join(dir, "overlay.json"), list, 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "raftkv")
-	output(t, "go", "build", "-modfile", filepath.Join(dir, "go.mod"), "-overlay", filepath.Join(dir, "overlay.json"), "-o", path, "raftkv")
+	output(t, "go", "build", "-modfile", filepath.Join(dir, "go.mod"), "-overlay", filepath.Join(dir, "overlay.json"),
+		"-o", path, "raftkv")
 	return path
 }
 
-// output is what a command prints, which must succeed.
+// output returns what a command prints, which must succeed.
 func output(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(name, args...)
@@ -124,7 +152,7 @@ func output(t *testing.T, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// foundLine is a line by which a test tells a finding.
+// foundLine matches the line in which a test reports a finding.
 var foundLine = regexp.MustCompile(`^ +\w+\.go:\d+: (seed \d+, .*)`)
 
 // findingOf runs this suite against a node until it finds something, and returns that;
