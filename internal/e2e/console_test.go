@@ -153,8 +153,8 @@ func TestRestartFromTheLog(t *testing.T) {
 	testkit.CheckReplicas(t, s)
 }
 
-// TestSnapshots takes about 20 s, most of which it waits for raft's own snapshots: raft looks every 5 to 10 s whether one
-// is due.
+// TestSnapshots takes about 20 s, most of which it waits for raft's own snapshots: raft looks
+// every 5 to 10 s whether one is due.
 func TestSnapshots(t *testing.T) {
 	slow(t)
 	t.Parallel()

@@ -113,8 +113,8 @@ func (h *history) write(t testing.TB, nodes ...*testkit.Node) (stop func()) {
 	return stop
 }
 
-// check checks that all nodes hold the same: all that was acknowledged and nothing that was refused or never sent. It is
-// called while nobody writes.
+// check checks that all nodes hold the same: all that was acknowledged and nothing that was
+// refused or never sent. It is called while nobody writes.
 func (h *history) check(t testing.TB, nodes ...*testkit.Node) {
 	t.Helper()
 	testkit.Eventually(t, "a last set", func() error { // what has no answer yet is before it

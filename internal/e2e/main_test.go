@@ -86,8 +86,8 @@ func checkUnchanged(t testing.TB, n *testkit.Node, do func()) {
 	}
 }
 
-// sourceFiles makes go test look at what the binary and the scripts are: it would otherwise take a result from its cache
-// when they have changed.
+// sourceFiles makes go test look at what the binary and the scripts are: it would otherwise
+// take a result from its cache when they have changed.
 func TestSources(t *testing.T) {
 	for _, pattern := range []string{"../../*.go", "../../go.*", "../../*.sh", "../../*/*/*.go", "../../*/*/*/*.go"} {
 		paths, err := filepath.Glob(pattern)

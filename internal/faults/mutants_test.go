@@ -38,17 +38,21 @@ var mutants = []mutant{
 		"func (t *Transport) SetHeartbeatHandler(f func(raft.RPC)) { t.NetworkTransport.SetHeartbeatHandler(f) }"}},
 		tests("TestLateTimeoutNow")},
 	{"reads by VerifyLeader", []edit{{"internal/node/node.go",
-		"n.config.confirmTerm = n.majorityAt",
-		"n.config.confirmTerm = func(ctx context.Context, r *raft.Raft, _ uint64) error { return wait(ctx, r.VerifyLeader()) }"}}, tests("TestLateAnswer")},
+		"n.config.confirmTerm = n.reads.majorityAt",
+		"n.config.confirmTerm = func(ctx context.Context, i *instance, _ uint64) error {\n" +
+			"return wait(ctx, i.raft.VerifyLeader()) }"}},
+		tests("TestLateAnswer")},
 	{"writes acknowledged before a majority has them", []edit{{"raft/commitment.go",
 		"matched[(len(matched)-1)/2]",
 		"matched[len(matched)-1]"}}, tests("TestThreeNodes", "-only", "kill|cut|isolated")},
 	{"joins without a look at who joins", []edit{{"internal/node/adopt.go",
-		"if err := n.adoptable(r); err != nil {",
-		"if err := n.adoptable(r); false {"}}, tests("TestThreeNodes", "-only", "joins that are refused|isolated leader")},
+		"if err := n.adoptable(i, was); err != nil {",
+		"if err := n.adoptable(i, was); false {"}}, tests("TestThreeNodes", "-only",
+		"joins that are refused|isolated leader")},
 	{"snapshots without their checksums", []edit{
 		{"raft/file_snapshot.go", "bytes.Compare(meta.CRC, computed) != 0", "bytes.Compare(meta.CRC, computed) > 1"},
-		{"internal/kv/snapshot_decoder.go", "d.err == nil && binary.BigEndian.Uint32(got) != want {", "false && got != nil {"},
+		{"internal/kv/snapshot_decoder.go", "d.err == nil && binary.BigEndian.Uint32(got) != want {",
+			"false && got != nil {"},
 	}, tests("TestThreeNodes", "-only", "damage to snapshots", "-faults", "-duration", "12m")},
 	{"no fsync", []edit{{"internal/storage/volume.go",
 		"Path: boltPath(dir),",
@@ -159,7 +163,8 @@ var foundLine = regexp.MustCompile(`^ +\w+\.go:\d+: (seed \d+, .*)`)
 // nothing, when it passes.
 func findingOf(t *testing.T, binary string, flags []string) (finding string, took time.Duration) {
 	t.Helper()
-	suite := exec.Command(os.Args[0], append([]string{"-test.v", "-test.timeout", "20m", "-seed", "1", "-binary", binary}, flags...)...)
+	suite := exec.Command(os.Args[0], append([]string{"-test.v", "-test.timeout", "20m", "-seed", "1", "-binary",
+		binary}, flags...)...)
 	suite.Env = append(os.Environ(), "TMPDIR="+t.TempDir()) // for what it leaves when it is killed
 	out, err := suite.StdoutPipe()
 	began := time.Now()

@@ -21,7 +21,8 @@
 //	}
 //	volume, err := storage.Open(dir, storage.Options{NodeID: "n1", …})
 //
-// The package knows nothing of the network, of the state machine, or of commands. Its caller takes the lock, and adds to
-// ErrCorrupt what an operator can do. README.md beside it has the formats to the byte, the steps between which a crash
-// may fall, and a table of what is found and what is done then.
+// The package knows nothing of the network, of the state machine, or of commands. Its caller
+// takes the lock, and adds to ErrCorrupt what an operator can do. README.md beside it has the
+// formats to the byte, the steps between which a crash may fall, and a table of what is found
+// and what is done then.
 package storage

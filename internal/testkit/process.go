@@ -46,8 +46,9 @@ type Process struct {
 	err   error         // of Wait, once ended is closed
 }
 
-// Start starts cmd. When the test ends, the process is ended too, with the process group if it was given one; its output
-// is printed if the test has failed. A stderr that cmd has already is not in Stderr.
+// Start starts cmd. When the test ends, the process is ended too, with the process group if it
+// was given one; its output is printed if the test has failed. A stderr that cmd has already
+// is not in Stderr.
 func Start(t testing.TB, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := &Process{Cmd: cmd, ended: make(chan struct{})}
