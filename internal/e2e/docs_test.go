@@ -28,9 +28,9 @@ import (
 // lines may stand between them). ^C is a Ctrl-C in that terminal, whose program must then
 // end with exit code 0. A block marked "text" alone shows something that is not run.
 //
-// Everything is compared literally, index numbers and terms included, but for times,
-// random IDs and hashes. Where a page has …, anything may be printed; a line that is only
-// … stands for any number of lines.
+// Everything is compared literally, index numbers included, but for times, random IDs and
+// hashes. Where a page has …, anything may be printed; a line that is only … stands for
+// any number of lines. A page must not have … in the place of an index.
 //
 // The pages use the ports and volumes of startn1.sh to startn3.sh. Here the scripts are
 // copied, and free ports and a temporary directory are put into them and into the
@@ -111,7 +111,7 @@ func freePorts(t *testing.T) int {
 		return true
 	}
 	for range 100 {
-		first := 3000 + rand.IntN(4000) // above every index, and year, in the pages
+		first := 5000 + rand.IntN(2000) // above every index, year and other number of four digits in the pages
 		ok := true
 		for i := range pagePorts {
 			ok = ok && free(first+i) && free(first+1000+i)
@@ -161,12 +161,18 @@ func (r *reader) command(text string) *exec.Cmd {
 
 var fenced = regexp.MustCompile("(?ms)^```(console|text)(?: (\\w+))?\n(.*?)^```$")
 
+// noIndex is an index, or an ETag, in whose place a page has ….
+var noIndex = regexp.MustCompile(`(?mi)(index"?[=:] ?"?|etag: "|^id: )….*`)
+
 // read does what the page asks for, from top to bottom.
 func (r *reader) read(page string) {
 	t := r.t
 	blocks := fenced.FindAllStringSubmatch(page, -1)
 	if fences := strings.Count("\n"+page, "\n```"); fences != 2*len(blocks) {
 		t.Errorf("%d fences, but %d blocks marked console or text: a block that is not run can rot", fences, len(blocks))
+	}
+	for _, index := range noIndex.FindAllString(page, -1) {
+		t.Errorf("%s: an index is left out, want its number", index)
 	}
 	for _, block := range blocks {
 		kind, name, lines := block[1], block[2], strings.Split(strings.TrimSuffix(block[3], "\n"), "\n")
@@ -379,4 +385,46 @@ func timeless(line string) string {
 		line = v.pattern.ReplaceAllString(line, v.as)
 	}
 	return line
+}
+
+// TestPattern: what a page shows is compared literally, but for what varies.
+func TestPattern(t *testing.T) {
+	const id, other = "93e281555a1b32223675b9cc885bba31", "0f6e281555a1b32223675b9cc885bb12"
+	for _, tt := range []struct {
+		name, page, printed string
+		want                bool
+	}{
+		{"same", "OK index=12", "OK index=12\n", true},
+		{"another index", "OK index=12", "OK index=13\n", false},
+		{"longer index", "OK index=12", "OK index=120\n", false},
+		{"another index of an event", `data: {"index":10,"term":2}`, `data: {"index":11,"term":2}` + "\n", false},
+		{"another ETag", `Etag: "9"`, `Etag: "8"` + "\n", false},
+		{"another count", "1000 set, 0 failed in 2.1 s", "999 set, 0 failed in 2.1 s\n", false},
+		{"a line more", "OK index=12", "OK index=12\nOK index=13\n", false},
+		{"a line less", "OK index=12\nOK index=13", "OK index=12\n", false},
+		{"a dot is a dot", "127.0.0.1", "127x0x0x1\n", false},
+		{"duration", "1000 set, 0 failed in 2.1 s", "1000 set, 0 failed in 13.0 s\n", true},
+		{"time", "INFO[2026-11-23T14:17:45.106Z] x", "INFO[2027-01-02T03:04:05.678+0100] x\n", true},
+		{"random ID", "cluster " + id, "cluster " + other + "\n", true},
+		{"hash", `"hash": "` + id + id + `"`, `"hash": "` + other + other + `"` + "\n", true},
+		{"no hash", `"hash": "` + id + id + `"`, `"hash": ""` + "\n", false},
+		{"ellipsis", "index=1010 term=…", "index=1010 term=3\n", true},
+		{"ellipsis, another index", "index=1010 term=…", "index=1011 term=3\n", false},
+		{"ellipsis for lines", "{\n…\n}", "{\n1\n2\n}\n", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			printed := (&reader{theirs: regexp.MustCompile("^$")}).printed(tt.printed)
+			if got := pattern(strings.Split(tt.page, "\n")).MatchString(strings.Join(printed, "")); got != tt.want {
+				t.Errorf("page %q, printed %q: got %v, want %v", tt.page, printed, got, tt.want)
+			}
+		})
+	}
+	for page, want := range map[string]bool{
+		"OK index=…": true, `"index": …,`: true, `"appliedIndex":…`: true, `Etag: "…"`: true, "id: …": true,
+		"index=1010 term=…": false, "(version …)": false, "OK index=12 …": false,
+	} {
+		if got := noIndex.MatchString(page); got != want {
+			t.Errorf("noIndex of %q: got %v, want %v", page, got, want)
+		}
+	}
 }
