@@ -1,0 +1,150 @@
+package console
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"raftkv/internal/command"
+)
+
+// terminal is a console that takes nothing while it is blocked.
+type terminal struct {
+	blocked sync.Mutex // locked: it blocks
+
+	mu      sync.Mutex // guards printed
+	printed bytes.Buffer
+}
+
+func (t *terminal) Write(p []byte) (int, error) {
+	t.blocked.Lock()
+	defer t.blocked.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.printed.Write(p)
+}
+
+func (t *terminal) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.printed.String()
+}
+
+// TestWriterKeepsTheOrder: each write is whole, after the one before it.
+func TestWriterKeepsTheOrder(t *testing.T) {
+	out := new(terminal)
+	w := New(out)
+	var want strings.Builder
+	for i := range 1000 {
+		line := fmt.Sprintf("line %d\n", i)
+		want.WriteString(line)
+		if n, err := w.Write([]byte(line)); n != len(line) || err != nil {
+			t.Fatalf("Write: got %d, %v, want %d", n, err, len(line))
+		}
+	}
+	w.Flush()
+	if got := out.String(); got != want.String() {
+		t.Errorf("got %d bytes, want the 1,000 lines in order (%d bytes)", len(got), want.Len())
+	}
+	w.Close()
+}
+
+// TestBlockedConsole: a terminal that is stopped stops nobody. What does not fit into the
+// queue is dropped, and counted in a line when there is room again.
+func TestBlockedConsole(t *testing.T) {
+	out := new(terminal)
+	w := New(out)
+	out.blocked.Lock()
+	_, _ = w.Write([]byte("first\n"))
+	line := []byte(strings.Repeat("x", 1<<20-1) + "\n")
+	const writes = 16
+	for range writes { // none of them waits
+		_, _ = w.Write(line)
+	}
+	w.mu.Lock()
+	queued, dropped := len(w.queued), w.dropped
+	w.mu.Unlock()
+	if queued > maxQueued || dropped < writes-2*maxQueued/len(line) {
+		t.Errorf("%d bytes queued and %d writes dropped, want at most %d bytes", queued, dropped, maxQueued)
+	}
+	out.blocked.Unlock()
+	w.Flush()
+	_, _ = w.Write([]byte("last\n"))
+	w.Close()
+	notice := regexp.MustCompile(`WARN\[[^]]*\] The console was blocked: (\d+) writes to it were dropped\nlast\n$`)
+	if match := notice.FindStringSubmatch(out.String()); match == nil || match[1] != fmt.Sprint(dropped) {
+		t.Errorf("got the end %q, want a line that %d writes were dropped, then the last one",
+			out.String()[max(0, len(out.String())-200):], dropped)
+	}
+}
+
+// TestCloseOfABlockedConsole: the process must be able to end.
+func TestCloseOfABlockedConsole(t *testing.T) {
+	out := new(terminal)
+	w := New(out)
+	out.blocked.Lock()
+	defer out.blocked.Unlock()
+	_, _ = w.Write([]byte("line\n"))
+	closed := make(chan struct{})
+	go func() { w.Close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(30 * time.Second):
+		t.Error("Close waits for a console that takes nothing")
+	}
+}
+
+// TestAppendCommand has the lines of every kind of command, and of every outcome.
+func TestAppendCommand(t *testing.T) {
+	pair := func(key, value string) []command.Pair { return []command.Pair{{Key: key, Value: []byte(value)}} }
+	for _, test := range []struct {
+		name    string
+		command command.Command
+		result  command.Result
+		want    string
+	}{
+		{name: "set", command: command.Command{Kind: command.Set, Pairs: pair("k", "v w")},
+			result: command.Result{Index: 12}, want: "set key=\"k\" value=\"v w\" index=12 term=2\n"},
+		{name: "a line for each key", command: command.Command{Kind: command.Remove, Pairs: append(pair("a", ""), pair("b", "")...)},
+			result: command.Result{Index: 12}, want: "remove key=\"a\" index=12 term=2\nremove key=\"b\" index=12 term=2\n"},
+		{name: "remove a prefix", command: command.Command{Kind: command.RemovePrefix, Pairs: pair("a/", "")},
+			result: command.Result{Index: 12, Removed: 3}, want: "remove prefix=\"a/\" removed=3 index=12 term=2\n"},
+		{name: "a condition that does not hold", command: command.Command{Kind: command.Set, Pairs: pair("k", "v")},
+			result: command.Result{Index: 12, Failed: 1},
+			want:   "condition failed: set key=\"k\" value=\"v\" index=12 term=2\n"},
+		{name: "a repetition", command: command.Command{Kind: command.Set, Pairs: pair("k", "v")},
+			result: command.Result{Index: 7}, want: "done before, index=7: set key=\"k\" value=\"v\" index=12 term=2\n"},
+		{name: "a reused key", command: command.Command{Kind: command.Set, Pairs: pair("k", "v")},
+			result: command.Result{Index: 12, Reused: true},
+			want:   "refused, Idempotency-Key of another request: set key=\"k\" value=\"v\" index=12 term=2\n"},
+		{name: "no-op", command: command.Command{Kind: command.Noop}, result: command.Result{Index: 12},
+			want: "no-op index=12 term=2\n"},
+		{name: "restore", command: command.Command{Kind: command.Restore, Items: 5},
+			result: command.Result{Index: 12, Counted: true}, want: "restore keys=5 complete=true index=12 term=2\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := string(AppendCommand(nil, []byte("> "), test.command, test.result, 12, 2))
+			want := "> " + strings.ReplaceAll(strings.TrimSuffix(test.want, "\n"), "\n", "\n> ") + "\n"
+			if got != want {
+				t.Errorf("got\n%swant\n%s", got, want)
+			}
+		})
+	}
+}
+
+func ExampleFormatter() {
+	entry := &logrus.Entry{
+		Time:    time.Date(2026, 11, 25, 14, 28, 11, 82e6, time.UTC),
+		Level:   logrus.InfoLevel,
+		Message: "Set handler called",
+	}
+	line, _ := Formatter{}.Format(entry)
+	fmt.Print(string(line))
+	// Output: INFO[2026-11-25T14:28:11.082Z] Set handler called
+}
