@@ -394,11 +394,11 @@ func TestQuorum(t *testing.T) {
 				if !errors.Is(err, test.want) || (test.want == nil && err != nil) {
 					t.Errorf("got %v, want %v", err, test.want)
 				}
+				cancel()
+				synctest.Wait() // an ask whose answer was not needed may not have begun
 				if got := int(asked.Load()); got != test.asked {
 					t.Errorf("asked %d voters, want %d", got, test.asked)
 				}
-				cancel()
-				synctest.Wait()
 			})
 		})
 	}
