@@ -343,9 +343,11 @@ func TestBatchWithoutAnAnswer(t *testing.T) {
 		}
 		first, began := propose(), time.Now()
 		second := propose()
+		b.mu.Lock()
 		if len(b.waiting) != 1 {
 			t.Errorf("%d wait while a batch is under way, want 1", len(b.waiting))
 		}
+		b.mu.Unlock()
 		if got := <-second; got.err != nil || got.result.Index != 2 || time.Since(began) != applyLimit {
 			t.Errorf("the next one: got %+v after %v, want index 2 after %v", got, time.Since(began), applyLimit)
 		}
@@ -354,6 +356,8 @@ func TestBatchWithoutAnAnswer(t *testing.T) {
 			t.Errorf("without an answer: got %v, want ErrUnknown", got.err)
 		}
 		synctest.Wait()
+		b.mu.Lock()
+		defer b.mu.Unlock()
 		if b.running {
 			t.Error("its goroutine runs although nothing waits")
 		}
