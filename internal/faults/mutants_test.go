@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-var mutate = flag.Bool("mutants", false, "only TestMutants: that each guard which is taken out of the node is missed")
+var mutate = flag.Bool("mutants", false, "only the tests of mutants: that each guard which is taken "+
+	"out of the node is missed")
 
 // mutant is a node without one of its guards.
 type mutant struct {
@@ -59,6 +60,119 @@ var mutants = []mutant{
 		"Path: boltPath(dir), NoSync: true,"}}, tests("TestThreeNodes", "-only", "power cut")},
 }
 
+// unitMutant is a package without one of its guards, and the test of it that must fail.
+type unitMutant struct {
+	name string
+	edit edit
+	run  string
+}
+
+// unitMutants are the guards that no process shows in reasonable time.
+var unitMutants = []unitMutant{
+	{name: "a difference is forgotten when the member is away", run: "TestReplicasThatDiffer",
+		edit: edit{"internal/node/health.go",
+			`		case Equal:
+			n.health.setReplica(id, "")`,
+			`		case Equal, Unknown:
+			n.health.setReplica(id, "")`}},
+	{name: "a difference that is known is not in the status", run: "TestReplicasThatDiffer",
+		edit: edit{"internal/node/health.go",
+			`	if known := n.Health().Replicas; len(different) == 0 && known != "" {`,
+			`	if known := n.Health().Replicas; false && known != "" {`}},
+	{name: "a difference outlives its member", run: "TestReplicasThatDiffer",
+		edit: edit{"internal/node/health.go",
+			`		return !slices.ContainsFunc(differing,`,
+			`		return false && !slices.ContainsFunc(differing,`}},
+	{name: "a member without a hash is equal", run: "TestReplicasThatCannotBeCompared",
+		edit: edit{"internal/node/health.go",
+			`		return Unknown, info.NodeID + " has no hash`,
+			`		return Equal, info.NodeID + " has no hash`}},
+	{name: "a member that is down is equal", run: "TestReplicasThatCannotBeCompared",
+		edit: edit{"internal/node/health.go",
+			`				c.state, c.detail = Unknown, fmt`,
+			`				c.state, c.detail = Equal, fmt`}},
+	{name: "members are compared one by one", run: "TestStatusComparesAtOnce",
+		edit: edit{"internal/node/health.go",
+			`		done.Go(func() {
+			c := &all[k]`,
+			`		func(f func()) { f() }(func() {
+			c := &all[k]`}},
+	{name: "a proposal waits beyond its context", run: "TestProposalWhileReplacing",
+		edit: edit{"internal/node/life.go",
+			`		case <-ctx.Done():
+			return fmt.Errorf("%w: this node is moving`,
+			`		case <-context.Background().Done():
+			return fmt.Errorf("%w: this node is moving`}},
+	{name: "an instance is replaced under a proposal", run: "TestPauseWaitsForProposals",
+		edit: edit{"internal/node/life.go",
+			`	for l.proposals > 0 && l.state == replacing {`,
+			`	for false && l.state == replacing {`}},
+	{name: "a closing node runs again", run: "TestStates",
+		edit: edit{"internal/node/life.go",
+			`	if l.state == replacing {
+		l.move(to)`,
+			`	if true {
+		l.move(to)`}},
+	{name: "a read waits beyond its context", run: "TestReadGivenUp",
+		edit: edit{"internal/node/readindex.go",
+			`	case <-ctx.Done():
+		return 0, fmt.Errorf("%w: %w", ErrNotLinearizable, ctx.Err())`,
+			`	case <-context.Background().Done():
+		return 0, fmt.Errorf("%w: %w", ErrNotLinearizable, ctx.Err())`}},
+	{name: "a term of the former instance", run: "TestAdoptionIsSeenWhole",
+		edit: edit{"internal/node/readindex.go",
+			`|| n.life.now() == replacing {`,
+			`|| false {`}},
+	{name: "an Info of two instances", run: "TestAdoptionIsSeenWhole",
+		edit: edit{"internal/node/status.go",
+			`peer.ClusterID(i.volume.Cluster).String()`,
+			`peer.ClusterID(n.port.ClusterID()).String()`}},
+	{name: "voters are not forgotten", run: "TestReadIndexForgetsVoters",
+		edit: edit{"internal/node/readindex.go",
+			`	if len(x.voters) > len(others) {`,
+			`	if false {`}},
+	{name: "connections to former voters stay", run: "TestReadIndexForgetsVoters",
+		edit: edit{"internal/node/readindex.go",
+			`				v.forget()
+`,
+			``}},
+	{name: "a lost quorum is waited for", run: "TestQuorum",
+		edit: edit{"internal/node/readindex.go",
+			`		if left < need {
+			return errNoQuorum
+		}`,
+			``}},
+	{name: "every voter is asked every time", run: "TestQuorum",
+		edit: edit{"internal/node/readindex.go",
+			`	start(voters[:need])`,
+			`	start(voters)`}},
+	{name: "a damaged entry ends the goroutine of a call", run: "TestReadOfADamagedEntry",
+		edit: edit{"internal/node/commit.go",
+			`	go func() {
+		defer close(done)`,
+			`	func() {
+		defer close(done)`}},
+	{name: "errors cross the raft port without their code", run: "TestErrorsCrossTheRaftPort",
+		edit: edit{"internal/node/rpc.go",
+			`		answer = Error{Code: code,`,
+			`		_ = code
+		answer = Error{`}},
+	{name: "another node answers for a member", run: "TestAskAll",
+		edit: edit{"internal/node/rpc.go",
+			`info.NodeID != string(server.ID) ||`,
+			`false ||`}},
+	{name: "a batch without an answer holds up all", run: "TestBatchWithoutAnAnswer",
+		edit: edit{"internal/node/batch.go",
+			`		case <-limit.C:
+`,
+			`		case <-make(chan bool):
+`}},
+	{name: "the console queue has no bound", run: "TestBlockedConsole",
+		edit: edit{"internal/console/writer.go",
+			`	if len(w.queued)+len(p) > maxQueued {`,
+			`	if false {`}},
+}
+
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not
 // fail would not miss the guard. Then the same against the node as it is.
 func TestMutants(t *testing.T) {
@@ -85,6 +199,32 @@ func TestMutants(t *testing.T) {
 	}
 }
 
+// TestMutantsOfUnits runs the test of each guard without the guard.
+func TestMutantsOfUnits(t *testing.T) {
+	if !*mutate {
+		t.Skip("needs -mutants")
+	}
+	root := filepath.Dir(output(t, "go", "env", "GOMOD"))
+	for _, m := range unitMutants {
+		t.Run(m.name, func(t *testing.T) {
+			list, err := overlay(root, "", t.TempDir(), []edit{m.edit})
+			if err != nil {
+				t.Fatal(err)
+			}
+			test := exec.Command("go", "test", "-count=1", "-timeout", "2m", "-overlay", list, "-run", "^"+m.run+"$",
+				"./"+filepath.Dir(m.edit.file))
+			test.Dir = root
+			out, err := test.CombinedOutput()
+			switch failed := strings.Contains(string(out), "--- FAIL") || strings.Contains(string(out), "panic:"); {
+			case err == nil:
+				t.Errorf("%s passes without the guard", m.run)
+			case !failed:
+				t.Errorf("%s: %v\n%s", test, err, out)
+			}
+		})
+	}
+}
+
 // TestMutantsApply: each guard is where its mutant looks for it. It is for those who move one, and takes no time.
 func TestMutantsApply(t *testing.T) {
 	raft := output(t, "go", "list", "-m", "-f", "{{.Dir}}", raftModule)
@@ -93,6 +233,11 @@ func TestMutantsApply(t *testing.T) {
 			if _, _, err := e.apply(filepath.Join("..", ".."), raft); err != nil {
 				t.Errorf("%s: %v", m.name, err)
 			}
+		}
+	}
+	for _, m := range unitMutants {
+		if _, _, err := m.edit.apply(filepath.Join("..", ".."), raft); err != nil {
+			t.Errorf("%s: %v", m.name, err)
 		}
 	}
 }
@@ -125,23 +270,32 @@ func build(t *testing.T, edits []edit) string {
 		os.WriteFile(filepath.Join(dir, "go.mod"), []byte(output(t, "go", "mod", "edit", "-print",
 			"-replace", raftModule+"="+raft, filepath.Join(root, "go.mod"))), 0o644),
 		os.Symlink(filepath.Join(root, "go.sum"), filepath.Join(dir, "go.sum")))
-	overlay := make(map[string]string)
-	for i, e := range edits {
-		path, text, editErr := e.apply(root, raft)
-		if editErr != nil {
-			t.Fatal(editErr)
-		}
-		overlay[path] = filepath.Join(dir, fmt.Sprint("edit", i, ".go"))
-		err = errors.Join(err, os.WriteFile(overlay[path], []byte(text), 0o644))
-	}
-	list, _ := json.Marshal(map[string]any{"Replace": overlay}) // of strings: no error
-	if err := errors.Join(err, os.WriteFile(filepath.Join(dir, "overlay.json"), list, 0o644)); err != nil {
+	list, editErr := overlay(root, raft, dir, edits)
+	if err := errors.Join(err, editErr); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "raftkv")
-	output(t, "go", "build", "-modfile", filepath.Join(dir, "go.mod"), "-overlay", filepath.Join(dir, "overlay.json"),
+	output(t, "go", "build", "-modfile", filepath.Join(dir, "go.mod"), "-overlay", list,
 		"-o", path, "raftkv")
 	return path
+}
+
+// overlay writes the edited files to dir, and returns the path of a list of them for go's flag -overlay.
+func overlay(root, raft, dir string, edits []edit) (list string, err error) {
+	replace := make(map[string]string)
+	for i, e := range edits {
+		path, text, err := e.apply(root, raft)
+		if err != nil {
+			return "", err
+		}
+		replace[path] = filepath.Join(dir, fmt.Sprint("edit", i, ".go"))
+		if err := os.WriteFile(replace[path], []byte(text), 0o644); err != nil {
+			return "", err
+		}
+	}
+	text, _ := json.Marshal(map[string]any{"Replace": replace}) // of strings: no error
+	list = filepath.Join(dir, "overlay.json")
+	return list, os.WriteFile(list, text, 0o644)
 }
 
 // output returns what a command prints, which must succeed.
