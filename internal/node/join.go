@@ -165,6 +165,9 @@ func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *r
 			ErrConflict, j.Address, info.NodeID, j.ID)
 	case same && !info.Removed:
 		return false, nil
+	case present != nil && n.runs(ctx, *present):
+		return false, fmt.Errorf("%w: %s is the name of a member that runs at %s; start the node at %s with another "+
+			"RAFT_NODE_ID and an empty volume, then join it by that name", ErrConflict, j.ID, present.Address, j.Address)
 	case present != nil:
 		return false, fmt.Errorf("%w: %s is a member, but the node at %s has lost its volume; "+
 			"/leave?nodeId=%s first, then join it", ErrConflict, j.ID, j.Address, j.ID)
@@ -183,6 +186,15 @@ func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *r
 		return false, err
 	}
 	return !same, nil
+}
+
+// runs reports whether a member answers at its own address.
+func (n *Node) runs(ctx context.Context, member raft.Server) bool {
+	if string(member.ID) == n.config.ID {
+		return true
+	}
+	_, err := n.members.askMember(ctx, member)
+	return err == nil
 }
 
 // release undoes the adoption of a node that was not added, if the node answers. If it

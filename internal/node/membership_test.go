@@ -107,6 +107,23 @@ func TestWipedMemberIsAStranger(t *testing.T) {
 	checkReplicas(t, n2, n3, wiped)
 }
 
+// TestSecondNodeOfAName: somebody forgot to give a new node a name of its own. The advice must
+// not be to take the member of that name out, which runs.
+func TestSecondNodeOfAName(t *testing.T) {
+	nodes := openCluster(t, 3)
+	for _, id := range []string{"n1", "n2"} { // the leader and another member
+		second := openNode(t, id, t.TempDir())
+		second.waitLeader(t)
+		_, err := nodes[0].Join(context.Background(), JoinRequest{ID: id, Address: second.RaftAddress()})
+		wantError(t, "join of a second "+id, err, ErrConflict, "with another RAFT_NODE_ID")
+		if strings.Contains(fmt.Sprint(err), "/leave") {
+			t.Errorf("second %s: got %v, want no advice to take out a member that runs", id, err)
+		}
+	}
+	nodes[0].set(t, "x", "1")
+	checkReplicas(t, nodes...)
+}
+
 // TestJoinAtANewAddress: a member that has moved, with its volume, is told to the
 // cluster by joining it again.
 func TestJoinAtANewAddress(t *testing.T) {
