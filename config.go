@@ -134,7 +134,7 @@ func usage() string {
 		fmt.Fprintf(&b, "  %-23s  %s (default %s)\n", v.name, v.usage, cmp.Or(v.def, "none"))
 	}
 	b.WriteString("\n-h prints this, -version the version. " +
-		"Exit code: 0 stopped by SIGINT or SIGTERM, 1 failed, 2 wrong usage.\n")
+		"Exit code: 0 stopped by SIGINT, SIGTERM or SIGHUP, 1 failed, 2 wrong usage.\n")
 	return b.String()
 }
 

@@ -33,7 +33,11 @@ import (
 func main() {
 	// A console that is gone, as after | head, must not end the node.
 	signal.Ignore(syscall.SIGPIPE)
-	signals, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	end := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup, which is to go on when its terminal closes
+		end = append(end, syscall.SIGHUP)
+	}
+	signals, stop := signal.NotifyContext(context.Background(), end...)
 	ctx, cancel := context.WithCancel(context.Background())
 	// A second signal ends the process at once. The handler is removed before run gets to
 	// know of the first one, so that it holds as soon as run announces it.

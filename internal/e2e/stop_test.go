@@ -115,7 +115,7 @@ func TestStopOne(t *testing.T) {
 	t.Parallel()
 	n := testkit.NewNode(t, binary(t), "n1")
 	h := newHistory()
-	for _, how := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+	for _, how := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		n.Start(t)
 		stop := h.write(t, n)
 		h.waitMore(t, 20)
