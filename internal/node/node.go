@@ -231,7 +231,7 @@ func (n *Node) start() error {
 	if err != nil {
 		return err
 	}
-	recovery, err := storage.ReadRecovery(n.config.Dir, n.config.ID)
+	recovery, err := storage.ReadRecovery(n.config.Dir, n.config.ID, n.port.Address())
 	if err == nil && recovery != nil {
 		err = v.Recover(*recovery)
 	}

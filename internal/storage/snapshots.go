@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -44,11 +45,16 @@ const snapshotsKept = 2
 // does: the disk would fill.
 func openSnapshots(volume string, log hclog.Logger) (*Snapshots, error) {
 	dir := filepath.Join(volume, "snapshots")
-	leftovers, err := filepath.Glob(filepath.Join(dir, "*.tmp"))
+	found, err := scanSnapshots(dir)
 	if err != nil {
 		return nil, err
 	}
-	for _, path := range leftovers {
+	if len(found.copies) > 0 {
+		return nil, fmt.Errorf("%s is a copy of a snapshot, which raft would take for a snapshot of its own and remove: "+
+			"move it out of %s, and start again", filepath.Join(dir, found.copies[0]), dir)
+	}
+	for _, name := range found.unfinished {
+		path := filepath.Join(dir, name)
 		log.Info("removing an unfinished snapshot", "path", path)
 		if err := os.RemoveAll(path); err != nil {
 			return nil, err
@@ -164,33 +170,71 @@ func (s *Snapshots) usable() (*raft.SnapshotMeta, error) {
 // newestNamed returns the highest index among the names of the snapshots on disk, readable or not; 0 when there are
 // none.
 func (s *Snapshots) newestNamed() (uint64, error) {
-	entries, err := os.ReadDir(s.dir)
+	found, err := scanSnapshots(s.dir)
 	if err != nil {
 		return 0, err
 	}
 	var newest uint64
-	for _, entry := range entries {
-		if !entry.IsDir() {
-			continue
-		}
-		index, err := snapshotIndex(entry.Name())
-		if err != nil {
-			return 0, err
-		}
+	for _, name := range found.finished {
+		index, _ := snapshotIndex(name) // finished has only names with an index
 		newest = max(newest, index)
 	}
 	return newest, nil
 }
 
+// snapshotNames are the names of what is in the directory of the snapshots, apart from what has nothing to do with
+// them, such as lost+found, a filer's .snapshot or an editor's file: that is left alone.
+type snapshotNames struct {
+	finished   []string // term-index-milliseconds, as raft names them (file_snapshot.go: snapshotName)
+	unfinished []string // the same, and .tmp
+	copies     []string // directories of other names that raft would list, because a meta.json is in them
+}
+
+// scanSnapshots reads dir, which may be missing. Names are compared, never matched as patterns: a volume's path may
+// have brackets in it.
+func scanSnapshots(dir string) (found snapshotNames, err error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return found, nil
+	}
+	if err != nil {
+		return found, err
+	}
+	for _, entry := range entries {
+		name := entry.Name()
+		if !entry.IsDir() {
+			continue
+		}
+		bare, unfinished := strings.CutSuffix(name, ".tmp")
+		if _, err := snapshotIndex(bare); err == nil {
+			if unfinished {
+				found.unfinished = append(found.unfinished, name)
+			} else {
+				found.finished = append(found.finished, name)
+			}
+			continue
+		}
+		if _, err := os.Lstat(filepath.Join(dir, name, "meta.json")); err == nil && !unfinished {
+			found.copies = append(found.copies, name)
+		}
+	}
+	return found, nil
+}
+
 // snapshotIndex takes the index out of a snapshot's name, term-index-milliseconds (file_snapshot.go: snapshotName).
-func snapshotIndex(name string) (uint64, error) {
+func snapshotIndex(name string) (index uint64, err error) {
 	parts := strings.Split(name, "-")
 	if len(parts) != 3 {
 		return 0, fmt.Errorf("%s is not the name of a snapshot: %w", name, ErrCorrupt)
 	}
-	index, err := strconv.ParseUint(parts[1], 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s is not the name of a snapshot: %w", name, ErrCorrupt)
+	for i, part := range parts {
+		number, err := strconv.ParseUint(part, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s is not the name of a snapshot: %w", name, ErrCorrupt)
+		}
+		if i == 1 {
+			index = number
+		}
 	}
 	return index, nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"syscall"
 	"time"
 
@@ -83,8 +84,14 @@ func IsNew(dir string) (bool, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "snapshots", "*")); len(left) > 0 {
-		return false, fmt.Errorf("%s is gone, but %s is there: %w", boltPath(dir), left[0], ErrCorrupt)
+	snapshots := filepath.Join(dir, "snapshots")
+	found, err := scanSnapshots(snapshots)
+	if err != nil {
+		return false, err
+	}
+	if left := slices.Concat(found.finished, found.unfinished, found.copies); len(left) > 0 {
+		return false, fmt.Errorf("%s is gone, but %s is there: %w", boltPath(dir), filepath.Join(snapshots, left[0]),
+			ErrCorrupt)
 	}
 	return true, nil
 }
@@ -95,8 +102,16 @@ func IsNew(dir string) (bool, error) {
 func Create(dir, nodeID string, cluster ClusterID, bootstrap *raft.Configuration) error {
 	// The snapshots of a former volume go first, or a crash could leave them beside the new log. They may: the caller
 	// has made sure that nothing in that volume is needed.
-	if err := os.RemoveAll(filepath.Join(dir, "snapshots")); err != nil {
+	// Only they: the directory may be the root of a disk, with lost+found in it.
+	snapshots := filepath.Join(dir, "snapshots")
+	found, err := scanSnapshots(snapshots)
+	if err != nil {
 		return err
+	}
+	for _, name := range slices.Concat(found.finished, found.unfinished) {
+		if err := os.RemoveAll(filepath.Join(snapshots, name)); err != nil {
+			return err
+		}
 	}
 	path := boltPath(dir) + ".new"
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
