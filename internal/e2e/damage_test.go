@@ -59,7 +59,7 @@ func TestSnapshotsAndDamage(t *testing.T) {
 		write(20) // fewer than make a snapshot
 		n.Kill(t)
 		bases, wants = append(bases, copyOf(t, n.Volume)), append(wants, maps.Clone(want))
-		unfinished := filepath.Join(n.Volume, "snapshots", "xyz.tmp")
+		unfinished := filepath.Join(n.Volume, "snapshots", "2-99-1700000000000.tmp")
 		half := filepath.Join(unfinished, "state.bin")
 		if err := errors.Join(os.Mkdir(unfinished, 0o755), os.WriteFile(half, []byte("half"), 0o644)); err != nil {
 			t.Fatal(err)
