@@ -54,7 +54,7 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
 	request, stream := h.limit(maxRequests), h.limit(maxStreams)
 
-	router := mux.NewRouter()
+	router := mux.NewRouter().SkipClean(true) // else //set is redirected, and clients drop the body
 	router.Handle("/set", request(h.set)).Methods(get, post, put)
 	router.Handle("/get", request(h.get)).Methods(get, head, post)
 	router.Handle("/remove", request(h.remove)).Methods(get, post)
@@ -91,6 +91,7 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 func (h *handler) checkOrigin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Cache-Control", "no-store") // a cache would answer for the node: sets arrive as GET
 		if err := api.CheckOrigin(r, h.names); err != nil {
 			h.writeError(w, r, err)
 			return

@@ -350,6 +350,10 @@ func TestRefusedRequests(t *testing.T) {
 			says: "no such path", answers: nil},
 		{name: "path with a slash", method: "GET", target: "/set/?key=a&value=1", body: "", header: nil, status: 404,
 			says: "no such path", answers: nil},
+		{name: "path with two slashes", method: "PUT", target: "//set?key=a", body: "1", header: nil, status: 404,
+			says: "no such path; there are /set", answers: nil},
+		{name: "path with a dot", method: "GET", target: "/./set?key=a&value=1", body: "", header: nil, status: 404,
+			says: "no such path", answers: nil},
 		{name: "path in capitals", method: "GET", target: "/SET?key=a&value=1", body: "", header: nil, status: 404,
 			says: "no such path", answers: nil},
 	} {
@@ -573,6 +577,58 @@ func TestSeveralKeysInOneEntry(t *testing.T) {
 	}
 	if got := checkReplicas(t, s); len(got) != 0 {
 		t.Errorf("the node holds %v, want nothing", got)
+	}
+}
+
+// TestNoAnswerIsKept: no cache may keep an answer, whatever it is: a set that arrives as GET
+// would be answered without being done. What is a stream tells proxies not to hold it back.
+func TestNoAnswerIsKept(t *testing.T) {
+	s := startOne(t)
+	streams := map[string]bool{"/list": true, "/snapshot": true}
+	for _, target := range []string{
+		"/set?key=a&value=1", "/get?key=a", "/get?key=none", "/list", "/remove?key=a", "/status", "/snapshot", "/healthz",
+		"/readyz", "/none", "//set?key=a", "/set", "/join", "/restore", "/transfer?nodeId=n9",
+	} {
+		r := newRequest(t, http.MethodGet, s, target, "")
+		got := exchange(t, r).header
+		if got.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: Cache-Control: got %q, want no-store", target, got.Get("Cache-Control"))
+		}
+		want := ""
+		if streams[target] {
+			want = "no"
+		}
+		if got.Get("X-Accel-Buffering") != want {
+			t.Errorf("%s: X-Accel-Buffering: got %q, want %q", target, got.Get("X-Accel-Buffering"), want)
+		}
+	}
+	refused := newRequest(t, http.MethodGet, s, "/get?key=a", "")
+	refused.Header.Set("Origin", "http://evil.example")
+	if got := exchange(t, refused); got.status != http.StatusForbidden || got.header.Get("Cache-Control") != "no-store" {
+		t.Errorf("a refused request: got %d, Cache-Control %q, want 403 and no-store", got.status,
+			got.header.Get("Cache-Control"))
+	}
+}
+
+// TestProbeWithoutAHost is HAProxy's "option httpchk GET /readyz" as it comes: HTTP/1.0, and no
+// Host.
+func TestProbeWithoutAHost(t *testing.T) {
+	s := startOne(t)
+	c, err := net.Dial("tcp", s.listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := io.WriteString(c, "GET /readyz HTTP/1.0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = got.Body.Close() }()
+	if got.StatusCode != http.StatusOK {
+		t.Errorf("got %d, want 200", got.StatusCode)
 	}
 }
 

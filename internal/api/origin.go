@@ -16,13 +16,19 @@ import (
 // safe method, and sets arrive as GET, so that a link or an image could carry one.
 //
 // Against DNS rebinding, where a page has its own name resolve to this node and so becomes
-// of the same origin, the Host must be a name that only this node has.
+// of the same origin, the Host must be a name that only this node has. A request without a
+// Host, which HTTP/1.0 allows, is no browser's: the health checks of load balancers are
+// such, and from this machine it may be anything.
 func CheckOrigin(r *http.Request, names []string) error {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" {
 		return Errorf(http.StatusForbidden, "Sec-Fetch-Site: %q; requests from web pages of other sites are refused", site)
 	}
 	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host {
 		return Errorf(http.StatusForbidden, "Origin: %q; requests from web pages of other sites are refused", origin)
+	}
+	probe := r.URL.Path == "/healthz" || r.URL.Path == "/readyz"
+	if r.Host == "" && (probe || fromLoopback(r)) {
+		return nil
 	}
 	host := r.Host
 	if name, _, err := net.SplitHostPort(host); err == nil {
@@ -35,4 +41,9 @@ func CheckOrigin(r *http.Request, names []string) error {
 			"use its IP address or localhost, or name it in HTTP_SERVER_NAMES at its start", host)
 	}
 	return nil
+}
+
+func fromLoopback(r *http.Request) bool {
+	host, _, _ := net.SplitHostPort(r.RemoteAddr)
+	return net.ParseIP(host).IsLoopback()
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"errors"
 	"maps"
 	"net/http"
@@ -16,6 +17,8 @@ func TestCheckOrigin(t *testing.T) {
 	const own, port = "127.0.0.1:8000", "8000"
 	for _, tt := range []struct {
 		name, host string
+		target     string // default /set?key=k&value=v
+		remote     string // default 192.0.2.1:1234
 		header     http.Header
 		rejected   string // what the error names; empty: the request is let in
 	}{
@@ -73,6 +76,17 @@ func TestCheckOrigin(t *testing.T) {
 		{name: "foreign name that ends well", host: "evil.localhost", rejected: "Host"},
 		{name: "configured name within another", host: "kv.example.evil.example", rejected: "Host"},
 		{name: "no host, as HTTP/1.0 may have it", host: "", rejected: "Host"},
+		{name: "no host, a probe", host: "", target: "/readyz"},
+		{name: "no host, another probe", host: "", target: "/healthz"},
+		{
+			name: "no host, a probe of a web page", host: "", target: "/readyz",
+			header: http.Header{"Origin": {"http://evil.example"}}, rejected: "Origin",
+		},
+		{name: "no host, from this machine", host: "", remote: "127.0.0.1:4321"},
+		{name: "no host, from this machine, IPv6", host: "", remote: "[::1]:4321"},
+		{name: "no host, from nowhere", host: "", remote: "@", rejected: "Host"},
+		{name: "foreign name, a probe", host: "evil.example", target: "/readyz", rejected: "Host"},
+		{name: "foreign name, from this machine", host: "evil.example", remote: "127.0.0.1:4321", rejected: "Host"},
 		{name: "localhost", host: "localhost"},
 		{name: "localhost with the port", host: "LocalHost:" + port},
 		{name: "IPv4", host: "127.0.0.1"},
@@ -87,8 +101,8 @@ func TestCheckOrigin(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := httptest.NewRequest(http.MethodGet, "/set?key=k&value=v", nil)
-			r.Host = tt.host
+			r := httptest.NewRequest(http.MethodGet, cmp.Or(tt.target, "/set?key=k&value=v"), nil)
+			r.Host, r.RemoteAddr = tt.host, cmp.Or(tt.remote, r.RemoteAddr)
 			maps.Copy(r.Header, tt.header)
 			err := CheckOrigin(r, []string{"KV.Example"})
 			if tt.rejected == "" {

@@ -50,6 +50,7 @@ func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest) error {
 	index, _ := view.Applied()
 	SetAppliedIndexHeader(w, index)
 	w.Header().Set("Content-Type", "application/jsonl")
+	disableProxyBuffering(w)
 	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
 	lines := json.NewEncoder(out)
 	lines.SetEscapeHTML(false)
@@ -72,11 +73,16 @@ func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest) error {
 	return errors.Join(err, out.Flush())
 }
 
+// disableProxyBuffering asks a proxy to pass a stream on as it comes. nginx does, and by
+// default holds back what does not fill a buffer: the events of a watch, for instance.
+func disableProxyBuffering(w http.ResponseWriter) { w.Header().Set("X-Accel-Buffering", "no") }
+
 // WriteSnapshot writes a snapshot of view, which nothing else may change meanwhile.
 func WriteSnapshot(w http.ResponseWriter, view *kv.Store) error {
 	index, _ := view.Applied()
 	SetAppliedIndexHeader(w, index)
 	w.Header().Set("Content-Type", "application/octet-stream")
+	disableProxyBuffering(w)
 	return view.WriteSnapshot(DeadlineWriter(w))
 }
 
@@ -88,7 +94,7 @@ func WriteWatch(
 	ctx context.Context, w http.ResponseWriter, watcher *kv.Watcher, through uint64, keepAlive time.Duration,
 ) error {
 	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("Cache-Control", "no-store")
+	disableProxyBuffering(w)
 	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
 	_, _ = fmt.Fprintf(out, ": watching after index %d\nid: %d\n\n", through, through)
 	for {

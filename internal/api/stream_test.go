@@ -237,3 +237,21 @@ func TestWatchEnds(t *testing.T) {
 		<-finished
 	}
 }
+
+// TestStreamsPassProxies: each stream asks a proxy not to hold it back.
+func TestStreamsPassProxies(t *testing.T) {
+	store := kv.New()
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	for name, write := range map[string]func(w http.ResponseWriter) error{
+		"list":     func(w http.ResponseWriter) error { return WriteList(w, store, ListRequest{}) },
+		"snapshot": func(w http.ResponseWriter) error { return WriteSnapshot(w, store) },
+		"watch":    func(w http.ResponseWriter) error { return WriteWatch(ended, w, nil, 0, time.Second) },
+	} {
+		w := httptest.NewRecorder()
+		_ = write(w) // a recorder has no deadlines, so that there may be an error
+		if got := w.Header().Get("X-Accel-Buffering"); got != "no" {
+			t.Errorf("%s: X-Accel-Buffering: got %q, want no", name, got)
+		}
+	}
+}

@@ -126,6 +126,9 @@ func watch(t testing.TB, s *testkit.Node, query string, headers ...string) *watc
 	if got := response.Header.Get("Content-Type"); response.StatusCode != http.StatusOK || got != "text/event-stream" {
 		t.Fatalf("watch: got %d %s, want 200 text/event-stream", response.StatusCode, got)
 	}
+	if got := response.Header.Get("X-Accel-Buffering"); got != "no" {
+		t.Errorf("watch: X-Accel-Buffering: got %q, want no", got)
+	}
 	w := &watching{t: t, events: bufio.NewScanner(response.Body)}
 	w.events.Buffer(nil, 4<<20)
 	w.events.Split(func(data []byte, _ bool) (int, []byte, error) {
