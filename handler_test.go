@@ -446,7 +446,8 @@ func TestBrokenRequests(t *testing.T) {
 		{name: "no Host", text: "GET /set?key=a&value=1 HTTP/1.1\r\n\r\n", status: 400},
 		{name: "two Hosts", text: "GET /set?key=a&value=1 HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
 			status: 400},
-		{name: "no Host, HTTP/1.0", text: "GET /set?key=a&value=1 HTTP/1.0\r\n\r\n", status: 403},
+		{name: "no Host, HTTP/1.0, a web page", text: "GET /set?key=a&value=1 HTTP/1.0\r\n" +
+			"Origin: http://evil.example\r\n\r\n", status: 403},
 		{name: "foreign Host in the request line", text: "GET http://evil.example/set?key=a&value=1 HTTP/1.1\r\nHost: " +
 			"localhost\r\n\r\n", status: 403},
 		{name: "space in the query", text: "GET /set?key=a b&value=1 HTTP/1.1\r\nHost: localhost\r\n\r\n", status: 400},
