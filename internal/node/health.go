@@ -198,10 +198,15 @@ func (n *Node) reportDifference(ctx context.Context, found comparison) {
 	_ = n.members.call(ctx, http.MethodPost, string(found.server.Address), path, nil) // repeated at the next tick
 }
 
-// handleDiffers answers /differs: another member has found that this one differs from it.
-func (n *Node) handleDiffers(_ *instance, r *http.Request) (any, error) {
-	query := r.URL.Query()
-	if line := query.Get("text"); n.health.setReplica(query.Get("nodeId"), line) {
+// handleDiffers answers /differs: another member has found that this one differs from it. The
+// caller must name a member, so that no more lines are kept than there are members.
+func (n *Node) handleDiffers(i *instance, r *http.Request) (any, error) {
+	id, line := r.URL.Query().Get("nodeId"), r.URL.Query().Get("text")
+	isMember := func(s raft.Server) bool { return string(s.ID) == id }
+	if !slices.ContainsFunc(i.servers(), isMember) {
+		return nil, fmt.Errorf("%w: %s is no member", ErrNoSuchNode, id)
+	}
+	if n.health.setReplica(id, line) {
 		n.config.Warnf("%s", line)
 	}
 	return nil, nil

@@ -2,6 +2,9 @@ package node
 
 import (
 	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +61,24 @@ func TestReplicasThatDiffer(t *testing.T) {
 	waitFor(t, "nothing to report", func() bool { return nodes[0].Health() == (Health{}) })
 	waitFor(t, "equal replicas in the status", func() bool { return status().State == Equal })
 	checkReplicas(t, nodes[:2]...)
+}
+
+// TestDifferenceOfAStranger: a report that names no member is refused, or callers could have
+// this node keep as many lines as they like.
+func TestDifferenceOfAStranger(t *testing.T) {
+	n := openNode(t, "n1", t.TempDir())
+	n.waitLeader(t)
+	report := func(nodeID string) error {
+		request := httptest.NewRequest(http.MethodPost, "/differs?text=different&nodeId="+nodeID, nil)
+		_, err := n.handleDiffers(n.current.Load(), request)
+		return err
+	}
+	if err := report("n9"); !errors.Is(err, ErrNoSuchNode) || n.Health() != (Health{}) {
+		t.Errorf("of n9: got %v and %+v, want ErrNoSuchNode and nothing", err, n.Health())
+	}
+	if err := report("n1"); err != nil || n.Health().Replicas != "different" {
+		t.Errorf("of a member: got %v and %+v, want the line", err, n.Health())
+	}
 }
 
 // TestReplicasThatCannotBeCompared: that is not the same as equal, and the status gives the
