@@ -23,6 +23,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 )
 
 // system is what is measured: a running cluster.
@@ -543,8 +544,13 @@ func (e *etcd) start(ctx context.Context, binary, dir string) error {
 }
 
 func newEtcdClient(endpoints ...string) (*clientv3.Client, error) {
-	_ = os.Setenv("ETCD_CLIENT_DEBUG", "error") // no lines of the client's over the progress line
-	return clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second})
+	logs := zap.NewProductionConfig()
+	logs.Level.SetLevel(zap.ErrorLevel) // no lower lines of the client's over the progress line
+	log, err := logs.Build()
+	if err != nil {
+		return nil, err
+	}
+	return clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: log})
 }
 
 func (e *etcd) stop() {
