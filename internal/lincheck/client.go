@@ -38,8 +38,8 @@ type Client struct {
 type tag struct{ value, etag string }
 
 // NewClient returns a client. An answer that is in no table goes to failf.
-func NewClient(id int, base string, history *Recorder, random *rand.Rand, failf func(format string,
-	args ...any)) *Client {
+func NewClient(id int, base string, history *Recorder, random *rand.Rand,
+	failf func(format string, args ...any)) *Client {
 	return &Client{Base: base, id: id, history: history, random: random, failf: failf, tags: make(map[string]tag)}
 }
 
@@ -160,8 +160,7 @@ func (c *Client) Remove(group string, keys []string, ifMatch string) Output {
 func (c *Client) RemoveAll(group string) Output {
 	in := Input{Kind: RemoveAll, Group: group}
 	return c.history.Do(c.id, in, func() Output {
-		return c.removed(c.write("/remove", url.Values{"prefix": {group}},
-			in))
+		return c.removed(c.write("/remove", url.Values{"prefix": {group}}, in))
 	})
 }
 
