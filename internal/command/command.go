@@ -24,6 +24,11 @@ const (
 	MaxIdempotencyKey = 255
 )
 
+// Format is the newest cluster format that this program knows: which kinds of entries, calls
+// between nodes and files there are (CHANGELOG.md, "Formats"). Nothing newer than the least
+// of all members' formats is used in a cluster.
+const Format = 1
+
 // Kind is what a command does. Its values are on disk and are never renumbered.
 type Kind byte
 

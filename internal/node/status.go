@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"raftkv/internal/command"
 	"raftkv/internal/peer"
 )
 
@@ -17,8 +18,9 @@ import (
 type Info struct {
 	NodeID       string `json:"nodeId"`
 	ClusterID    string `json:"clusterId"`
-	Version      string `json:"version"` // of the program
-	State        string `json:"state"`   // Leader, Follower, Candidate or Shutdown
+	Version      string `json:"version"`   // of the program
+	MaxFormat    int    `json:"maxFormat"` // the newest cluster format that the program knows; 0: it is too old to say
+	State        string `json:"state"`     // Leader, Follower, Candidate or Shutdown
 	Leader       string `json:"leader"`
 	Term         uint64 `json:"term"`
 	LastIndex    uint64 `json:"lastIndex"`
@@ -102,6 +104,7 @@ func (n *Node) Info() Info {
 		NodeID:       n.config.ID,
 		ClusterID:    peer.ClusterID(i.volume.Cluster).String(),
 		Version:      n.config.Version,
+		MaxFormat:    command.Format,
 		State:        r.State().String(),
 		Leader:       string(leader),
 		Term:         r.CurrentTerm(),
