@@ -135,8 +135,35 @@ func execute(tx *kv.Tx, c command.Command, index uint64) command.Result {
 		}
 	case command.Restore:
 		r.Counted = tx.Restore(int(c.Items), int(c.Records))
+	case command.RaiseFormat:
+		tx.RaiseFormat(c.To)
+	case command.Txn:
+		r.Txn = transact(tx, c.Txn)
 	}
 	return r
+}
+
+// transact carries out the operations of a transaction whose conditions select them.
+func transact(tx *kv.Tx, t *command.Transaction) *command.TxnResult {
+	result := &command.TxnResult{Held: true}
+	for _, c := range t.If {
+		item, found := tx.Get(c.Key)
+		result.Held = result.Held && c.Holds(found, item.Index, item.Value)
+	}
+	for _, o := range t.Branch(command.Result{Txn: result}) {
+		item, found := tx.Get(o.Key)
+		done := command.OperationResult{Found: found}
+		switch o.Op {
+		case command.OpSet:
+			tx.Set(o.Key, o.Value)
+		case command.OpRemove:
+			tx.Remove(o.Key)
+		case command.OpGet:
+			done.Value, done.Index = item.Value, item.Index
+		}
+		result.Operations = append(result.Operations, done)
+	}
+	return result
 }
 
 // Snapshot implements raft.FSM. Raft calls it when the log has grown, to drop the entries

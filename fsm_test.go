@@ -256,6 +256,64 @@ func TestApplyCountsWhatItRemoves(t *testing.T) {
 
 // TestConditions is what If-Match and If-None-Match mean, key by key: of "12" which
 // the entry at 12 has set, "13" which the one at 13 has set, and "none".
+// TestTransact: all conditions select the branch, each operation sees the one before it, and a
+// repetition with the same idempotency key does nothing and is answered as the first was.
+func TestTransact(t *testing.T) {
+	f, _ := newTestFSM("error")
+	apply(f, 2, 1, setting("a", "1", "b", "2"))
+	txn := func(conditions ...command.Compare) command.Command {
+		return command.Command{Kind: command.Txn, Txn: &command.Transaction{
+			If: conditions,
+			Then: []command.Operation{
+				{Op: command.OpGet, Key: "a"}, {Op: command.OpSet, Key: "a", Value: []byte("then")},
+				{Op: command.OpGet, Key: "a"}, {Op: command.OpRemove, Key: "b"}, {Op: command.OpRemove, Key: "none"},
+			},
+			Else: []command.Operation{{Op: command.OpSet, Key: "else", Value: []byte("1")}},
+		}}
+	}
+	holds := []command.Compare{
+		{Key: "a", What: command.HasIndex, Index: 2}, {Key: "a", What: command.HasValue, Value: []byte("1")},
+		{Key: "b", What: command.Exists}, {Key: "none", What: command.Absent},
+	}
+	for i, fails := range []command.Compare{
+		{Key: "a", What: command.HasIndex, Index: 1}, {Key: "none", What: command.HasIndex},
+		{Key: "a", What: command.HasValue, Value: []byte("2")}, {Key: "none", What: command.HasValue},
+		{Key: "none", What: command.Exists}, {Key: "a", What: command.Absent},
+	} {
+		all := slices.Insert(slices.Clone(holds), i%len(holds), fails)
+		got := apply(f, uint64(3+i), 1, txn(all...))[0].Txn
+		if want := (&command.TxnResult{Operations: []command.OperationResult{{Found: i > 0}}}); !reflect.DeepEqual(got, want) {
+			t.Errorf("%+v does not hold: got %+v, want %+v", fails, got, want)
+		}
+	}
+	got := apply(f, 20, 1, txn(holds...))[0]
+	want := command.Result{Index: 20, Txn: &command.TxnResult{Held: true, Operations: []command.OperationResult{
+		{Found: true, Value: "1", Index: 2}, {Found: true}, {Found: true, Value: "then", Index: 20}, {Found: true}, {},
+	}}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("all hold: got %+v, want %+v", got.Txn, want.Txn)
+	}
+
+	write := command.Command{Kind: command.Txn, Txn: &command.Transaction{
+		Then: []command.Operation{{Op: command.OpRemove, Key: "a"}},
+	}}
+	first := apply(f, 21, 1, once(write, "key"))[0]
+	apply(f, 22, 1, setting("a", "again"))
+	if again := apply(f, 23, 1, once(write, "key"))[0]; !reflect.DeepEqual(again, first) || !again.Txn.Operations[0].Found {
+		t.Errorf("a repetition: got %+v, want %+v", again, first)
+	}
+	if reused := apply(f, 24, 1, once(txn(), "key"))[0]; !reused.Reused || reused.Txn != nil {
+		t.Errorf("another transaction with its key: got %+v, want Reused", reused)
+	}
+	if item, _ := f.Get("a"); item.Value != "again" {
+		t.Errorf("a: got %q, want again", item.Value)
+	}
+	apply(f, 25, 1, command.Command{Kind: command.RaiseFormat, To: 2})
+	if got := f.Format(); got != 2 {
+		t.Errorf("format: got %d, want 2", got)
+	}
+}
+
 func TestConditions(t *testing.T) {
 	var (
 		star = command.Condition{Any: true}

@@ -27,6 +27,19 @@ import (
 //
 // with uvarints as in encoding/binary, in their shortest form. A batch has
 // exactly one encoding, and Decode refuses all other bytes.
+//
+// Version 2, which needs cluster format 2, differs in its first byte, 0x02, and has two
+// more kinds. An entry without a command of these is one of version 1.
+//
+//	body      = of RaiseFormat: uvarint cluster format (>= 2)
+//	            of Txn: uvarint number of conditions, conditions,
+//	                then twice: uvarint number of operations, operations
+//	condition = what byte, uvarint length of key (>= 1), key
+//	            and, for HasIndex, uvarint index; for HasValue, uvarint length of value, value
+//	operation = op byte, uvarint length of key (>= 1), key
+//	            and, for OpSet, uvarint length of value, value
+//
+// Of the options, a Txn may have the idempotency key only.
 
 var (
 	// ErrVersion is returned when an entry has a version that this program does
@@ -37,9 +50,11 @@ var (
 	ErrMalformed = errors.New("malformed log entry")
 )
 
-// entryVersion is that of the entries which Append writes. Decode reads older ones, too,
-// as they are in logs on disk: with version 1, the first, there are none.
-const entryVersion = 1
+// The versions of entries. Append writes the first that has a form for all its commands.
+const (
+	entryV1 = 1
+	entryV2 = 2
+)
 
 // withOptions is added to the kind byte of a command that has options. The others are
 // the bits of the byte after it, one for each option that the command has.
@@ -57,6 +72,8 @@ const (
 	minCommand = 2
 	minSet     = 3
 	minRemove  = 2
+	minCompare = 3
+	minOp      = 3
 )
 
 func (k Kind) hasPairs() bool {
@@ -69,7 +86,9 @@ func (k Kind) hasPairs() bool {
 
 func (k Kind) hasValues() bool { return k == Set || k == Stage || k == StageRecords }
 
-func (k Kind) hasOptions() bool { return k == Set || k == Remove || k == RemovePrefix }
+func (k Kind) hasOptions() bool {
+	return k == Set || k == Remove || k == RemovePrefix || k == Txn
+}
 
 // Append appends the encoding of one entry to dst, which it returns extended.
 // It keeps none of its arguments. The batch must have a command, each command that
@@ -77,23 +96,26 @@ func (k Kind) hasOptions() bool { return k == Set || k == Remove || k == RemoveP
 // above: Decode refuses the entry otherwise. What a kind does not have, as the
 // value of a pair to remove, is ignored.
 func Append(dst []byte, batch ...Command) []byte {
-	dst = append(dst, entryVersion)
+	version := byte(entryV1)
+	for i := range batch {
+		version = max(version, byte(batch[i].Format()))
+	}
+	dst = append(dst, version)
 	dst = binary.AppendUvarint(dst, uint64(len(batch)))
-	for _, c := range batch {
-		dst = c.appendV1(dst)
+	for i := range batch {
+		dst = batch[i].append(dst)
 	}
 	return dst
 }
 
-// appendV1 appends the encoding of c in an entry of version 1. Its bytes must never
-// change, as version 1 of the canonical form is made of them, too: a new version of
-// entries gets a function of its own.
-func (c *Command) appendV1(dst []byte) []byte {
+// append appends the encoding of c, which is the same in every version of entries that
+// has a form for it. Its bytes must never change, as the canonical forms are made of them,
+// too.
+func (c *Command) append(dst []byte) []byte {
 	if options := c.options(); options != 0 {
 		dst = append(dst, byte(c.Kind)|withOptions, options)
 		if options&hasKey != 0 {
-			dst = binary.AppendUvarint(dst, uint64(len(c.IdempotencyKey)))
-			dst = append(dst, c.IdempotencyKey...)
+			dst = appendBytes(dst, c.IdempotencyKey)
 		}
 		if options&hasMatch != 0 {
 			dst = c.Match.append(dst)
@@ -108,16 +130,46 @@ func (c *Command) appendV1(dst []byte) []byte {
 	case c.Kind == Restore:
 		dst = binary.AppendUvarint(dst, c.Items)
 		return binary.AppendUvarint(dst, c.Records)
+	case c.Kind == RaiseFormat:
+		return binary.AppendUvarint(dst, c.To)
+	case c.Kind == Txn:
+		return c.Txn.append(dst)
 	case !c.Kind.hasPairs():
 		return append(dst, 0)
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(c.Pairs)))
 	for _, p := range c.Pairs {
-		dst = binary.AppendUvarint(dst, uint64(len(p.Key)))
-		dst = append(dst, p.Key...)
+		dst = appendBytes(dst, p.Key)
 		if c.Kind.hasValues() {
-			dst = binary.AppendUvarint(dst, uint64(len(p.Value)))
-			dst = append(dst, p.Value...)
+			dst = appendBytes(dst, p.Value)
+		}
+	}
+	return dst
+}
+
+func appendBytes[T string | []byte](dst []byte, b T) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(b)))
+	return append(dst, b...)
+}
+
+func (t *Transaction) append(dst []byte) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(t.If)))
+	for _, c := range t.If {
+		dst = appendBytes(append(dst, byte(c.What)), c.Key)
+		switch c.What {
+		case HasIndex:
+			dst = binary.AppendUvarint(dst, c.Index)
+		case HasValue:
+			dst = appendBytes(dst, c.Value)
+		}
+	}
+	for _, branch := range [][]Operation{t.Then, t.Else} {
+		dst = binary.AppendUvarint(dst, uint64(len(branch)))
+		for _, o := range branch {
+			dst = appendBytes(append(dst, byte(o.Op)), o.Key)
+			if o.Op == OpSet {
+				dst = appendBytes(dst, o.Value)
+			}
 		}
 	}
 	return dst
@@ -129,6 +181,9 @@ func (c *Command) options() (options byte) {
 	}
 	if c.IdempotencyKey != "" {
 		options |= hasKey
+	}
+	if c.Kind == Txn {
+		return options
 	}
 	if !c.Match.IsNone() {
 		options |= hasMatch
@@ -163,8 +218,8 @@ func Decode(entry []byte) ([]Command, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v != entryVersion {
-		return nil, fmt.Errorf("%w: %d, want %d", ErrVersion, v, entryVersion)
+	if v < entryV1 || v > entryV2 {
+		return nil, fmt.Errorf("%w: %d, want %d to %d", ErrVersion, v, entryV1, entryV2)
 	}
 	n, err := d.count("number of commands", 1, minCommand)
 	if err != nil {
@@ -178,6 +233,13 @@ func Decode(entry []byte) ([]Command, error) {
 	}
 	if d.at != len(entry) {
 		return nil, d.malformed("%d bytes after the last command", len(entry)-d.at)
+	}
+	needs := byte(entryV1)
+	for i := range batch {
+		needs = max(needs, byte(batch[i].Format()))
+	}
+	if d.at = 0; v != needs {
+		return nil, d.malformed("version %d, but its commands are those of %d", v, needs)
 	}
 	return batch, nil
 }
@@ -206,6 +268,9 @@ func (d *decoder) command() (c Command, err error) {
 		if c.Options, err = d.options(); err != nil {
 			return Command{}, err
 		}
+		if c.Kind == Txn && (c.IdempotencyKey == "" || !c.Match.IsNone() || !c.NoneMatch.IsNone()) {
+			return Command{}, d.malformed("options that a transaction can't have")
+		}
 	}
 	switch {
 	case c.Kind.hasPairs():
@@ -220,6 +285,12 @@ func (d *decoder) command() (c Command, err error) {
 		if c.Items, err = d.uvarint("number of items"); err == nil {
 			c.Records, err = d.uvarint("number of records")
 		}
+	case c.Kind == RaiseFormat:
+		if c.To, err = d.uvarint("cluster format"); err == nil && c.To < 2 {
+			err = d.malformed("cluster format is %d", c.To)
+		}
+	case c.Kind == Txn:
+		c.Txn, err = d.transaction()
 	default:
 		d.at--
 		err = d.malformed("unknown kind %d", k)
@@ -301,6 +372,68 @@ func (d *decoder) pairs(values bool) ([]Pair, error) {
 		}
 	}
 	return pairs, nil
+}
+
+func (d *decoder) transaction() (*Transaction, error) {
+	t := new(Transaction)
+	n, err := d.count("number of conditions", 0, minCompare)
+	for ; n > 0 && err == nil; n-- {
+		var c Compare
+		if c, err = d.compare(); err == nil {
+			t.If = append(t.If, c)
+		}
+	}
+	for _, branch := range []*[]Operation{&t.Then, &t.Else} {
+		if err == nil {
+			*branch, err = d.operations()
+		}
+	}
+	return t, err
+}
+
+func (d *decoder) compare() (c Compare, err error) {
+	what, err := d.byte("condition")
+	if err != nil {
+		return c, err
+	}
+	if c.What = What(what); c.What > HasValue {
+		d.at--
+		return c, d.malformed("unknown condition %d", what)
+	}
+	key, err := d.bytes("length of key", 1)
+	if err != nil {
+		return c, err
+	}
+	c.Key = string(key)
+	switch c.What {
+	case HasIndex:
+		c.Index, err = d.uvarint("index")
+	case HasValue:
+		c.Value, err = d.bytes("length of value", 0)
+	}
+	return c, err
+}
+
+func (d *decoder) operations() (ops []Operation, err error) {
+	n, err := d.count("number of operations", 0, minOp)
+	for ; n > 0 && err == nil; n-- {
+		var op byte
+		if op, err = d.byte("operation"); err != nil {
+			break
+		}
+		o := Operation{Op: Op(op)}
+		if o.Op < OpSet || o.Op > OpGet {
+			d.at--
+			return nil, d.malformed("unknown operation %d", op)
+		}
+		var key []byte
+		if key, err = d.bytes("length of key", 1); err == nil && o.Op == OpSet {
+			o.Value, err = d.bytes("length of value", 0)
+		}
+		o.Key = string(key)
+		ops = append(ops, o)
+	}
+	return ops, err
 }
 
 func (d *decoder) byte(what string) (byte, error) {

@@ -67,6 +67,9 @@ func TestRoundTrip(t *testing.T) {
 		{name: "many", batch: many},
 		{name: "remove a prefix", batch: []Command{{Kind: RemovePrefix, Pairs: []Pair{{Key: "a"}}}}},
 		{name: "options", batch: optioned},
+		{name: "transaction", batch: []Command{
+			transaction, {Kind: Txn, Txn: &Transaction{}}, set("a", "1"), {Kind: RaiseFormat, To: 1 << 40},
+		}},
 		{name: "restore", batch: []Command{{Kind: Unstage}, {Kind: Stage, Pairs: set("a", "1", "b", "").Pairs},
 			{Kind: StageRecords, Pairs: set("key", "record").Pairs}, {Kind: Restore, Items: 1 << 40, Records: 1}}},
 	} {
@@ -146,6 +149,76 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestGoldenV2 is TestGolden for the entries of cluster format 2.
+func TestGoldenV2(t *testing.T) {
+	batch := []Command{{Kind: RaiseFormat, To: 2}, transaction, with(transaction, Options{IdempotencyKey: "id"})}
+	const body = "04" +
+		"00" + "0161" +
+		"01" + "0162" +
+		"02" + "0163" + "ac02" +
+		"03" + "0164" + "0131" +
+		"03" +
+		"01" + "0161" + "0576616c7565" +
+		"02" + "0162" +
+		"03" + "0163" +
+		"01" +
+		"03" + "0161"
+	const want = "02" + "03" + "09" + "02" + "0a" + body + "4a" + "01" + "026964" + body
+	if got := hex.EncodeToString(Append(nil, batch...)); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	entry, err := hex.DecodeString(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Decode(entry); err != nil || !reflect.DeepEqual(got, batch) {
+		t.Errorf("got %v, %v, want %v", got, err, batch)
+	}
+}
+
+// transaction has every condition and every operation.
+var transaction = Command{Kind: Txn, Txn: &Transaction{
+	If: []Compare{
+		{Key: "a", What: Absent}, {Key: "b", What: Exists},
+		{Key: "c", What: HasIndex, Index: 300}, {Key: "d", What: HasValue, Value: []byte("1")},
+	},
+	Then: []Operation{
+		{Op: OpSet, Key: "a", Value: []byte("value")}, {Op: OpRemove, Key: "b"}, {Op: OpGet, Key: "c"},
+	},
+	Else: []Operation{{Op: OpGet, Key: "a"}},
+}}
+
+// TestFormat: the cluster format that a command needs is what its entry's version gives.
+func TestFormat(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		command Command
+		want    int
+	}{
+		{name: "set", command: set("a", "1"), want: 0},
+		{name: "remove", command: remove("a"), want: 0},
+		{name: "no-op", command: Command{Kind: Noop}, want: 0},
+		{name: "conditional set", command: optioned[0], want: 1},
+		{name: "remove a prefix", command: Command{Kind: RemovePrefix, Pairs: remove("a").Pairs}, want: 1},
+		{name: "restore", command: Command{Kind: Restore}, want: 1},
+		{name: "raise the format", command: Command{Kind: RaiseFormat, To: 2}, want: 2},
+		{name: "transaction", command: transaction, want: 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := tt.command.Format(); got != tt.want || got > Format {
+				t.Errorf("got %d, want %d", got, tt.want)
+			}
+			entry := Append(nil, set("a", "1"), tt.command)
+			if got, want := EntryFormat(entry), max(1, tt.want); got != want {
+				t.Errorf("of the entry: got %d, want %d", got, want)
+			}
+		})
+	}
+	if got := EntryFormat(nil); got != 0 {
+		t.Errorf("of no bytes: got %d, want 0", got)
+	}
+}
+
 func TestMalformed(t *testing.T) {
 	const huge = "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01" // 1<<64 - 1
 	for _, tt := range []struct {
@@ -155,7 +228,57 @@ func TestMalformed(t *testing.T) {
 	}{
 		{name: "empty", want: ErrMalformed, message: "ends before version"},
 		{name: "version 0", entry: "\x00\x01\x02\x01\x01a", want: ErrVersion, message: "0, want 1"},
-		{name: "version 2", entry: "\x02\x01\x02\x01\x01a", want: ErrVersion, message: "2, want 1"},
+		{name: "version 3", entry: "\x03\x01\x02\x01\x01a", want: ErrVersion, message: "3, want 1 to 2"},
+		{
+			name:    "version 2 of what has version 1",
+			entry:   "\x02\x01\x02\x01\x01a",
+			want:    ErrMalformed,
+			message: "at byte 0: version 2, but its commands are those of 1",
+		},
+		{
+			name:    "version 1 of what needs version 2",
+			entry:   "\x01\x01\x09\x02",
+			want:    ErrMalformed,
+			message: "at byte 0: version 1, but its commands are those of 2",
+		},
+		{name: "format 1", entry: "\x02\x01\x09\x01", want: ErrMalformed, message: "cluster format is 1"},
+		{name: "no format", entry: "\x02\x01\x09", want: ErrMalformed, message: "is 1, 1 bytes are left"},
+		{
+			name:    "format with options",
+			entry:   "\x02\x01\x49\x01\x01k\x02",
+			want:    ErrMalformed,
+			message: "at byte 2: unknown kind 73",
+		},
+		{
+			name:    "transaction with a condition among its options",
+			entry:   "\x02\x01\x4a\x03\x01k\x00\x00\x00\x00",
+			want:    ErrMalformed,
+			message: "options that a transaction can't have",
+		},
+		{
+			name:    "unknown condition",
+			entry:   "\x02\x01\x0a\x01\x04\x01a\x00\x00",
+			want:    ErrMalformed,
+			message: "at byte 4: unknown condition 4",
+		},
+		{
+			name:    "unknown operation",
+			entry:   "\x02\x01\x0a\x00\x01\x04\x01a\x00",
+			want:    ErrMalformed,
+			message: "at byte 5: unknown operation 4",
+		},
+		{
+			name:    "huge number of operations",
+			entry:   "\x02\x01\x0a\x00" + huge + "\x01\x01a\x00",
+			want:    ErrMalformed,
+			message: "bytes are left",
+		},
+		{
+			name:    "operation without a key",
+			entry:   "\x02\x01\x0a\x00\x01\x03\x00\x00",
+			want:    ErrMalformed,
+			message: "length of key is 0",
+		},
 		{
 			name:    "no number of commands",
 			entry:   "\x01",
@@ -199,7 +322,7 @@ func TestMalformed(t *testing.T) {
 			want:    ErrMalformed,
 			message: "at byte 2: unknown kind 0",
 		},
-		{name: "kind 9", entry: "\x01\x01\x09\x01\x01a", want: ErrMalformed, message: "unknown kind 9"},
+		{name: "kind 11", entry: "\x01\x01\x0b\x01\x01a", want: ErrMalformed, message: "unknown kind 11"},
 		{
 			name:    "no-op with pairs",
 			entry:   "\x01\x01\x03\x01\x01a",
@@ -327,7 +450,8 @@ func TestMalformed(t *testing.T) {
 }
 
 func TestEveryTruncationIsRefused(t *testing.T) {
-	entry := Append(nil, append(optioned, set("key", "value", "k", ""), Command{Kind: Restore}, remove("a", "bc"))...)
+	entry := Append(nil, append(optioned, set("key", "value", "k", ""), Command{Kind: Restore}, transaction,
+		Command{Kind: RaiseFormat, To: 2}, remove("a", "bc"))...)
 	for n := range entry {
 		if got, err := Decode(entry[:n]); !errors.Is(err, ErrMalformed) {
 			t.Errorf("first %d bytes: got %v, %v, want %v", n, got, err, ErrMalformed)

@@ -6,6 +6,7 @@
 // decodes it. The state machine turns each [Command] into a [Result]; for a command with
 // an idempotency key it keeps the Result as an idempotency record, by which it recognizes
 // the same command when a client sends it again ([Command.Identity], [Result.Record]).
+// Which commands a cluster may use at all is a matter of its format ([Command.Format]).
 //
 // Three formats are fixed here, and each has a version of its own, as each lives in
 // places of its own and must stay readable there: entries (codec.go; raft's log), the
@@ -26,8 +27,9 @@ const (
 
 // Format is the newest cluster format that this program knows: which kinds of entries, calls
 // between nodes and files there are (CHANGELOG.md, "Formats"). Nothing newer than the least
-// of all members' formats is used in a cluster.
-const Format = 1
+// of all members' formats is used in a cluster. An entry that needs format 2 or a later one
+// has it as its version.
+const Format = 2
 
 // Kind is what a command does. Its values are on disk and are never renumbered.
 type Kind byte
@@ -45,6 +47,10 @@ const (
 	Stage        Kind = 6
 	StageRecords Kind = 7 // idempotency keys and their records
 	Restore      Kind = 8
+
+	// Since format 2.
+	RaiseFormat Kind = 9  // raises the cluster format to that of the command
+	Txn         Kind = 10 // conditions on keys, then one of two lists of operations
 )
 
 // Pair is a key and, in a Set, Stage or StageRecords, its value. In others the
@@ -75,13 +81,103 @@ type Command struct {
 	Kind  Kind
 	Pairs []Pair
 
-	*Options              // of a Set, Remove or RemovePrefix; nil: none
+	*Options              // of a Set, Remove, RemovePrefix or Txn; nil: none
 	Items, Records uint64 // of a Restore: how many are staged
+	To             uint64 // of a RaiseFormat: the cluster format, 2 or more
+	Txn            *Transaction
+}
+
+// Format returns the least cluster format in which c may be used: 0, that of the first
+// programs, for those without a condition or an idempotency key that set or remove keys.
+func (c *Command) Format() int {
+	switch {
+	case c.Kind >= RaiseFormat:
+		return 2
+	case c.Kind > Noop || c.options() != 0:
+		return 1
+	}
+	return 0
+}
+
+// EntryFormat returns the least cluster format in which an entry may be used, by its
+// version: 1 for the entries from before there were formats.
+func EntryFormat(entry []byte) int {
+	if len(entry) == 0 {
+		return 0
+	}
+	return int(entry[0])
 }
 
 // Options of a command. It has no effect unless Match, if it is not none, holds for
-// every key and NoneMatch for no key.
+// every key and NoneMatch for no key. A Txn has neither of the two.
 type Options struct {
 	IdempotencyKey   string // empty: none
 	Match, NoneMatch Condition
 }
+
+// Transaction is what a Txn does, in one entry: if all conditions hold, the operations of
+// Then, and else those of Else, in their order. Each sees what the one before it did.
+type Transaction struct {
+	If         []Compare
+	Then, Else []Operation
+}
+
+// Branch returns the operations that a Txn with this result has carried out: none if it
+// was refused.
+func (t *Transaction) Branch(r Result) []Operation {
+	switch {
+	case r.Txn == nil:
+		return nil
+	case r.Txn.Held:
+		return t.Then
+	}
+	return t.Else
+}
+
+// Compare is a condition of a Transaction on one key.
+type Compare struct {
+	Key  string
+	What What
+
+	Index uint64 // of HasIndex
+	Value []byte // of HasValue
+}
+
+// Holds reports whether c holds for a key that was found, with this index and value, or not.
+func (c *Compare) Holds(found bool, index uint64, value string) bool {
+	switch c.What {
+	case Absent:
+		return !found
+	case HasIndex:
+		return found && index == c.Index
+	case HasValue:
+		return found && value == string(c.Value)
+	}
+	return found
+}
+
+// What a key is compared with. Its values are on disk and are never renumbered.
+type What byte
+
+const (
+	Absent   What = 0 // the key does not exist
+	Exists   What = 1
+	HasIndex What = 2 // the key was last set by the entry at this index
+	HasValue What = 3
+)
+
+// Operation of a Transaction.
+type Operation struct {
+	Op    Op
+	Key   string
+	Value []byte // of OpSet
+}
+
+// Op is what an Operation does. Its values are on disk and are never renumbered.
+type Op byte
+
+const (
+	OpSet    Op = 1
+	OpRemove Op = 2
+	OpGet    Op = 3
+)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -50,6 +51,13 @@ func TestGoldenIdentity(t *testing.T) {
 			canonical: "0101" + "44" + "04" + "00" + "01" + "0161",
 			identity:  "eb8fdf1a15e4dbe4",
 		},
+		{
+			name: "transaction, in version 2",
+			command: with(Command{Kind: Txn, Txn: &Transaction{If: []Compare{{Key: "a", What: Absent}}}},
+				Options{IdempotencyKey: "id"}),
+			canonical: "0201" + "0a" + "01" + "00" + "0161" + "00" + "00",
+			identity:  "682456e450e55678",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := hex.EncodeToString(tt.command.appendCanonical(nil)); got != tt.canonical {
@@ -79,6 +87,29 @@ func goldenIdentity() (identity [sha256.Size]byte) {
 		identity[i] = byte(i)
 	}
 	return identity
+}
+
+// TestGoldenTxnRecord is TestGoldenRecord for version 2, of a transaction.
+func TestGoldenTxnRecord(t *testing.T) {
+	identity := goldenIdentity()
+	want := Result{Index: 300, Txn: &TxnResult{Held: true, Operations: []OperationResult{{}, {Found: true}}}}
+	golden := string(identity[:]) + "\x00\x02" + "\xac\x02" + "\x01" + "\x02" + "\x00\x01"
+	if got := want.Record(identity); got != golden {
+		t.Errorf("got %x, want %x", got, golden)
+	}
+	if got, ok := ParseRecord(golden, identity); !ok || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %t, want %+v", got, ok, want)
+	}
+	for n := range golden {
+		if got, ok := ParseRecord(golden[:n], identity); ok {
+			t.Errorf("the first %d bytes are read as %+v", n, got)
+		}
+	}
+	for _, bad := range []string{golden + "\x00", golden[:len(golden)-1] + "\x02", golden[:36] + "\x03" + golden[37:]} {
+		if got, ok := ParseRecord(bad, identity); ok {
+			t.Errorf("%x is read as %+v", bad, got)
+		}
+	}
 }
 
 // TestGoldenRecord fails when the form of idempotency records changes: those in
@@ -131,6 +162,7 @@ func FuzzParseRecord(f *testing.F) {
 	f.Add(golden)
 	f.Add(golden[:sha256.Size])
 	f.Add(append(bytes.Clone(golden[:sha256.Size]), laterRecord, 2, 1, 1))
+	f.Add(append(bytes.Clone(golden[:sha256.Size]), laterRecord, recordV2, 1, 1, 2, 0, 1))
 	f.Fuzz(func(t *testing.T, record []byte) {
 		var identity [sha256.Size]byte
 		copy(identity[:], record)

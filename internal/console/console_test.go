@@ -102,6 +102,11 @@ func TestCloseOfABlockedConsole(t *testing.T) {
 
 // TestAppendCommand has the lines of every kind of command, and of every outcome.
 func TestAppendCommand(t *testing.T) {
+	transaction := &command.Transaction{
+		If:   []command.Compare{{Key: "k", What: command.Absent}},
+		Then: []command.Operation{{Op: command.OpSet, Key: "k", Value: []byte("v")}, {Op: command.OpRemove, Key: "l"}},
+		Else: []command.Operation{{Op: command.OpGet, Key: "k"}},
+	}
 	pair := func(key, value string) []command.Pair { return []command.Pair{{Key: key, Value: []byte(value)}} }
 	for _, test := range []struct {
 		name    string
@@ -125,6 +130,19 @@ func TestAppendCommand(t *testing.T) {
 			want:   "refused, Idempotency-Key of another request: set key=\"k\" value=\"v\" index=12 term=2\n"},
 		{name: "no-op", command: command.Command{Kind: command.Noop}, result: command.Result{Index: 12},
 			want: "no-op index=12 term=2\n"},
+		{name: "raise the format", command: command.Command{Kind: command.RaiseFormat, To: 2},
+			result: command.Result{Index: 12}, want: "cluster format 2 index=12 term=2\n"},
+		{name: "a transaction and what it did", command: command.Command{Kind: command.Txn, Txn: transaction},
+			result: command.Result{Index: 12, Txn: &command.TxnResult{Held: true}},
+			want: "transaction conditions=1 held=true index=12 term=2\n" +
+				"set key=\"k\" value=\"v\" index=12 term=2\nremove key=\"l\" index=12 term=2\n"},
+		{name: "a transaction whose conditions do not hold", command: command.Command{Kind: command.Txn, Txn: transaction},
+			result: command.Result{Index: 12, Txn: &command.TxnResult{}},
+			want:   "transaction conditions=1 held=false index=12 term=2\n"},
+		{name: "a transaction with a reused key", command: command.Command{Kind: command.Txn, Txn: transaction},
+			result: command.Result{Index: 12, Reused: true},
+			want: "refused, Idempotency-Key of another request: " +
+				"transaction conditions=1 held=false index=12 term=2\n"},
 		{name: "restore", command: command.Command{Kind: command.Restore, Items: 5},
 			result: command.Result{Index: 12, Counted: true}, want: "restore keys=5 complete=true index=12 term=2\n"},
 	} {

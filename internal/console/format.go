@@ -52,20 +52,42 @@ func AppendCommand(line, prefix []byte, c command.Command, r command.Result, ind
 		line = strconv.AppendUint(line, term, 10)
 		line = append(line, '\n')
 	}
+	set := func(key string, value []byte) {
+		begin()
+		line = append(line, "set key="...)
+		line = command.AppendQuoted(line, key)
+		line = append(line, " value="...)
+		line = command.AppendQuoted(line, value)
+		end()
+	}
+	remove := func(key string) {
+		begin()
+		line = append(line, "remove key="...)
+		line = command.AppendQuoted(line, key)
+		end()
+	}
 	switch c.Kind {
-	case command.Set, command.Remove:
+	case command.Set:
 		for _, p := range c.Pairs {
-			begin()
-			if c.Kind == command.Set {
-				line = append(line, "set key="...)
-				line = command.AppendQuoted(line, p.Key)
-				line = append(line, " value="...)
-				line = command.AppendQuoted(line, p.Value)
-			} else {
-				line = append(line, "remove key="...)
-				line = command.AppendQuoted(line, p.Key)
+			set(p.Key, p.Value)
+		}
+		return line
+	case command.Remove:
+		for _, p := range c.Pairs {
+			remove(p.Key)
+		}
+		return line
+	case command.Txn:
+		begin()
+		line = fmt.Appendf(line, "transaction conditions=%d held=%t", len(c.Txn.If), r.Txn != nil && r.Txn.Held)
+		end()
+		for _, o := range c.Txn.Branch(r) {
+			switch o.Op {
+			case command.OpSet:
+				set(o.Key, o.Value)
+			case command.OpRemove:
+				remove(o.Key)
 			}
-			end()
 		}
 		return line
 	case command.RemovePrefix:
@@ -85,6 +107,9 @@ func AppendCommand(line, prefix []byte, c command.Command, r command.Result, ind
 	case command.Restore:
 		begin()
 		line = fmt.Appendf(line, "restore keys=%d complete=%t", c.Items, r.Counted)
+	case command.RaiseFormat:
+		begin()
+		line = fmt.Appendf(line, "cluster format %d", c.To)
 	}
 	end()
 	return line

@@ -35,10 +35,17 @@ import (
 //	    uvarint length of record, record
 //
 // with uvarints as in encoding/binary. Version 1, which is read but not written,
-// has neither hash nor records nor staging area.
+// has neither hash nor records nor staging area. Version 3 has, before the applied index,
+//
+//	uvarint cluster format (>= 2)
+//
+// and is written if the cluster has such a format: as long as it has not, its members may
+// run a program that does not know version 3.
 const (
-	snapshotV1     = "raftkv\x01"
-	snapshotHeader = "raftkv\x02"
+	snapshotMagic = "raftkv"
+	snapshotV1    = 1
+	snapshotV2    = 2
+	snapshotV3    = 3
 )
 
 // Limits of what a snapshot may hold, in bytes, far above those of a request.
@@ -108,7 +115,13 @@ type encoder struct {
 }
 
 func (e *encoder) state(st *state) {
-	e.out.WriteString(snapshotHeader)
+	e.out.WriteString(snapshotMagic)
+	if st.format < 2 {
+		e.out.WriteByte(snapshotV2)
+	} else {
+		e.out.WriteByte(snapshotV3)
+		e.uvarint(st.format)
+	}
 	e.uvarint(st.index)
 	e.uvarint(st.term)
 	e.out.Write(st.hash[:])

@@ -7,7 +7,6 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
-	"strings"
 
 	"github.com/tidwall/btree"
 )
@@ -40,10 +39,15 @@ func (d *decoder) failed(what string, err error) {
 
 func (d *decoder) state() state {
 	st := newState()
-	v1 := d.header()
+	version := d.header()
+	if version >= snapshotV3 {
+		if st.format = d.uvarint("cluster format"); st.format < 2 {
+			d.damaged("cluster format is %d", st.format)
+		}
+	}
 	st.index = d.uvarint("applied index")
 	st.term = d.uvarint("applied term")
-	if v1 {
+	if version == snapshotV1 {
 		d.items(st.items, st.index)
 		d.trailer()
 		return st
@@ -61,13 +65,21 @@ func (d *decoder) state() state {
 	return st
 }
 
-// header reads the header, and returns whether it is that of version 1.
-func (d *decoder) header() (v1 bool) {
-	got := string(d.read("header", len(snapshotHeader)))
-	if got != snapshotV1 && !strings.HasPrefix(snapshotHeader, got) {
-		d.err = fmt.Errorf("%w: it begins with %q, want %q", ErrSnapshotVersion, got, snapshotHeader)
+// header reads the header, and returns its version.
+func (d *decoder) header() (version byte) {
+	got := d.read("header", len(snapshotMagic)+1)
+	n := min(len(got), len(snapshotMagic))
+	if string(got[:n]) != snapshotMagic[:n] {
+		d.err = fmt.Errorf("%w: it begins with %q, want %q", ErrSnapshotVersion, got, snapshotMagic)
 	}
-	return got == snapshotV1
+	if d.err != nil || len(got) == n {
+		return 0
+	}
+	if version = got[n]; version < snapshotV1 || version > snapshotV3 {
+		d.err = fmt.Errorf("%w: its version is %d, this program knows %d to %d; use a newer one",
+			ErrSnapshotVersion, version, snapshotV1, snapshotV3)
+	}
+	return version
 }
 
 func (d *decoder) data(into *data, applied uint64) {

@@ -54,6 +54,9 @@ func seal(body string) []byte {
 	return binary.BigEndian.AppendUint32([]byte(body), crc32.Checksum([]byte(body), castagnoli))
 }
 
+// headerV2 is the beginning of a snapshot of version 2.
+const headerV2 = "raftkv\x02"
+
 // checkRefused reads a snapshot that is to be refused with want and to
 // leave the store as it was.
 func checkRefused(t testing.TB, snapshot io.Reader, want error) error {
@@ -104,11 +107,52 @@ func TestGoldenV1(t *testing.T) {
 	for n := range golden {
 		checkRefused(t, bytes.NewReader(golden[:n]), ErrSnapshotDamaged)
 	}
-	for i := len(snapshotHeader); i < len(golden); i++ {
+	for i := len(headerV2); i < len(golden); i++ {
 		damaged := bytes.Clone(golden)
 		damaged[i] ^= 0x10
 		checkRefused(t, bytes.NewReader(damaged), ErrSnapshotDamaged)
 	}
+}
+
+// TestGoldenV3: a snapshot has the cluster format if it was raised, and only then.
+func TestGoldenV3(t *testing.T) {
+	raised := small()
+	raised.format = 2
+	golden := hex.EncodeToString([]byte("raftkv\x03\x02")) + goldenSnapshot[14:]
+	golden = hex.EncodeToString(reseal(t, golden))
+	if got := hex.EncodeToString(dump(t, raised)); got != golden {
+		t.Errorf("got %s, want %s", got, golden)
+	}
+	if got := readGolden(t, golden).Format(); got != 2 {
+		t.Errorf("format: got %d, want 2", got)
+	}
+	if got := readGolden(t, goldenSnapshot).Format(); got != 1 {
+		t.Errorf("format of a snapshot of version 2: got %d, want 1", got)
+	}
+	snapshot, _ := hex.DecodeString(golden)
+	for n := range snapshot {
+		checkRefused(t, bytes.NewReader(snapshot[:n]), ErrSnapshotDamaged)
+	}
+	s := New()
+	for index, to := range []uint64{3, 2} { // it never falls
+		s.Update(uint64(index)+1, 1, nil, func(tx *Tx) { tx.RaiseFormat(to) })
+		if got := s.Format(); got != 3 {
+			t.Errorf("format after raising it to %d: got %d, want 3", to, got)
+		}
+	}
+	if got := s.Clone().Format(); got != 3 {
+		t.Errorf("format of a clone: got %d, want 3", got)
+	}
+}
+
+// reseal returns a snapshot, of which golden is the hexadecimal form, with the checksum that it should have.
+func reseal(t *testing.T, golden string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seal(string(b[:len(b)-4]))
 }
 
 // readGolden returns a store that had something else and read the snapshot.
@@ -190,7 +234,7 @@ func TestEveryFlipIsRefused(t *testing.T) {
 			damaged := bytes.Clone(snapshot)
 			damaged[i] ^= byte(flip)
 			want := ErrSnapshotDamaged
-			if i < len(snapshotHeader) && !strings.HasPrefix(string(damaged), snapshotV1) {
+			if version := damaged[6]; i < 6 || version < snapshotV1 || version > snapshotV3 {
 				want = ErrSnapshotVersion
 			}
 			if checkRefused(t, bytes.NewReader(damaged), want); t.Failed() {
@@ -208,7 +252,7 @@ func TestEveryTruncationIsRefused(t *testing.T) {
 }
 
 func TestRefusedSnapshots(t *testing.T) {
-	head := snapshotHeader + "\x05\x03" + strings.Repeat("c", 32)
+	head := headerV2 + "\x05\x03" + strings.Repeat("c", 32)
 	const huge = "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01" // 1<<64 - 1
 	for _, tt := range []struct {
 		name     string
@@ -231,9 +275,15 @@ func TestRefusedSnapshots(t *testing.T) {
 		},
 		{
 			name:     "newer version",
-			snapshot: seal("raftkv\x03\x00\x00\x00"),
+			snapshot: seal("raftkv\x04\x00\x00\x00"),
 			want:     ErrSnapshotVersion,
-			message:  `begins with "raftkv\x03"`,
+			message:  "its version is 4, this program knows 1 to 3; use a newer one",
+		},
+		{
+			name:     "version 3 of format 1",
+			snapshot: seal("raftkv\x03\x01" + strings.Repeat("\x00", 40)),
+			want:     ErrSnapshotDamaged,
+			message:  "cluster format is 1",
 		},
 		{
 			name:     "trailing byte",
@@ -249,13 +299,13 @@ func TestRefusedSnapshots(t *testing.T) {
 		},
 		{
 			name:     "overflowing index",
-			snapshot: seal(snapshotHeader + huge[:9] + "\x02\x00\x00"),
+			snapshot: seal(headerV2 + huge[:9] + "\x02\x00\x00"),
 			want:     ErrSnapshotDamaged,
 			message:  "applied index is too large",
 		},
 		{
 			name:     "endless index",
-			snapshot: seal(snapshotHeader + strings.Repeat("\xff", 20)),
+			snapshot: seal(headerV2 + strings.Repeat("\xff", 20)),
 			want:     ErrSnapshotDamaged,
 			message:  "applied index is too large",
 		},
@@ -385,7 +435,7 @@ func TestReaderFails(t *testing.T) {
 }
 
 func TestDamagedLengthAllocatesLittle(t *testing.T) {
-	head := snapshotHeader + "\x05\x01" + strings.Repeat("c", 32) + "\x01"
+	head := headerV2 + "\x05\x01" + strings.Repeat("c", 32) + "\x01"
 	snapshot := []byte(head + "\x01a\x80\x80\x80\x20" + "not 64 MiB")
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -457,7 +507,7 @@ func FuzzReadSnapshot(f *testing.F) {
 	v1, _ := hex.DecodeString(goldenSnapshotV1)
 	f.Add(v1)
 	f.Add(v1[:len(v1)-4])
-	f.Add([]byte(snapshotHeader + "\x05\x01" + strings.Repeat("c", 32) + "\x02\x01a\x80\x80\x80\x20v\x05"))
+	f.Add([]byte(headerV2 + "\x05\x01" + strings.Repeat("c", 32) + "\x02\x01a\x80\x80\x80\x20v\x05"))
 	f.Fuzz(func(t *testing.T, input []byte) {
 		for _, snapshot := range [][]byte{input, seal(string(input))} {
 			s := New()

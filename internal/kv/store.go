@@ -57,9 +57,10 @@ type Store struct {
 
 // state is all that snapshots and clones hold.
 type state struct {
-	index uint64
-	term  uint64
-	hash  [sha256.Size]byte
+	index  uint64
+	term   uint64
+	format uint64 // of the cluster; 0: the first, or one that was never raised
+	hash   [sha256.Size]byte
 	data
 
 	// The staging area, and the term that it was begun in, 0 if there is none.
@@ -140,6 +141,13 @@ func (s *Store) Applied() (index, term uint64) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.index, s.term
+}
+
+// Format returns the cluster format: that of the last RaiseFormat, 1 if there was none.
+func (s *Store) Format() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return int(max(s.format, 1))
 }
 
 // Ascend calls yield for each key that is from or comes after it, in order,

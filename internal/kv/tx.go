@@ -55,6 +55,9 @@ func (tx *Tx) RemovePrefix(prefix string) (removed int) {
 	return len(tx.changes) - first
 }
 
+// RaiseFormat makes the cluster format at least format.
+func (tx *Tx) RaiseFormat(format uint64) { tx.state.format = max(tx.state.format, format) }
+
 // Record returns the idempotency record of an idempotency key, and whether there is
 // one.
 func (tx *Tx) Record(key string) (string, bool) {

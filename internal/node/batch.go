@@ -42,6 +42,9 @@ func (n *Node) Propose(ctx context.Context, c command.Command) (command.Result, 
 		return command.Result{}, err
 	}
 	defer n.life.endProposal()
+	if err := n.requireFormat(ctx, c.Format()); err != nil {
+		return command.Result{}, err
+	}
 	return n.batcher.propose(ctx, c)
 }
 

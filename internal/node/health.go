@@ -115,6 +115,9 @@ func (n *Node) watch() {
 		n.checkReplicas(n.life.ctx)
 		i := n.current.Load()
 		servers := i.servers()
+		if n.versions.keep(servers); !i.leads() { // the leader has just asked all of them
+			n.members.askAll(n.life.ctx, servers)
+		}
 		if _, leader := i.raft.LeaderWithID(); leader != "" || n.life.now() == removed {
 			missing, began = 0, time.Now()
 			continue

@@ -164,13 +164,16 @@ func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *r
 		return false, fmt.Errorf("%w: the node at %s is %s, not %s; correct nodeId or raftPort",
 			ErrConflict, j.Address, info.NodeID, j.ID)
 	case same && !info.Removed:
-		return false, nil
+		return false, n.mayJoin(&info)
 	case present != nil && n.runs(ctx, *present):
 		return false, fmt.Errorf("%w: %s is the name of a member that runs at %s; start the node at %s with another "+
 			"RAFT_NODE_ID and an empty volume, then join it by that name", ErrConflict, j.ID, present.Address, j.Address)
 	case present != nil:
 		return false, fmt.Errorf("%w: %s is a member, but the node at %s has lost its volume; "+
 			"/leave?nodeId=%s first, then join it", ErrConflict, j.ID, j.Address, j.ID)
+	}
+	if err := n.mayJoin(&info); err != nil {
+		return false, err
 	}
 	// What raft calls the configuration may not be committed: a node whose removal is
 	// not may yet be asked for its vote, and must not be adopted without its log.

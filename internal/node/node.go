@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +25,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
+	"raftkv/internal/command"
 	"raftkv/internal/peer"
 	"raftkv/internal/storage"
 )
@@ -42,6 +44,8 @@ type StateMachine interface {
 	// unknown; HashAt is what it was at one of the last indexes applied.
 	Hash() (index uint64, hash [32]byte)
 	HashAt(index uint64) (hash [32]byte, ok bool)
+	// Format is the cluster format, which a RaiseFormat command raises.
+	Format() int
 	// Len is how many keys it holds.
 	Len() int
 	// Reset empties it. Called only while no raft instance uses it.
@@ -67,6 +71,7 @@ type Config struct {
 	catchUp, adopt time.Duration
 	commit         time.Duration
 	lowSpace       uint64
+	maxFormat      int // that this node reports; 0: command.Format
 	confirmTerm    func(ctx context.Context, i *instance, term uint64) error
 }
 
@@ -87,6 +92,7 @@ type Node struct {
 	reads     *readIndex  // linearizable reads
 	idleTimer *time.Timer // fires when no entry has been appended for a while: see pollCommitIndex
 	members   *members    // calls to other nodes
+	versions  versions    // of the other members
 	leader    leaderURL
 	health    health
 }
@@ -155,13 +161,17 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		idleTimer:  time.NewTimer(idleAfterOne),
 		members:    &members{self: config.ID, client: port.Client(), clusterID: port.ClusterID},
 	}
+	n.members.heard = n.versions.heard
 	n.life.init()
 	n.batcher = &batcher{raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped}
 	if n.config.confirmTerm == nil {
 		n.config.confirmTerm = n.reads.majorityAt
 	}
 	if err := n.open(); err != nil {
-		if errors.Is(err, storage.ErrCorrupt) {
+		switch {
+		case errors.Is(err, storage.ErrNewer):
+			err = fmt.Errorf("%w: it is as it was; start that version on it", err)
+		case errors.Is(err, storage.ErrCorrupt):
 			err = fmt.Errorf("%w: it is left as it is; move it away and start this node with an empty one; "+
 				"if it was a member of a cluster, /leave and /join it there", err)
 		}
@@ -226,6 +236,8 @@ func (n *Node) start() error {
 		Fatal:        n.fail,
 		WriteTimeout: writeLimit,
 		OnAppend:     n.onAppend,
+		EntryFormat:  command.EntryFormat,
+		MaxFormat:    command.Format,
 		Wrap:         n.config.disk,
 	})
 	if err != nil {
@@ -293,27 +305,46 @@ func (n *Node) raftConfig() *raft.Config {
 // called fail.
 var errStopped = errors.New("stopped by the log")
 
+// restorer keeps the last error of Restore, which NewRaft only logs.
+type restorer struct {
+	StateMachine
+	err error // written by the goroutine of newRaft, until NewRaft returns
+}
+
+// Restore implements raft.FSM.
+func (r *restorer) Restore(snapshot io.ReadCloser) error {
+	err := r.StateMachine.Restore(snapshot)
+	r.err = err
+	return err
+}
+
 // newRaft is raft.NewRaft in a goroutine of its own: the log ends the goroutine that meets
 // a failure (storage.Log), and raft panics when an entry is missing.
 func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.LogStore, t raft.Transport,
 	recovery *raft.Configuration) (r *raft.Raft, err error) {
 	err = errStopped
 	done := make(chan struct{})
+	restoring := &restorer{StateMachine: machine}
 	go func() {
 		defer close(done)
+		defer func() {
+			if err != nil && restoring.err != nil {
+				err = fmt.Errorf("%w: %w", err, restoring.err)
+			}
+		}()
 		defer func() {
 			if p := recover(); p != nil {
 				err = fmt.Errorf("%w: %v", storage.ErrCorrupt, p)
 			}
 		}()
 		if recovery != nil {
-			if err = raft.RecoverCluster(c, machine, v.Log, v.Log, v.Snapshots, t, *recovery); err != nil {
+			if err = raft.RecoverCluster(c, restoring, v.Log, v.Log, v.Snapshots, t, *recovery); err != nil {
 				err = fmt.Errorf("%s: %w", storage.RecoveryFile, err)
 				return
 			}
 			machine.Reset()
 		}
-		r, err = raft.NewRaft(c, machine, log, v.Log, v.Snapshots, t)
+		r, err = raft.NewRaft(c, restoring, log, v.Log, v.Snapshots, t)
 	}()
 	<-done
 	return r, err

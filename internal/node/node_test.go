@@ -58,6 +58,9 @@ func (m machine) ApplyBatch(logs []*raft.Log) []any {
 				panic(err)
 			}
 			for _, c := range commands {
+				if c.Kind == command.RaiseFormat {
+					tx.RaiseFormat(c.To)
+				}
 				key := ""
 				for _, p := range c.Pairs {
 					tx.Set(p.Key, p.Value)
@@ -81,6 +84,7 @@ func (m machine) WaitApplied(ctx context.Context, index uint64) error {
 }
 func (m machine) Hash() (uint64, [32]byte)             { return m.store.Hash() }
 func (m machine) HashAt(index uint64) ([32]byte, bool) { return m.store.HashAt(index) }
+func (m machine) Format() int                          { return m.store.Format() }
 func (m machine) Len() int                             { return m.store.Len() }
 func (m machine) Reset() {
 	if f := m.reset.Load(); f != nil {

@@ -72,6 +72,7 @@ type members struct {
 	self      string // ID of this node, which is not asked
 	client    *http.Client
 	clusterID func() peer.ClusterID
+	heard     func(*Info) // called with the Info of a member, when it has answered
 }
 
 // call makes a call and decodes its answer, if answer is not nil. An error of the other
@@ -128,6 +129,7 @@ func (m *members) askMember(ctx context.Context, server raft.Server) (*Info, err
 	if info.NodeID != string(server.ID) || info.ClusterID != m.clusterID().String() {
 		return nil, errors.New("another node answers there")
 	}
+	m.heard(&info)
 	return &info, nil
 }
 

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -19,6 +20,7 @@ type Info struct {
 	NodeID       string `json:"nodeId"`
 	ClusterID    string `json:"clusterId"`
 	Version      string `json:"version"`   // of the program
+	Format       int    `json:"format"`    // of the cluster: nothing newer is used in it
 	MaxFormat    int    `json:"maxFormat"` // the newest cluster format that the program knows; 0: it is too old to say
 	State        string `json:"state"`     // Leader, Follower, Candidate or Shutdown
 	Leader       string `json:"leader"`
@@ -104,7 +106,8 @@ func (n *Node) Info() Info {
 		NodeID:       n.config.ID,
 		ClusterID:    peer.ClusterID(i.volume.Cluster).String(),
 		Version:      n.config.Version,
-		MaxFormat:    command.Format,
+		Format:       n.machine.Format(),
+		MaxFormat:    cmp.Or(n.config.maxFormat, command.Format),
 		State:        r.State().String(),
 		Leader:       string(leader),
 		Term:         r.CurrentTerm(),

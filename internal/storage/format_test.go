@@ -54,6 +54,7 @@ func TestLogFormat(t *testing.T) {
 		Fatal:        func(err error) { t.Errorf("the log failed: %v", err) },
 		WriteTimeout: time.Minute,
 		OnAppend:     func() {},
+		EntryFormat:  func([]byte) int { return 1 },
 	})
 	logs := []*raft.Log{
 		{Index: 2, Term: 7, Type: raft.LogCommand, Data: []byte("data"), Extensions: []byte("ext")},

@@ -33,6 +33,8 @@ type Log struct {
 	retainAfter  func() (index uint64) // compaction keeps every entry above it
 	last         atomic.Uint64         // index of the last entry, as the end marker has it
 	onAppend     func()                // called when entries were stored; must not block
+	entryFormat  func([]byte) int      // Options.EntryFormat
+	format       uint64                // that the volume states; used by writers of the log alone
 }
 
 // LogAndStable is what Log needs of raft-boltdb. Tests put failing disks here.
@@ -58,6 +60,7 @@ func newLog(disk LogAndStable, last uint64, retainAfter func() uint64, o Options
 		writeTimeout: o.WriteTimeout,
 		retainAfter:  retainAfter,
 		onAppend:     o.OnAppend,
+		entryFormat:  o.EntryFormat,
 	}
 	l.last.Store(last)
 	return l
@@ -99,10 +102,26 @@ func (l *Log) StoreLogs(logs []*raft.Log) error {
 		return nil
 	}
 	last := logs[len(logs)-1].Index
+	l.raiseFormat(logs)
 	l.write("append to the log", func() error { return appendLogs(l.disk, logs, last) })
 	l.last.Store(last)
 	l.onAppend()
 	return nil
+}
+
+// raiseFormat has the volume state the format of logs, before they are on disk, if it is a higher one: a program that
+// does not know it refuses the volume, and does not fail at an entry that it can't decode.
+func (l *Log) raiseFormat(logs []*raft.Log) {
+	format := l.format
+	for _, log := range logs {
+		if log.Type == raft.LogCommand {
+			format = max(format, uint64(l.entryFormat(log.Data)))
+		}
+	}
+	if format > l.format {
+		_ = l.SetUint64(keyFormat, format) // returns only if it is on disk
+		l.format = format
+	}
 }
 
 // DeleteRange implements raft.LogStore. Raft cuts the end off when a new leader has other entries there, and the

@@ -29,6 +29,7 @@ func TestHungDisk(t *testing.T) {
 		Fatal:        func(err error) { failed <- err },
 		WriteTimeout: 10 * time.Millisecond,
 		OnAppend:     func() {},
+		EntryFormat:  func([]byte) int { return 1 },
 	})
 	done := make(chan struct{})
 	go func() {
@@ -50,6 +51,7 @@ func TestLogDetectsDamage(t *testing.T) {
 			Fatal:        func(err error) { failed <- err },
 			WriteTimeout: time.Minute,
 			OnAppend:     func() {},
+			EntryFormat:  func([]byte) int { return 1 },
 		})
 		if err := s.StoreLogs([]*raft.Log{{Index: 1, Term: 7, Data: []byte("data")}}); err != nil {
 			t.Fatal(err)

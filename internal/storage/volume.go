@@ -46,6 +46,11 @@ type Options struct {
 
 	OnAppend func() // called when entries were stored; must not block
 
+	// EntryFormat returns the least cluster format in which a program can read an entry's data, MaxFormat the newest
+	// one that this program can read. A volume states the greatest one of all entries that it has ever held.
+	EntryFormat func(data []byte) int
+	MaxFormat   int
+
 	Wrap func(LogAndStable) LogAndStable // for tests: puts a disk that fails below the log; nil: none
 }
 
@@ -165,8 +170,8 @@ func Open(dir string, o Options) (*Volume, error) {
 		return nil, err
 	}
 	v := &Volume{Snapshots: snaps, dir: dir}
-	var end uint64
-	if v.Cluster, end, err = checkVolume(dir, o.NodeID, snaps); err != nil {
+	var end, format uint64
+	if v.Cluster, end, format, err = checkVolume(dir, o, snaps); err != nil {
 		return nil, err
 	}
 	err = guard(func() (err error) {
@@ -185,6 +190,7 @@ func Open(dir string, o Options) (*Volume, error) {
 		disk = o.Wrap(disk)
 	}
 	v.Log = newLog(disk, end, snaps.oldest, o)
+	v.Log.format = format
 	return v, nil
 }
 
@@ -192,7 +198,7 @@ func Open(dir string, o Options) (*Volume, error) {
 func (v *Volume) Close() error { return v.bolt.Close() }
 
 // checkVolume reads and verifies all of raft.db and the newest snapshots, and writes nothing.
-func checkVolume(dir, nodeID string, snaps *Snapshots) (cluster ClusterID, end uint64, err error) {
+func checkVolume(dir string, o Options, snaps *Snapshots) (cluster ClusterID, end, format uint64, err error) {
 	err = guard(func() (err error) {
 		if err := checkBolt(boltPath(dir)); err != nil {
 			return err
@@ -202,13 +208,16 @@ func checkVolume(dir, nodeID string, snaps *Snapshots) (cluster ClusterID, end u
 			return err
 		}
 		defer func() { err = errors.Join(err, bolt.Close()) }()
-		if cluster, err = checkStable(bolt, nodeID); err != nil {
+		if cluster, err = checkStable(bolt, o.NodeID); err != nil {
+			return err
+		}
+		if format, err = readFormat(bolt, o.MaxFormat); err != nil {
 			return err
 		}
 		end, err = checkLog(bolt, snaps)
 		return err
 	})
-	return cluster, end, err
+	return cluster, end, format, err
 }
 
 // checkStable verifies the stable values and returns the cluster ID.
@@ -227,6 +236,24 @@ func checkStable(bolt raft.StableStore, nodeID string) (cluster ClusterID, err e
 		}
 	}
 	return cluster, nil
+}
+
+// ErrNewer is returned when a newer version of the program has written what is on disk. It is not damaged.
+var ErrNewer = errors.New("a newer version of raftkv has written it")
+
+// readFormat returns the format that the volume states, 1 if it states none: none was ever higher.
+func readFormat(bolt raft.StableStore, maxFormat int) (format uint64, err error) {
+	value, err := getStable(bolt, keyFormat)
+	switch {
+	case errors.Is(err, raftboltdb.ErrKeyNotFound):
+		return 1, nil
+	case err != nil || len(value) != 8:
+		return 0, fmt.Errorf("%w: stable value %s: %v", ErrCorrupt, keyFormat, err)
+	}
+	if format = binary.BigEndian.Uint64(value); format > uint64(maxFormat) {
+		return 0, fmt.Errorf("it has format %d, this version knows formats up to %d: %w", format, maxFormat, ErrNewer)
+	}
+	return format, nil
 }
 
 // checkLog verifies every entry, and that the log together with the newest readable snapshot rebuilds all that the
@@ -280,6 +307,7 @@ func checkLog(bolt raft.LogStore, snaps *Snapshots) (end uint64, err error) {
 var (
 	keyClusterID     = []byte("ClusterID")
 	keyNodeID        = []byte("NodeID")
+	keyFormat        = []byte("Format")        // missing: 1
 	keyRecoveredFrom = []byte("RecoveredFrom") // cluster ID before a recovery under way; else empty or missing
 	keyCurrentTerm   = []byte("CurrentTerm")
 	keyLastVoteTerm  = []byte("LastVoteTerm")

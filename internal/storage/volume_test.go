@@ -40,17 +40,103 @@ func testVolume(t testing.TB, n int) (dir string, entries []string) {
 
 func mustOpen(t testing.TB, dir string) *Volume {
 	t.Helper()
-	v, err := Open(dir, Options{
+	v, err := Open(dir, testOptions(t))
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	return v
+}
+
+// testOptions are those of node n1, of a program that knows format 2, and for which the first byte of an entry is its
+// format.
+func testOptions(t testing.TB) Options {
+	return Options{
 		NodeID:       "n1",
 		Logger:       hclog.NewNullLogger(),
 		Fatal:        func(err error) { t.Errorf("the log failed: %v", err) },
 		WriteTimeout: time.Minute,
 		OnAppend:     func() {},
-	})
-	if err != nil {
-		t.Fatalf("Open: %v", err)
+		EntryFormat: func(data []byte) int {
+			if len(data) == 0 || data[0] > 9 {
+				return 1
+			}
+			return int(data[0])
+		},
+		MaxFormat: 2,
 	}
-	return v
+}
+
+// TestFormat: a volume states the greatest format of the entries that it was given, before it has them, and a program
+// that does not know it refuses the volume as it is, and does not call it damaged.
+func TestFormat(t *testing.T) {
+	dir, _ := testVolume(t, 3)
+	format := func() uint64 {
+		t.Helper()
+		v := mustOpen(t, dir)
+		defer v.Close()
+		return v.Log.format
+	}
+	if got := format(); got != 1 {
+		t.Fatalf("format of a volume of version 1: got %d, want 1", got)
+	}
+	v := mustOpen(t, dir)
+	for i, data := range []string{"\x02new", "\x01old"} {
+		entry := &raft.Log{Index: v.Log.Last() + 1, Term: 9, Type: raft.LogCommand, Data: []byte(data)}
+		if err := v.Log.StoreLog(entry); err != nil {
+			t.Fatal(err)
+		}
+		if got := v.Log.format; got != 2 {
+			t.Errorf("after entry %d: got format %d, want 2", i+1, got)
+		}
+	}
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := format(); got != 2 {
+		t.Errorf("opened again: got format %d, want 2", got)
+	}
+	before, err := os.ReadFile(boltPath(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := testOptions(t)
+	old.MaxFormat = 1
+	_, err = Open(dir, old)
+	const want = "it has format 2, this version knows formats up to 1"
+	if !errors.Is(err, ErrNewer) || errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), want) {
+		t.Errorf("an older program: got %v, want ErrNewer: … %s", err, want)
+	}
+	if after, err := os.ReadFile(boltPath(dir)); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the older program has changed raft.db (%v)", err)
+	}
+}
+
+// TestFormatFirst: an entry is written after the format that it needs is stated.
+func TestFormatFirst(t *testing.T) {
+	below := &orderedDisk{InmemStore: raft.NewInmemStore()}
+	l := newLog(below, 0, nil, testOptions(t))
+	if err := l.StoreLogs([]*raft.Log{{Index: 1, Term: 1, Type: raft.LogCommand, Data: []byte{2}}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Join(below.order, " "), "set-Format logs"; got != want {
+		t.Errorf("written: got %q, want %q", got, want)
+	}
+}
+
+// orderedDisk notes in which order it is written.
+type orderedDisk struct {
+	*raft.InmemStore
+	order []string
+}
+
+func (d *orderedDisk) Set(key, value []byte) error {
+	d.order = append(d.order, "set-"+string(key))
+	return d.InmemStore.Set(key, value)
+}
+
+func (d *orderedDisk) StoreLogs(logs []*raft.Log) error {
+	d.order = append(d.order, "logs")
+	return d.InmemStore.StoreLogs(logs)
 }
 
 // readAll returns the entries of a log, each as text.
@@ -96,7 +182,7 @@ func TestDamagedLogIsNeverServed(t *testing.T) {
 		if err := os.WriteFile(boltPath(dir), damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err := checkVolume(dir, "n1", snaps)
+		_, _, _, err := checkVolume(dir, testOptions(t), snaps)
 		if err != nil {
 			refused++
 			if !errors.Is(err, ErrCorrupt) || strings.Contains(err.Error(), "\n") {
