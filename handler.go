@@ -58,6 +58,7 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	router.Handle("/set", request(h.set)).Methods(get, post, put)
 	router.Handle("/get", request(h.get)).Methods(get, head, post)
 	router.Handle("/remove", request(h.remove)).Methods(get, post)
+	router.Handle("/txn", request(h.txn)).Methods(post)
 	router.Handle("/list", stream(h.list)).Methods(get, post)
 	router.Handle("/watch", stream(h.watch)).Methods(get, post)
 	router.Handle("/join", request(h.join)).Methods(get, post)
@@ -133,7 +134,7 @@ func (h *handler) methodNotAllowed(w http.ResponseWriter, r *http.Request) error
 // set sets one key, or several at once: all or none of them, in one entry of the log.
 func (h *handler) set(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Set handler called")
-	c, err := api.Set(r)
+	c, err := api.Set(r, h.history())
 	if err != nil {
 		return err
 	}
@@ -141,7 +142,7 @@ func (h *handler) set(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	w.Header().Set("ETag", api.ETag(result.Index))
+	w.Header().Set("ETag", h.history().ETag(result.Index))
 	api.WriteLine(w, "OK index=%d", result.Index)
 	return nil
 }
@@ -150,7 +151,7 @@ func (h *handler) set(w http.ResponseWriter, r *http.Request) error {
 // one entry of the log.
 func (h *handler) remove(w http.ResponseWriter, r *http.Request) error {
 	h.log.Info("Remove handler called")
-	c, err := api.Remove(r)
+	c, err := api.Remove(r, h.history())
 	if err != nil {
 		return err
 	}
@@ -162,6 +163,27 @@ func (h *handler) remove(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// txn carries out a transaction: conditions on keys, then one of two lists of operations.
+func (h *handler) txn(w http.ResponseWriter, r *http.Request) error {
+	h.log.Info("Txn handler called")
+	c, err := api.Txn(r, h.history())
+	if err != nil {
+		return err
+	}
+	result, err := h.propose(r.Context(), c)
+	if err != nil {
+		return err
+	}
+	api.WriteTxn(w, c, result, h.history())
+	return nil
+}
+
+// history is what the indexes of this node's answers belong to.
+func (h *handler) history() api.History {
+	mark, mixed := h.node.History()
+	return api.History{Mark: mark, Plain: mixed}
+}
+
 // propose replicates c and returns what the state machine made of it. If that is nothing,
 // because a condition of c does not hold, it returns an api.Error.
 func (h *handler) propose(ctx context.Context, c command.Command) (command.Result, error) {
@@ -169,7 +191,7 @@ func (h *handler) propose(ctx context.Context, c command.Command) (command.Resul
 	if err != nil {
 		return command.Result{}, err
 	}
-	return result, api.ResultError(c, result)
+	return result, api.ResultError(c, result, h.history())
 }
 
 // prepareRead returns when the store may be read: at once for a stale read, which gets
@@ -202,7 +224,7 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return api.Errorf(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
 	}
-	etag := api.ETag(item.Index)
+	etag := h.history().ETag(item.Index)
 	w.Header().Set("ETag", etag)
 	if api.NotModified(r, etag) {
 		w.WriteHeader(http.StatusNotModified)
@@ -223,13 +245,13 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, q.Stale); err != nil {
 		return err
 	}
-	_ = api.WriteList(w, h.store.Clone(), q)
+	_ = api.WriteList(w, h.store.Clone(), q, h.history())
 	return nil
 }
 
 // watch answers server-sent events, one for each entry that changes a key with the prefix.
 func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
-	q, err := api.Watch(r)
+	q, err := api.Watch(r, h.history())
 	if err != nil {
 		return err
 	}
@@ -244,7 +266,7 @@ func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(h.ctx, cancel)()
-	_ = api.WriteWatch(ctx, w, watcher, after, keepAlive)
+	_ = api.WriteWatch(ctx, w, watcher, after, h.history(), keepAlive)
 	return nil
 }
 

@@ -345,7 +345,7 @@ func TestRefusedRequests(t *testing.T) {
 		{name: "status: DELETE", method: "DELETE", target: "/status", body: "", header: nil, status: 405,
 			says: "method DELETE", answers: only("GET, HEAD, POST")},
 		{name: "no such path", method: "GET", target: "/", body: "", header: nil, status: 404,
-			says: "/set /get /remove /list /watch /join /leave /transfer /status /snapshot /restore", answers: nil},
+			says: "/set /get /remove /txn /list /watch /join /leave /transfer /status /snapshot /restore", answers: nil},
 		{name: "no such path, hostile", method: "GET", target: "/a%0Ab", body: "", header: nil, status: 404,
 			says: "no such path", answers: nil},
 		{name: "path with a slash", method: "GET", target: "/set/?key=a&value=1", body: "", header: nil, status: 404,
@@ -513,7 +513,8 @@ func TestAcceptedRequests(t *testing.T) {
 				if want, _ := s.machine.Applied(); index != want {
 					t.Errorf("set: got index %d, want that of the last command, %d", index, want)
 				}
-				etag := fmt.Sprintf("%q", strconv.FormatUint(index, 10))
+				mark, _ := s.node.History()
+				etag := fmt.Sprintf(`"%d-%s"`, index, mark)
 				if got := a.header.Get("ETag"); got != etag {
 					t.Errorf("set: ETag: got %s, want %s", got, etag)
 				}

@@ -8,11 +8,59 @@ import (
 	"raftkv/internal/command"
 )
 
+// checkKeysOf returns an error for ETags in a condition of several keys: to which of them one
+// belongs can't be said there.
+func checkKeysOf(c *command.Command) error {
+	if len(c.Pairs) < 2 || c.Options == nil {
+		return nil
+	}
+	for name, condition := range map[string]command.Condition{"If-Match": c.Match, "If-None-Match": c.NoneMatch} {
+		if len(condition.Indexes) > 0 {
+			return badRequest("%s: with %d keys it takes only *, as an ETag is of one key; "+
+				"send a condition for each key to /txn", name, len(c.Pairs))
+		}
+	}
+	return nil
+}
+
 // maxETags bounds the ETags of one condition.
 const maxETags = 100
 
+// History is what indexes belong to: those of one cluster mean nothing in another, such as
+// the one that a backup was restored into. So ETags and event IDs carry a mark of it, and one
+// with another mark matches nothing.
+type History struct {
+	Mark string // never empty
+	// Plain is for a cluster in which another node runs a program that knows no marks: none
+	// are given out, and indexes without a mark are taken for this history's.
+	Plain bool
+}
+
+// ID returns the index with the mark, such as 12-93e28155: an event ID.
+func (h History) ID(index uint64) string {
+	id := strconv.FormatUint(index, 10)
+	if h.Plain {
+		return id
+	}
+	return id + "-" + h.Mark
+}
+
 // ETag returns the ETag of a key that was last set by the entry at index.
-func ETag(index uint64) string { return `"` + strconv.FormatUint(index, 10) + `"` }
+func (h History) ETag(index uint64) string { return `"` + h.ID(index) + `"` }
+
+// index returns the index of an ID. It is 0, which no key has, if the ID is another history's
+// or none that ID returns. Unmarked is true for an index alone, in a history that has marks.
+func (h History) index(id string) (index uint64, unmarked bool) {
+	digits, mark, marked := strings.Cut(id, "-")
+	index, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil || strconv.FormatUint(index, 10) != digits || (marked && mark != h.Mark) {
+		return 0, false
+	}
+	if !marked && !h.Plain {
+		return 0, true
+	}
+	return index, false
+}
 
 // RejectPreconditions rejects headers that r's path does not honor: a client that sends a
 // condition must not get an unconditional write.
@@ -32,15 +80,15 @@ func rejectHeaders(r *http.Request, names ...string) error {
 
 // options reads the conditions of RFC 9110, section 13, and the Idempotency-Key of
 // the IETF's draft; nil when there are none.
-func options(r *http.Request) (*command.Options, error) {
+func options(r *http.Request, h History) (*command.Options, error) {
 	if err := rejectHeaders(r, "If-Unmodified-Since", "If-Modified-Since", "Content-Range"); err != nil {
 		return nil, err
 	}
-	match, err := condition(r, "If-Match")
+	match, err := condition(r, h, "If-Match")
 	if err != nil {
 		return nil, err
 	}
-	noneMatch, err := condition(r, "If-None-Match")
+	noneMatch, err := condition(r, h, "If-None-Match")
 	if err != nil {
 		return nil, err
 	}
@@ -54,9 +102,9 @@ func options(r *http.Request) (*command.Options, error) {
 	return &command.Options{IdempotencyKey: key, Match: match, NoneMatch: noneMatch}, nil
 }
 
-// condition reads * or a list of ETags. A well-formed ETag that this program has not made
-// becomes index 0, which no key has.
-func condition(r *http.Request, name string) (c command.Condition, err error) {
+// condition reads * or a list of ETags. A well-formed ETag that this program has not made, or
+// of another history, becomes index 0, which no key has.
+func condition(r *http.Request, h History, name string) (c command.Condition, err error) {
 	lines := r.Header.Values(name)
 	if len(lines) == 0 {
 		return c, nil
@@ -65,6 +113,7 @@ func condition(r *http.Request, name string) (c command.Condition, err error) {
 	if text == "*" {
 		return command.Condition{Any: true}, nil
 	}
+	var plain error // for the first ETag without a mark
 	for {
 		text = strings.TrimLeft(text, " \t,") // a list may have empty elements
 		if text == "" {
@@ -79,9 +128,11 @@ func condition(r *http.Request, name string) (c command.Condition, err error) {
 		if !ok || text[0] != '"' || (rest != "" && rest[0] != ',') {
 			return c, badRequest(`%s: want * or ETags in double quotes, such as "12", with commas between`, name)
 		}
-		index, err := strconv.ParseUint(tag, 10, 64)
-		if err != nil || ETag(index) != `"`+tag+`"` {
-			index = 0
+		index, unmarked := h.index(tag)
+		if unmarked && plain == nil {
+			plain = Errorf(http.StatusPreconditionFailed, `%s: "%s" has no mark of the history that it belongs to, `+
+				`as ETags of older versions of raftkv: nothing was done; get the key again, and send the ETag that it has then`,
+				name, tag)
 		}
 		if c.Indexes = append(c.Indexes, index); len(c.Indexes) > maxETags {
 			return c, badRequest("%s: more than %d ETags; send fewer", name, maxETags)
@@ -91,7 +142,7 @@ func condition(r *http.Request, name string) (c command.Condition, err error) {
 	if c.IsNone() {
 		return c, badRequest(`%s: empty; want * or an ETag such as "12", or leave it out`, name)
 	}
-	return c, nil
+	return c, plain
 }
 
 // idempotencyKey reads the header, a string in double quotes as the draft has it, or
@@ -145,7 +196,7 @@ func unquote(text string) (string, bool) {
 
 // ResultError returns why the state machine has not applied c, as result has it; nil if it
 // has applied it.
-func ResultError(c command.Command, result command.Result) error {
+func ResultError(c command.Command, result command.Result, h History) error {
 	switch {
 	case result.Reused:
 		return Errorf(http.StatusUnprocessableEntity, "Idempotency-Key was already used for a different request; "+
@@ -153,7 +204,7 @@ func ResultError(c command.Command, result command.Result) error {
 	case result.Failed == 0:
 		return nil
 	}
-	header, has, advice := "If-None-Match", "has ETag "+ETag(result.Current), "get it to see what it is"
+	header, has, advice := "If-None-Match", "has ETag "+h.ETag(result.Current), "get it to see what it is"
 	if !c.Match.IsNone() && !c.Match.Holds(result.Current) {
 		header, advice = "If-Match", "get it again, and send the ETag that it has then"
 		if result.Current == 0 {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"raftkv/internal/command"
 	"raftkv/internal/kv"
@@ -41,8 +42,8 @@ func tooLarge(what string, limit int64) error {
 }
 
 // Set returns the command that sets the keys and values in the query and, with POST,
-// in a form; with PUT the body is the value.
-func Set(r *http.Request) (command.Command, error) {
+// in a form; with PUT the body is the value. ETags are of the history h.
+func Set(r *http.Request, h History) (command.Command, error) {
 	c := command.Command{Kind: command.Set}
 	values, err := Parse(r, "key", "value")
 	if err != nil {
@@ -52,7 +53,7 @@ func Set(r *http.Request) (command.Command, error) {
 	if err := checkKeys(keys); err != nil {
 		return c, err
 	}
-	if c.Options, err = options(r); err != nil {
+	if c.Options, err = options(r, h); err != nil {
 		return c, err
 	}
 	if r.Method == http.MethodPut {
@@ -80,17 +81,18 @@ func Set(r *http.Request) (command.Command, error) {
 		}
 		c.Pairs[i] = command.Pair{Key: key, Value: []byte(given[i])}
 	}
-	return c, nil
+	return c, checkKeysOf(&c)
 }
 
-// Remove returns the command that removes keys, or all keys with a prefix.
-func Remove(r *http.Request) (command.Command, error) {
+// Remove returns the command that removes keys, or all keys with a prefix. ETags are of the
+// history h.
+func Remove(r *http.Request, h History) (command.Command, error) {
 	c := command.Command{Kind: command.Remove}
 	values, err := Parse(r, "key", "prefix")
 	if err != nil {
 		return c, err
 	}
-	if c.Options, err = options(r); err != nil {
+	if c.Options, err = options(r, h); err != nil {
 		return c, err
 	}
 	keys := values.Values["key"]
@@ -99,7 +101,10 @@ func Remove(r *http.Request) (command.Command, error) {
 		for i, key := range keys {
 			c.Pairs[i].Key = key
 		}
-		return c, checkKeys(keys)
+		if err := checkKeys(keys); err != nil {
+			return c, err
+		}
+		return c, checkKeysOf(&c)
 	}
 	prefix, err := values.prefix()
 	switch {
@@ -185,13 +190,18 @@ type WatchRequest struct {
 	Prefix string
 	Stale  bool
 
-	after uint64 // the watch begins with the first entry behind this index
-	given string // what gave that index, Last-Event-ID or from; empty: the watch begins now
+	history History
+	foreign string // not empty: why the index is none of this history
+	after   uint64 // the watch begins with the first entry behind this index
+	given   string // what gave that index, Last-Event-ID or from; empty: the watch begins now
 }
 
 // Watch parses a WatchRequest. A client that reconnects repeats its from and sends
 // Last-Event-ID, which is newer and so takes precedence.
-func Watch(r *http.Request) (q WatchRequest, err error) {
+//
+// An event ID has the mark of its history, an index that a person gives with from need not.
+func Watch(r *http.Request, h History) (q WatchRequest, err error) {
+	q.history = h
 	values, err := Parse(r, "prefix", "from", "consistency")
 	if err != nil {
 		return q, err
@@ -210,8 +220,15 @@ func Watch(r *http.Request) (q WatchRequest, err error) {
 		}
 	}
 	if q.given != "" {
-		if q.after, err = strconv.ParseUint(index, 10, 64); err != nil {
+		digits, mark, marked := strings.Cut(index, "-")
+		if q.after, err = strconv.ParseUint(digits, 10, 64); err != nil {
 			return q, badRequest("%s: want an index, such as a list or an event gave it", q.given)
+		}
+		switch {
+		case marked && mark != h.Mark:
+			q.foreign = "is an index of another history"
+		case !marked && !h.Plain && q.given != "from":
+			q.foreign = "has no mark of its history, as event IDs of older versions of raftkv"
 		}
 	}
 	q.Stale, err = values.stale()
@@ -226,7 +243,10 @@ func (q WatchRequest) Open(store *kv.Store) (watcher *kv.Watcher, after uint64, 
 		watcher, after = store.WatchNow(q.Prefix)
 		return watcher, after, nil
 	}
-	const advice = "list, then watch from the Raftkv-Applied-Index of that"
+	const advice = "list, then watch from the Raftkv-Watch-From of that"
+	if q.foreign != "" {
+		return nil, 0, Errorf(http.StatusGone, "%s: %s; %s", q.given, q.foreign, advice)
+	}
 	if applied, _ := store.Applied(); q.after > applied && !q.Stale {
 		return nil, 0, Errorf(http.StatusGone, "%s: %d is not reached yet, so it is another cluster's; %s",
 			q.given, q.after, advice)

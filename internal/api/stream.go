@@ -46,9 +46,10 @@ func (i *item) setValue(value string) {
 
 // WriteList writes the keys of view that q asks for, in order, one JSON object a line. If
 // view is a Clone, no other reader or writer of the store waits for it.
-func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest) error {
+func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest, h History) error {
 	index, _ := view.Applied()
 	SetAppliedIndexHeader(w, index)
+	w.Header().Set("Raftkv-Watch-From", h.ID(index))
 	w.Header().Set("Content-Type", "application/jsonl")
 	disableProxyBuffering(w)
 	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
@@ -91,12 +92,12 @@ func WriteSnapshot(w http.ResponseWriter, view *kv.Store) error {
 // begins, then each event, and a comment whenever there was none for keepAlive. Each has
 // an id from which the client can resume.
 func WriteWatch(
-	ctx context.Context, w http.ResponseWriter, watcher *kv.Watcher, through uint64, keepAlive time.Duration,
+	ctx context.Context, w http.ResponseWriter, watcher *kv.Watcher, through uint64, h History, keepAlive time.Duration,
 ) error {
 	w.Header().Set("Content-Type", "text/event-stream")
 	disableProxyBuffering(w)
 	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
-	_, _ = fmt.Fprintf(out, ": watching after index %d\nid: %d\n\n", through, through)
+	_, _ = fmt.Fprintf(out, ": watching after index %d\nid: %s\n\n", through, h.ID(through))
 	for {
 		// A bufio.Writer keeps its first error.
 		if err := errors.Join(out.Flush(), http.NewResponseController(w).Flush()); err != nil {
@@ -110,10 +111,10 @@ func WriteWatch(
 			return nil
 		case err == nil:
 			for _, e := range events {
-				_, _ = out.Write(e.Encoded(encode))
+				_, _ = out.Write(e.Encoded(h.encode))
 			}
 		case errors.Is(err, context.DeadlineExceeded):
-			_, _ = fmt.Fprintf(out, ": keep-alive\nid: %d\n\n", through)
+			_, _ = fmt.Fprintf(out, ": keep-alive\nid: %s\n\n", h.ID(through))
 		default:
 			_, _ = fmt.Fprintf(out, ": %v; watch again with the last id\n\n", err)
 			return out.Flush()
@@ -122,7 +123,7 @@ func WriteWatch(
 }
 
 // encode returns e as a server-sent event.
-func encode(e *kv.Event) []byte {
+func (h History) encode(e *kv.Event) []byte {
 	data := struct {
 		Index   uint64 `json:"index"`
 		Term    uint64 `json:"term"`
@@ -137,7 +138,7 @@ func encode(e *kv.Event) []byte {
 		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "id: %d\ndata: ", e.Index)
+	fmt.Fprintf(&b, "id: %s\ndata: ", h.ID(e.Index))
 	lines := json.NewEncoder(&b)
 	lines.SetEscapeHTML(false)
 	_ = lines.Encode(data) // strings and numbers always encode

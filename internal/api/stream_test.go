@@ -73,7 +73,7 @@ func TestSlowReaderOfAList(t *testing.T) {
 
 	finished := make(chan error, 1)
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		finished <- WriteList(w, store.Clone(), ListRequest{})
+		finished <- WriteList(w, store.Clone(), ListRequest{}, testHistory)
 	})
 	body := get(t, server)
 	if got, want := line(t, body), `{"key":"key-0000000","value":"`+string(value)+`","index":1}`+"\n"; got != want {
@@ -121,7 +121,9 @@ func TestListEndsWithItsReader(t *testing.T) {
 		}
 	})
 	finished := make(chan error, 1)
-	server := serve(t, func(w http.ResponseWriter, r *http.Request) { finished <- WriteList(w, store, ListRequest{}) })
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		finished <- WriteList(w, store, ListRequest{}, testHistory)
+	})
 	r, err := http.Get(server.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -139,16 +141,16 @@ func TestQuietWatch(t *testing.T) {
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		watcher, after := store.WatchNow("k")
 		defer watcher.Close()
-		_ = WriteWatch(r.Context(), w, watcher, after, 5*time.Millisecond)
+		_ = WriteWatch(r.Context(), w, watcher, after, testHistory, 5*time.Millisecond)
 	})
 	body := get(t, server)
-	for _, want := range []string{": watching after index 0\n", "id: 0\n", "\n", ": keep-alive\n", "id: 0\n", "\n"} {
+	for _, want := range []string{": watching after index 0\n", "id: 0-0badcafe\n", "\n", ": keep-alive\n", "id: 0-0badcafe\n", "\n"} {
 		if got := line(t, body); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 	store.Update(7, 1, nil, func(tx *kv.Tx) { tx.Set("other", nil) })
-	for line(t, body) != "id: 7\n" {
+	for line(t, body) != "id: 7-0badcafe\n" {
 	}
 	store.Update(8, 2, nil, func(tx *kv.Tx) { tx.Set("k", []byte("<v>\n")) })
 	for {
@@ -202,15 +204,15 @@ func TestWatchEnds(t *testing.T) {
 		watcher, after := store.WatchNow("")
 		defer watcher.Close()
 		if r.URL.Path == "/gone" {
-			finished <- WriteWatch(r.Context(), w, watcher, after, time.Hour)
+			finished <- WriteWatch(r.Context(), w, watcher, after, testHistory, time.Hour)
 		} else {
-			finished <- WriteWatch(ctx, w, watcher, after, time.Hour)
+			finished <- WriteWatch(ctx, w, watcher, after, testHistory, time.Hour)
 		}
 	})
 	body := get(t, server)
 	line(t, body)
 	cancel()
-	if text, err := io.ReadAll(body); err != nil || string(text) != "id: 0\n\n" {
+	if text, err := io.ReadAll(body); err != nil || string(text) != "id: 0-0badcafe\n\n" {
 		t.Errorf("the node stops: got %q, %v, want the end", text, err)
 	}
 
@@ -244,9 +246,9 @@ func TestStreamsPassProxies(t *testing.T) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
 	for name, write := range map[string]func(w http.ResponseWriter) error{
-		"list":     func(w http.ResponseWriter) error { return WriteList(w, store, ListRequest{}) },
+		"list":     func(w http.ResponseWriter) error { return WriteList(w, store, ListRequest{}, testHistory) },
 		"snapshot": func(w http.ResponseWriter) error { return WriteSnapshot(w, store) },
-		"watch":    func(w http.ResponseWriter) error { return WriteWatch(ended, w, nil, 0, time.Second) },
+		"watch":    func(w http.ResponseWriter) error { return WriteWatch(ended, w, nil, 0, testHistory, time.Second) },
 	} {
 		w := httptest.NewRecorder()
 		_ = write(w) // a recorder has no deadlines, so that there may be an error

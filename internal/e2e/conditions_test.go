@@ -18,7 +18,8 @@ import (
 func TestConditionalRequests(t *testing.T) {
 	t.Parallel()
 	nodes := startThree(t)
-	other := nodes[0].Set(t, "other", "1")
+	nodes[0].Set(t, "other", "1")
+	other := nodes[0].Ask(t, "/get?key=other").Header.Get("ETag")
 	was := ""
 	for i, tt := range []struct {
 		target, header, value string // WAS is the ETag that k had last
@@ -30,16 +31,22 @@ func TestConditionalRequests(t *testing.T) {
 		{target: "/set?key=k&value=1", header: "If-None-Match", value: "*", status: 200, says: "OK index="},
 		{target: "/set?key=k&value=2", header: "If-None-Match", value: "*", status: 412,
 			says: `If-None-Match: key "k" has ETag WAS: nothing was done; get it`},
-		{target: "/set?key=k&value=3", header: "If-Match", value: fmt.Sprintf(`"%d"`, other), status: 412,
+		{target: "/set?key=k&value=3", header: "If-Match", value: other, status: 412,
 			says: `If-Match: key "k" has ETag WAS: nothing was done; get it again, and send the ETag`},
 		{target: "/set?key=k&value=4", header: "If-Match", value: `"abc", WAS`, status: 200, says: "OK index="},
-		{target: "/set?key=k&value=5", header: "If-Match", value: `"abc","x,y" ,, "1"`, status: 412, says: "has ETag WAS"},
+		{target: "/set?key=k&value=5", header: "If-Match", value: `"abc","x,y" ,, "1-00000000"`, status: 412, says: "has ETag WAS"},
+		{target: "/set?key=k&value=5", header: "If-Match", value: `"1"`, status: 412,
+			says: `If-Match: "1" has no mark of the history that it belongs to`},
+		{target: "/set?key=k&value=5", header: "If-None-Match", value: `"1"`, status: 412, says: "has no mark"},
 		{target: "/set?key=k&value=6", header: "If-None-Match", value: `WAS`, status: 412, says: "has ETag WAS"},
-		{target: "/set?key=k&value=7", header: "If-None-Match", value: `"1", "abc"`, status: 200, says: "OK index="},
-		{target: "/set?key=k&value=8&key=none&value=8", header: "If-Match", value: "WAS", status: 412,
+		{target: "/set?key=k&value=7", header: "If-None-Match", value: `"1-00000000", "abc"`, status: 200, says: "OK index="},
+		{target: "/set?key=k&value=8&key=none&value=8", header: "If-Match", value: "*", status: 412,
 			says: `key "none" is not there`},
-		{target: "/remove?key=k", header: "If-Match", value: `"1"`, status: 412, says: "has ETag WAS"},
-		{target: "/remove?key=k&key=other", header: "If-Match", value: `WAS`, status: 412, says: `key "other" has ETag`},
+		{target: "/set?key=k&value=8&key=other&value=8", header: "If-Match", value: "WAS", status: 400,
+			says: "If-Match: with 2 keys it takes only *, as an ETag is of one key; send a condition for each key to /txn"},
+		{target: "/remove?key=k&key=other", header: "If-None-Match", value: "WAS", status: 400,
+			says: "If-None-Match: with 2 keys it takes only *"},
+		{target: "/remove?key=k", header: "If-Match", value: `"1-00000000"`, status: 412, says: "has ETag WAS"},
 		{target: "/remove?key=k", header: "If-Match", value: "WAS", status: 200, says: "removed=1"},
 		{target: "/remove?key=k", header: "If-Match", value: "*", status: 412, says: "is not there"},
 	} {

@@ -62,6 +62,7 @@ type reader struct {
 	t         *testing.T
 	dir       string // the working directory: a copy of the scripts, and the binary
 	temp      string // stands for /tmp
+	mark      string // stands for pageMark: the last one that was printed
 	port      int    // stands for 8000; port+1000 for 9000, and so on for the ports after them
 	terminals map[string]*terminal
 
@@ -133,12 +134,18 @@ func (r *reader) toReal(text string) string {
 		number, _ := strconv.Atoi(port)
 		return strconv.Itoa(number - 8000 + r.port)
 	})
+	if r.mark != "" {
+		text = strings.ReplaceAll(text, "-"+pageMark, "-"+r.mark)
+	}
 	return strings.ReplaceAll(text, "/tmp/", r.temp+"/")
 }
 
 // toPage is the inverse of toReal, for what was printed.
 func (r *reader) toPage(text string) string {
 	text = strings.ReplaceAll(text, r.temp+"/", "/tmp/")
+	if mark := historyMark.FindStringSubmatch(text); mark != nil {
+		r.mark = mark[2]
+	}
 	return r.theirs.ReplaceAllStringFunc(text, func(port string) string {
 		number, _ := strconv.Atoi(port)
 		return strconv.Itoa(number - r.port + 8000)
@@ -380,7 +387,14 @@ var varying = []struct {
 	{pattern: regexp.MustCompile(`\b[0-9a-f]{32}\b`), as: "ID"},
 	{pattern: regexp.MustCompile(`\b[0-9a-f]{64}\b`), as: "HASH"},
 	{pattern: regexp.MustCompile(`in \d+\.\d s\b`), as: "in # s"},
+	{pattern: historyMark, as: "${1}MARK"},
 }
+
+// historyMark is an ETag or an event ID: an index, then the beginning of the cluster ID.
+var historyMark = regexp.MustCompile(`\b(\d+-)([0-9a-f]{8})\b`)
+
+// pageMark is the mark of a history in the pages.
+const pageMark = "93e28155"
 
 // timeless is line without what differs from run to run.
 func timeless(line string) string {
@@ -401,7 +415,9 @@ func TestPattern(t *testing.T) {
 		{"another index", "OK index=12", "OK index=13\n", false},
 		{"longer index", "OK index=12", "OK index=120\n", false},
 		{"another index of an event", `data: {"index":10,"term":2}`, `data: {"index":11,"term":2}` + "\n", false},
-		{"another ETag", `Etag: "9"`, `Etag: "8"` + "\n", false},
+		{"another ETag", `Etag: "9-93e28155"`, `Etag: "8-93e28155"` + "\n", false},
+		{"an ETag of another history", `Etag: "9-93e28155"`, `Etag: "9-0f6e2815"` + "\n", true},
+		{"an ETag without a mark", `Etag: "9-93e28155"`, `Etag: "9"` + "\n", false},
 		{"another count", "1000 set, 0 failed in 2.1 s", "999 set, 0 failed in 2.1 s\n", false},
 		{"a line more", "OK index=12", "OK index=12\nOK index=13\n", false},
 		{"a line less", "OK index=12\nOK index=13", "OK index=12\n", false},

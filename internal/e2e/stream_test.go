@@ -151,7 +151,8 @@ func (w *watching) next() (e event, err error) {
 		case "":
 			e.comment = value
 		case "id":
-			e.id, err = strconv.ParseUint(value, 10, 64)
+			index, _, _ := strings.Cut(value, "-")
+			e.id, err = strconv.ParseUint(index, 10, 64)
 		case "data":
 			err = json.Unmarshal([]byte(value), &e)
 		default:
@@ -231,8 +232,15 @@ func TestWatch(t *testing.T) {
 
 	// What one node has told last is where another goes on; the header is newer
 	// than the address.
+	_, mark, _ := strings.Cut(nodes[0].Ask(t, "/list").Header.Get("Raftkv-Watch-From"), "-")
 	for _, s := range nodes {
-		w := watch(t, s, "prefix=k/&from=1", "Last-Event-ID", strconv.FormatUint(one, 10))
+		for _, foreign := range []string{fmt.Sprint(one), fmt.Sprintf("%d-00000000", one)} {
+			a := s.Definite(t, "GET", "/watch", "", "Last-Event-ID", foreign)
+			if a.Status != http.StatusGone || a.OneLine("Last-Event-ID: ", "list, then watch from") != nil {
+				t.Errorf("Last-Event-ID %s: got %d %q, want 410", foreign, a.Status, a.Body)
+			}
+		}
+		w := watch(t, s, "prefix=k/&from=1", "Last-Event-ID", fmt.Sprintf("%d-%s", one, mark))
 		w.want("-k/a")
 		w.want("-k/b", "-k/before")
 	}
@@ -277,10 +285,10 @@ func TestHistoryIsGone(t *testing.T) {
 	}
 	gone := s.Ask(t, "/watch?from=5")
 	if err := gone.OneLine("from: ", "the history is gone",
-		"list, then watch from the Raftkv-Applied-Index"); err != nil || gone.Status != http.StatusGone {
+		"list, then watch from the Raftkv-Watch-From"); err != nil || gone.Status != http.StatusGone {
 		t.Errorf("got %d (%v), want 410", gone.Status, err)
 	}
-	w := watch(t, s, "from="+s.Ask(t, "/list").Header.Get("Raftkv-Applied-Index"))
+	w := watch(t, s, "from="+s.Ask(t, "/list").Header.Get("Raftkv-Watch-From"))
 	s.Set(t, "after", "1")
 	w.want("after=1")
 	testkit.CheckReplicas(t, s)

@@ -12,8 +12,6 @@ import (
 	"net/url"
 	"strings"
 	"time"
-
-	"raftkv/internal/api"
 )
 
 // Client is a client of one node, over HTTP, which follows it to the leader. What it
@@ -112,6 +110,7 @@ func (c *Client) List(group string) Output {
 		if result != Done {
 			return out
 		}
+		_, mark, _ := strings.Cut(a.header.Get("Raftkv-Watch-From"), "-")
 		for lines := bufio.NewScanner(strings.NewReader(a.body)); lines.Scan(); {
 			var item struct {
 				Key, Value string
@@ -121,7 +120,7 @@ func (c *Client) List(group string) Output {
 				c.failf("list: %v in %q", err, a.body)
 			}
 			out.Found[item.Key] = item.Value
-			c.tags[item.Key] = tag{item.Value, api.ETag(item.Index)}
+			c.tags[item.Key] = tag{item.Value, fmt.Sprintf(`"%d-%s"`, item.Index, mark)}
 		}
 		return out
 	})
