@@ -27,7 +27,7 @@ const (
 // Format is the newest cluster format that this program knows: which kinds of entries, calls
 // between nodes and files there are (CHANGELOG.md, "Formats"). Nothing newer than the least
 // of all members' formats is used in a cluster.
-const Format = 1
+const Format = 2
 
 // Kind is what a command does. Its values are on disk and are never renumbered.
 type Kind byte

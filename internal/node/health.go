@@ -195,7 +195,7 @@ func (n *Node) reportDifference(ctx context.Context, found comparison) {
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
 	path := "/differs?" + url.Values{"nodeId": {n.config.ID}, "text": {line}}.Encode()
-	_ = n.members.call(ctx, http.MethodPost, string(found.server.Address), path, nil) // repeated at the next tick
+	_ = n.members.call(ctx, http.MethodPost, found.server, path, nil) // repeated at the next tick
 }
 
 // handleDiffers answers /differs: another member has found that this one differs from it. The

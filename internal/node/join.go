@@ -27,6 +27,10 @@ type JoinRequest struct {
 	Progress func(has, of uint64)
 }
 
+func (j JoinRequest) server() raft.Server {
+	return raft.Server{ID: raft.ServerID(j.ID), Address: raft.ServerAddress(j.Address)}
+}
+
 // Joined is what Join did.
 type Joined struct {
 	Index   uint64 // of the last configuration entry; 0 when nothing had to be changed
@@ -75,7 +79,7 @@ func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
 	if err != nil {
 		// Only a node that is surely no member may drop its log: it could be a voter.
 		if adopted && out {
-			n.release(ctx, j.Address)
+			n.release(ctx, j.server())
 		}
 		return Joined{}, err
 	}
@@ -179,7 +183,7 @@ func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *r
 	}
 	ctx, cancel := context.WithTimeout(ctx, changeLimit+applyLimit)
 	defer cancel()
-	if err := n.members.call(ctx, http.MethodPost, j.Address, "/adopt", nil); err != nil {
+	if err := n.members.call(ctx, http.MethodPost, j.server(), "/adopt", nil); err != nil {
 		if !errors.Is(err, ErrConflict) {
 			err = fmt.Errorf("%w: %w", ErrConflict, err)
 		}
@@ -199,13 +203,13 @@ func (n *Node) runs(ctx context.Context, member raft.Server) bool {
 
 // release undoes the adoption of a node that was not added, if the node answers. If it
 // does not, it releases itself when it hears of no leader (see watch).
-func (n *Node) release(ctx context.Context, raftAddress string) {
+func (n *Node) release(ctx context.Context, joiner raft.Server) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
 	defer cancel()
 	ctx, stop := n.life.untilEnd(ctx)
 	defer stop()
-	if err := n.members.call(ctx, http.MethodPost, raftAddress, "/release", nil); err != nil {
-		n.config.Logf("The node at %s could not be released: %v", raftAddress, err)
+	if err := n.members.call(ctx, http.MethodPost, joiner, "/release", nil); err != nil {
+		n.config.Logf("The node at %s could not be released: %v", joiner.Address, err)
 	}
 }
 

@@ -140,6 +140,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("raft port: %w", err)
 	}
+	port.NodeID = config.ID
 	if config.Dial != nil {
 		port.Dial = config.Dial
 	}
@@ -151,10 +152,11 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		port:       port,
 		failed:     make(chan error, 1),
 		membership: make(chan struct{}, 1),
-		reads:      newReadIndex(config.ID, port.DialTerm),
 		idleTimer:  time.NewTimer(idleAfterOne),
 		members:    &members{self: config.ID, client: port.Client(), clusterID: port.ClusterID},
 	}
+	port.Older = n.members.isOlder
+	n.reads = newReadIndex(config.ID, port.DialTerm, n.members.askMember)
 	n.life.init()
 	n.batcher = &batcher{raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped}
 	if n.config.confirmTerm == nil {

@@ -465,7 +465,7 @@ func (s *termServer) dial(context.Context, string) (net.Conn, error) {
 // that is a voter no more.
 func TestReadIndexForgetsVoters(t *testing.T) {
 	server := &termServer{term: 7}
-	x := newReadIndex("n1", server.dial)
+	x := newReadIndex("n1", server.dial, nil)
 	servers := []raft.Server{{ID: "n1", Address: "a:1"}, {ID: "n2", Address: "a:2"}, {ID: "n3", Address: "a:3"},
 		{ID: "n4", Address: "a:4", Suffrage: raft.Nonvoter}}
 	others, need, total := x.others(servers)
