@@ -318,7 +318,7 @@ func TestTransferToALaggingOne(t *testing.T) {
 	}
 	servers := []raft.Server{{ID: "n1"}, {ID: "n2", Address: raft.ServerAddress(n2.RaftAddress()), Suffrage: raft.Voter}}
 	i := n1.current.Load()
-	if _, err := n1.successor(context.Background(), i, servers, "n2"); err != nil {
+	if _, err := n1.successor(context.Background(), i, servers, "n2", 0); err != nil {
 		t.Errorf("one that has caught up: %v", err)
 	}
 	n2.stop()
@@ -328,7 +328,7 @@ func TestTransferToALaggingOne(t *testing.T) {
 	for i := range transferLag + 1 {
 		n1.set(t, fmt.Sprint(i), "")
 	}
-	_, err := n1.successor(context.Background(), i, servers, "n2")
+	_, err := n1.successor(context.Background(), i, servers, "n2", 0)
 	wantError(t, "one that lags", err, ErrConflict, "entries behind")
 
 	// One that has caught up, though its disk is nearly full, is better than one that lags.
@@ -339,7 +339,7 @@ func TestTransferToALaggingOne(t *testing.T) {
 	}
 	n3.health.setSpace("nearly full")
 	servers = append(servers, raft.Server{ID: "n3", Address: raft.ServerAddress(n3.RaftAddress()), Suffrage: raft.Voter})
-	if to, err := n1.successor(context.Background(), i, servers, ""); err != nil || to.ID != "n3" {
+	if to, err := n1.successor(context.Background(), i, servers, "", 0); err != nil || to.ID != "n3" {
 		t.Errorf("of one that lags and one that is full: got %s, %v, want n3", to.ID, err)
 	}
 }

@@ -91,3 +91,27 @@ func TestAskAll(t *testing.T) {
 		t.Errorf("got %+v, want the answer of n2", infos[1])
 	}
 }
+
+// TestCallMeantForAnotherNode: the node that is there refuses it, whatever it asks for, and gives
+// its own ID.
+func TestCallMeantForAnotherNode(t *testing.T) {
+	n1 := openNode(t, "n1", t.TempDir())
+	n1.waitLeader(t)
+	address := raft.ServerAddress(n1.RaftAddress())
+	for _, call := range []struct{ method, path string }{
+		{http.MethodGet, "/info"}, {http.MethodGet, "/readindex"}, {http.MethodGet, "/committed?index=1"},
+		{http.MethodPost, "/adopt"}, {http.MethodPost, "/release"}, {http.MethodPost, "/removed"},
+		{http.MethodPost, "/leave?nodeId=n1"}, {http.MethodPost, "/differs?nodeId=n1&text=x"},
+	} {
+		err := n1.members.call(t.Context(), call.method, raft.Server{ID: "n9", Address: address}, call.path, nil)
+		wantError(t, call.path, err, ErrConflict, "n1 answers at "+n1.RaftAddress()+", not n9")
+	}
+	if info := n1.Info(); info.Removed {
+		t.Error("it was removed")
+	}
+	for _, id := range []raft.ServerID{"n1", ""} { // an older program sends no ID
+		if err := n1.members.call(t.Context(), http.MethodGet, raft.Server{ID: id, Address: address}, "/info", nil); err != nil {
+			t.Errorf("meant for %q: %v", id, err)
+		}
+	}
+}

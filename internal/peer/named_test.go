@@ -315,7 +315,7 @@ func TestTimeoutNowReturns(t *testing.T) {
 	}()
 	begin := time.Now()
 	if err := <-returned; err == nil || time.Since(begin) > 8*time.Second { // raft's own limit is 10 s
-		t.Errorf("got %v after %v, want an error after about %v", err, time.Since(begin), timeoutNowLimit)
+		t.Errorf("got %v after %v, want an error after about %v", err, time.Since(begin), TimeoutNowLimit)
 	}
 	_ = sender.Close()
 }

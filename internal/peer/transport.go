@@ -47,8 +47,8 @@ const (
 	appendRetryDelay = 50 * time.Millisecond
 )
 
-// timeoutNowLimit is how long a TimeoutNow may take.
-const timeoutNowLimit = time.Second
+// TimeoutNowLimit is how long a TimeoutNow may take.
+const TimeoutNowLimit = time.Second
 
 // NewTransport returns raft's transport over stream, which Close closes too. The heartbeats go out at multiples of
 // step. Until SetStillLeads is called, nothing is retried and no heartbeat is sent.
@@ -129,7 +129,7 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, address raft.ServerAddress
 	return t.NetworkTransport.InstallSnapshot(id, Target(id, address), args, response, data)
 }
 
-// TimeoutNow implements raft.Transport, within timeoutNowLimit. After an error the member may yet stand for election.
+// TimeoutNow implements raft.Transport, within TimeoutNowLimit. After an error the member may yet stand for election.
 func (t *Transport) TimeoutNow(id raft.ServerID, address raft.ServerAddress, args *raft.TimeoutNowRequest,
 	_ *raft.TimeoutNowResponse) error {
 	sent := make(chan error, 1)
@@ -139,7 +139,7 @@ func (t *Transport) TimeoutNow(id raft.ServerID, address raft.ServerAddress, arg
 	select {
 	case err := <-sent:
 		return err
-	case <-time.After(timeoutNowLimit):
+	case <-time.After(TimeoutNowLimit):
 		return errors.New("no answer in time")
 	}
 }
