@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,6 +124,53 @@ func TestSecondNodeOfAName(t *testing.T) {
 	}
 	nodes[0].set(t, "x", "1")
 	checkReplicas(t, nodes...)
+}
+
+// TestJoinerDoesNotReachTheLeader: a node that could never answer the leader, or be elected by it,
+// is no member, and nothing has changed on either side.
+func TestJoinerDoesNotReachTheLeader(t *testing.T) {
+	n1 := openNode(t, "n1", t.TempDir())
+	other := openNode(t, "other", t.TempDir()) // what answers at the address, as 127.0.0.1 does on another machine
+	var leads atomic.Value                     // where the joiner gets to when it dials n1; empty: nowhere
+	leads.Store("")
+	dial := func(ctx context.Context, address string) (net.Conn, error) {
+		if address = leads.Load().(string); address == "" {
+			return nil, errors.New("no route to host")
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
+	}
+	n2 := openNode(t, "n2", t.TempDir(), func(c *Config) { c.Dial = dial })
+	for _, n := range []*testNode{n1, n2, other} {
+		n.waitLeader(t)
+	}
+	before := n2.Info().ClusterID
+	request := JoinRequest{ID: "n2", Address: n2.RaftAddress()}
+	for _, test := range []struct{ name, leads, want string }{
+		{name: "nowhere", leads: "", want: "no route to host"},
+		{name: "another node", leads: other.RaftAddress(), want: "other of cluster"},
+		{name: "itself", leads: n2.RaftAddress(), want: "n2 of cluster"},
+	} {
+		leads.Store(test.leads)
+		_, err := n1.Join(t.Context(), request)
+		wantError(t, test.name, err, ErrConflict, test.want)
+		wantError(t, test.name, err, ErrConflict, "n2 reaches")
+		wantError(t, test.name, err, ErrConflict, "n1 at "+n1.RaftAddress())
+		n2.port.Client().CloseIdleConnections()
+	}
+	if got := n2.Info().ClusterID; got != before {
+		t.Errorf("the joiner is of cluster %s, want %s as before", got, before)
+	}
+	if got := n1.current.Load().servers(); len(got) != 1 {
+		t.Errorf("the members are %v, want n1 alone", got)
+	}
+	// An older program does not know the question.
+	if err := n1.reachedBy(t.Context(), request, &Info{NodeID: "n2", MaxFormat: 1}); err != nil {
+		t.Errorf("a joiner of an older program: %v", err)
+	}
+	leads.Store(n1.RaftAddress())
+	n1.join(t, n2)
+	n1.set(t, "a", "1")
+	checkReplicas(t, n1, n2)
 }
 
 // TestJoinAtANewAddress: a member that has moved, with its volume, is told to the
