@@ -109,13 +109,12 @@ func TestTransferThatNeverEnds(t *testing.T) {
 func TestTransferInProgress(t *testing.T) {
 	nodes := openCluster(t, 2)
 	for i, want := range []bool{true, false} { // whether it is known: by the leader alone
-		before := nodes[i].current.Load().servers()
 		set, known := transferInProgress(t.Context(), nodes[i].current.Load().raft, 10*time.Second)
 		if set || known != want {
 			t.Errorf("%s: got %v, known %v, want false, known %v", nodes[i].config.ID, set, known, want)
 		}
-		if got := nodes[i].current.Load().servers(); fmt.Sprint(got) != fmt.Sprint(before) {
-			t.Errorf("%s: the members are now %v, want %v", nodes[i].config.ID, got, before)
+		if got := nodes[i].current.Load().servers(); len(got) != 2 {
+			t.Errorf("%s: the members are now %v, want both", nodes[i].config.ID, got)
 		}
 	}
 }
