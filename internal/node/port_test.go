@@ -115,7 +115,8 @@ func FuzzRaftPort(f *testing.F) {
 		f.Add(byte(ownTerm), []byte(text))
 	}
 
-	for _, text := range []string{"", "\x00\x00", "\x02n1\x02n2", "\x03old\x00", "\x03old\x02n", "\x03old\x02n2", "\x02 \n\x02n2",
+	for _, text := range []string{"", "\x00\x00", "\x02n1\x02n2", "\x03old\x00", "\x03old\x02n", "\x03old\x02n2",
+		"\x02 \n\x02n2",
 		"\x40" + strings.Repeat("n", 64) + "\x40" + strings.Repeat("m", 64), "\x41" + strings.Repeat("n", 65), "\xff"} {
 		f.Add(byte(ownIDs), []byte(text))
 	}

@@ -22,8 +22,8 @@ const memberTimeout = 500 * time.Millisecond
 // maxRPCAnswer bounds the answer to a call, in bytes.
 const maxRPCAnswer = 1 << 20
 
-// headerTo is a header of a call: the ID of the node that is meant. Another node refuses the call. Programs that know no
-// headerTo neither send it nor look at it.
+// headerTo is a header of a call: the ID of the node that is meant. Another node refuses the
+// call. Older programs neither send it nor look at it.
 const headerTo = "Raftkv-To"
 
 // rpcHandler answers the node-to-node HTTP calls that arrive at the raft port. /info, /reach

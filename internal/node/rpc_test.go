@@ -110,7 +110,8 @@ func TestCallMeantForAnotherNode(t *testing.T) {
 		t.Error("it was removed")
 	}
 	for _, id := range []raft.ServerID{"n1", ""} { // an older program sends no ID
-		if err := n1.members.call(t.Context(), http.MethodGet, raft.Server{ID: id, Address: address}, "/info", nil); err != nil {
+		to := raft.Server{ID: id, Address: address}
+		if err := n1.members.call(t.Context(), http.MethodGet, to, "/info", nil); err != nil {
 			t.Errorf("meant for %q: %v", id, err)
 		}
 	}

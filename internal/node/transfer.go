@@ -225,8 +225,8 @@ func (n *Node) successor(ctx context.Context, i *instance, servers []raft.Server
 		return raft.Server{}, fmt.Errorf("%w: %s lags %d entries behind; try again when it has caught up",
 			ErrConflict, to.ID, last-best.LastIndex)
 	case best.LastIndex < index:
-		return raft.Server{}, fmt.Errorf("%w: %s has not written entry %d within %v; see whether its disk hangs, then try again",
-			errNotWritten, to.ID, index, memberTimeout)
+		return raft.Server{}, fmt.Errorf("%w: %s has not written entry %d within %v; see whether its disk hangs, "+
+			"then try again", errNotWritten, to.ID, index, memberTimeout)
 	}
 	return to, nil
 }

@@ -180,9 +180,9 @@ func (p *Port) Stream() raft.StreamLayer {
 	return s
 }
 
-// CloseStreams closes every connection of the raft instance that was dialed to address, for whichever node. Raft credits an
-// acknowledgement to the ID of a member: one that comes late must not count for a member that was removed and came
-// back.
+// CloseStreams closes every connection of the raft instance that was dialed to address, for whichever node. Raft
+// credits an acknowledgement to the ID of a member: one that comes late must not count for a member that was removed
+// and came back.
 func (p *Port) CloseStreams(address string) {
 	p.mu.Lock()
 	s := p.stream
