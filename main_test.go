@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -18,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	"github.com/sirupsen/logrus"
 	logrustest "github.com/sirupsen/logrus/hooks/test"
@@ -387,8 +387,9 @@ func linCrown(t testing.TB) func(leader, next *service) {
 		if _, err := hex.Decode(cluster[:], []byte(next.node.Info().ClusterID)); err != nil {
 			t.Fatal(err)
 		}
+		port.NodeID = "crown"
 		port.SetClusterID(cluster)
-		transport := raft.NewNetworkTransport(port.Stream(), 1, 10*time.Second, io.Discard)
+		transport := peer.NewTransport(port.Stream(), hclog.NewNullLogger(), time.Second)
 		defer func() { _ = transport.Close() }()
 		request := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}
 		_ = transport.TimeoutNow(raft.ServerID(next.node.Info().NodeID), raft.ServerAddress(next.node.RaftAddress()),

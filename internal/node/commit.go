@@ -51,19 +51,19 @@ func (n *Node) pollCommitIndex() {
 			continue
 		}
 		n.idleTimer.Reset(idleAfterSeveral)
-		if address, _ := i.raft.LeaderWithID(); address != "" {
-			n.requestCommitIndex(n.life.ctx, address, last)
+		if address, id := i.raft.LeaderWithID(); address != "" {
+			n.requestCommitIndex(n.life.ctx, raft.Server{ID: id, Address: address}, last)
 		}
 	}
 }
 
 // requestCommitIndex has the leader send this node, which has the entry at index, that it
 // is committed, if it is.
-func (n *Node) requestCommitIndex(ctx context.Context, leader raft.ServerAddress, index uint64) {
+func (n *Node) requestCommitIndex(ctx context.Context, leader raft.Server, index uint64) {
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
 	path := fmt.Sprintf("/committed?nodeId=%s&index=%d", n.config.ID, index)
-	_ = n.members.call(ctx, http.MethodGet, string(leader), path, nil)
+	_ = n.members.call(ctx, http.MethodGet, leader, path, nil)
 }
 
 // handleCommitted sends a follower that has the entry at index that it is committed, if it
@@ -89,7 +89,7 @@ func (n *Node) sendCommitIndex(i *instance, id raft.ServerID, index uint64) {
 		if server.ID != id {
 			continue
 		}
-		_ = i.transport.NetworkTransport.AppendEntries(id, server.Address, &raft.AppendEntriesRequest{
+		_ = i.transport.AppendEntriesOnce(id, server.Address, &raft.AppendEntriesRequest{
 			RPCHeader:         i.header(n.config.ID),
 			Term:              entry.Term,
 			PrevLogEntry:      index,

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -89,6 +91,20 @@ func TestFormatGate(t *testing.T) {
 			return !mixed && mark == n1.Info().ClusterID[:8]
 		})
 	}
+
+	waitFor(t, "n1 refuses a connection whose preface names nobody", func() bool {
+		c, err := net.Dial("tcp", n1.RaftAddress())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		cluster := n1.port.ClusterID()
+		_, _ = c.Write(append([]byte{0xB1}, cluster[:]...))
+		answer := make([]byte, 1)
+		n, _ := c.Read(answer)
+		return n == 0 || answer[0] != 1
+	})
 
 	old := openNode(t, "n4", t.TempDir(), knows(1))
 	_, err := n1.Join(ctx, JoinRequest{ID: "n4", Address: old.RaftAddress()})

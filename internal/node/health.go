@@ -115,7 +115,8 @@ func (n *Node) watch() {
 		n.checkReplicas(n.life.ctx)
 		i := n.current.Load()
 		servers := i.servers()
-		if n.versions.keep(servers); !i.leads() { // the leader has just asked all of them
+		n.port.RequireNamed(n.machine.Format() >= 2) // every member names itself and the node that it means
+		if n.versions.keep(servers); !i.leads() {    // the leader has just asked all of them
 			n.members.askAll(n.life.ctx, servers)
 		}
 		if _, leader := i.raft.LeaderWithID(); leader != "" || n.life.now() == removed {
@@ -198,7 +199,7 @@ func (n *Node) reportDifference(ctx context.Context, found comparison) {
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
 	path := "/differs?" + url.Values{"nodeId": {n.config.ID}, "text": {line}}.Encode()
-	_ = n.members.call(ctx, http.MethodPost, string(found.server.Address), path, nil) // repeated at the next tick
+	_ = n.members.call(ctx, http.MethodPost, found.server, path, nil) // repeated at the next tick
 }
 
 // handleDiffers answers /differs: another member has found that this one differs from it. The

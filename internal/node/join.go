@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"raftkv/internal/peer"
 )
 
 const (
@@ -27,14 +30,18 @@ type JoinRequest struct {
 	Progress func(has, of uint64)
 }
 
+func (j JoinRequest) server() raft.Server {
+	return raft.Server{ID: raft.ServerID(j.ID), Address: raft.ServerAddress(j.Address)}
+}
+
 // Joined is what Join did.
 type Joined struct {
 	Index   uint64 // of the last configuration entry; 0 when nothing had to be changed
 	Members int
 }
 
-// Join makes a node a member. It asks that node first for its ID, so that a typing
-// error can't cost the quorum; adopts it, if it is only its own empty cluster; adds
+// Join makes a node a member. It asks that node first for its ID and whether it reaches
+// this node, so that a typing error can't cost the quorum; adopts it, if it is only its own empty cluster; adds
 // it without a vote, waits until it has caught up, and only then gives it its vote
 // (docs/design.md, "Membership"; catching up first: the Raft dissertation, section 4.2.1).
 // When it fails on the way, the node is removed and released again. Errors wrap
@@ -75,7 +82,7 @@ func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
 	if err != nil {
 		// Only a node that is surely no member may drop its log: it could be a voter.
 		if adopted && out {
-			n.release(ctx, j.Address)
+			n.release(ctx, j.server())
 		}
 		return Joined{}, err
 	}
@@ -148,8 +155,8 @@ func change(ctx context.Context, future raft.IndexFuture) (uint64, error) {
 	return future.Index(), nil
 }
 
-// adopt makes sure that the node at j.Address is j.ID, runs, and is of this
-// cluster. It returns whether the node was another cluster before. A member that
+// adopt makes sure that the node at j.Address is j.ID, runs, reaches this node, and is of
+// this cluster. It returns whether the node was another cluster before. A member that
 // does not answer at the address it has is left as it is.
 func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *raft.Server) (adopted bool, err error) {
 	info, err := n.members.ask(ctx, j.Address)
@@ -163,8 +170,10 @@ func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *r
 	case info.NodeID != j.ID:
 		return false, fmt.Errorf("%w: the node at %s is %s, not %s; correct nodeId or raftPort",
 			ErrConflict, j.Address, info.NodeID, j.ID)
+	case same && !info.Removed && present != nil && string(present.Address) == j.Address:
+		return false, nil
 	case same && !info.Removed:
-		return false, n.mayJoin(&info)
+		return false, n.mayBeAdded(ctx, j, &info)
 	case present != nil && n.runs(ctx, *present):
 		return false, fmt.Errorf("%w: %s is the name of a member that runs at %s; start the node at %s with another "+
 			"RAFT_NODE_ID and an empty volume, then join it by that name", ErrConflict, j.ID, present.Address, j.Address)
@@ -172,7 +181,7 @@ func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *r
 		return false, fmt.Errorf("%w: %s is a member, but the node at %s has lost its volume; "+
 			"/leave?nodeId=%s first, then join it", ErrConflict, j.ID, j.Address, j.ID)
 	}
-	if err := n.mayJoin(&info); err != nil {
+	if err := n.mayBeAdded(ctx, j, &info); err != nil {
 		return false, err
 	}
 	// What raft calls the configuration may not be committed: a node whose removal is
@@ -182,13 +191,51 @@ func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *r
 	}
 	ctx, cancel := context.WithTimeout(ctx, changeLimit+applyLimit)
 	defer cancel()
-	if err := n.members.call(ctx, http.MethodPost, j.Address, "/adopt", nil); err != nil {
+	if err := n.members.call(ctx, http.MethodPost, j.server(), "/adopt", nil); err != nil {
 		if !errors.Is(err, ErrConflict) {
 			err = fmt.Errorf("%w: %w", ErrConflict, err)
 		}
 		return false, err
 	}
 	return !same, nil
+}
+
+// reachedBy returns nil if the joiner, which has answered with info, reaches this node at the
+// address that the other members have for it. It asks the joiner, unless that is of a program
+// that does not know the question.
+func (n *Node) reachedBy(ctx context.Context, j JoinRequest, info *Info) error {
+	if info.older() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*memberTimeout) // the joiner asks within memberTimeout
+	defer cancel()
+	path := "/reach?" + url.Values{"nodeId": {n.config.ID}, "address": {n.port.Address()}}.Encode()
+	if err := n.members.call(ctx, http.MethodGet, j.server(), path, nil); err != nil {
+		return fmt.Errorf("%w: %s at %s does not reach %s at %s: %v; start %s with a RAFT_SERVER_HOST that %s reaches",
+			ErrConflict, j.ID, j.Address, n.config.ID, n.port.Address(), err, n.config.ID, j.ID)
+	}
+	return nil
+}
+
+// handleReach answers /reach: whether this node, which is to be joined, reaches the leader of the
+// caller's cluster at an address. It does not belong to that cluster yet.
+func (n *Node) handleReach(r *http.Request) error {
+	query := r.URL.Query()
+	id, address := query.Get("nodeId"), query.Get("address")
+	info, err := n.members.ask(r.Context(), address)
+	if err == nil && (info.NodeID != id || info.ClusterID != peer.Caller(r).String()) {
+		err = fmt.Errorf("%s of cluster %s answers there", info.NodeID, info.ClusterID)
+	}
+	return err
+}
+
+// mayBeAdded returns an error unless a node that is to join knows the cluster format, and
+// reaches this node.
+func (n *Node) mayBeAdded(ctx context.Context, j JoinRequest, info *Info) error {
+	if err := n.mayJoin(info); err != nil {
+		return err
+	}
+	return n.reachedBy(ctx, j, info)
 }
 
 // runs reports whether a member answers at its own address.
@@ -202,13 +249,13 @@ func (n *Node) runs(ctx context.Context, member raft.Server) bool {
 
 // release undoes the adoption of a node that was not added, if the node answers. If it
 // does not, it releases itself when it hears of no leader (see watch).
-func (n *Node) release(ctx context.Context, raftAddress string) {
+func (n *Node) release(ctx context.Context, joiner raft.Server) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
 	defer cancel()
 	ctx, stop := n.life.untilEnd(ctx)
 	defer stop()
-	if err := n.members.call(ctx, http.MethodPost, raftAddress, "/release", nil); err != nil {
-		n.config.Logf("The node at %s could not be released: %v", raftAddress, err)
+	if err := n.members.call(ctx, http.MethodPost, joiner, "/release", nil); err != nil {
+		n.config.Logf("The node at %s could not be released: %v", joiner.Address, err)
 	}
 }
 

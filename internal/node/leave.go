@@ -37,7 +37,7 @@ func (n *Node) Leave(ctx context.Context, id string) (members int, err error) {
 	// It may be dead; if it lives, it learns it from the others too (see watch).
 	informed, cancel := context.WithTimeout(context.WithoutCancel(ctx), memberTimeout)
 	defer cancel()
-	if err := n.members.call(informed, http.MethodPost, string(leaving.Address), "/removed", nil); err != nil {
+	if err := n.members.call(informed, http.MethodPost, leaving, "/removed", nil); err != nil {
 		n.config.Logf("%s could not be told that it was removed: %v", id, err)
 	}
 	return left, nil
@@ -96,7 +96,7 @@ func (n *Node) leaveItself(ctx context.Context) (members int, err error) {
 		address, leader := i.raft.LeaderWithID()
 		var err error = ErrNotLeader
 		if string(leader) != n.config.ID && address != "" {
-			err = n.members.call(ctx, http.MethodPost, string(address), path, nil)
+			err = n.members.call(ctx, http.MethodPost, raft.Server{ID: leader, Address: address}, path, nil)
 		}
 		switch {
 		case err == nil, n.life.now() == removed, asked && errors.Is(err, ErrNoSuchNode):

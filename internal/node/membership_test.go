@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,6 +124,53 @@ func TestSecondNodeOfAName(t *testing.T) {
 	}
 	nodes[0].set(t, "x", "1")
 	checkReplicas(t, nodes...)
+}
+
+// TestJoinerDoesNotReachTheLeader: a node that could never answer the leader, or be elected by it,
+// is no member, and nothing has changed on either side.
+func TestJoinerDoesNotReachTheLeader(t *testing.T) {
+	n1 := openNode(t, "n1", t.TempDir())
+	other := openNode(t, "other", t.TempDir()) // what answers at the address, as 127.0.0.1 does on another machine
+	var leads atomic.Value                     // where the joiner gets to when it dials n1; empty: nowhere
+	leads.Store("")
+	dial := func(ctx context.Context, address string) (net.Conn, error) {
+		if address = leads.Load().(string); address == "" {
+			return nil, errors.New("no route to host")
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
+	}
+	n2 := openNode(t, "n2", t.TempDir(), func(c *Config) { c.Dial = dial })
+	for _, n := range []*testNode{n1, n2, other} {
+		n.waitLeader(t)
+	}
+	before := n2.Info().ClusterID
+	request := JoinRequest{ID: "n2", Address: n2.RaftAddress()}
+	for _, test := range []struct{ name, leads, want string }{
+		{name: "nowhere", leads: "", want: "no route to host"},
+		{name: "another node", leads: other.RaftAddress(), want: "other of cluster"},
+		{name: "itself", leads: n2.RaftAddress(), want: "n2 of cluster"},
+	} {
+		leads.Store(test.leads)
+		_, err := n1.Join(t.Context(), request)
+		wantError(t, test.name, err, ErrConflict, test.want)
+		wantError(t, test.name, err, ErrConflict, "n2 reaches")
+		wantError(t, test.name, err, ErrConflict, "n1 at "+n1.RaftAddress())
+		n2.port.Client().CloseIdleConnections()
+	}
+	if got := n2.Info().ClusterID; got != before {
+		t.Errorf("the joiner is of cluster %s, want %s as before", got, before)
+	}
+	if got := n1.current.Load().servers(); len(got) != 1 {
+		t.Errorf("the members are %v, want n1 alone", got)
+	}
+	// An older program does not know the question.
+	if err := n1.reachedBy(t.Context(), request, &Info{NodeID: "n2", MaxFormat: 1}); err != nil {
+		t.Errorf("a joiner of an older program: %v", err)
+	}
+	leads.Store(n1.RaftAddress())
+	n1.join(t, n2)
+	n1.set(t, "a", "1")
+	checkReplicas(t, n1, n2)
 }
 
 // TestJoinAtANewAddress: a member that has moved, with its volume, is told to the
@@ -318,7 +367,7 @@ func TestTransferToALaggingOne(t *testing.T) {
 	}
 	servers := []raft.Server{{ID: "n1"}, {ID: "n2", Address: raft.ServerAddress(n2.RaftAddress()), Suffrage: raft.Voter}}
 	i := n1.current.Load()
-	if _, err := n1.successor(context.Background(), i, servers, "n2"); err != nil {
+	if _, err := n1.successor(context.Background(), i, servers, "n2", 0); err != nil {
 		t.Errorf("one that has caught up: %v", err)
 	}
 	n2.stop()
@@ -328,7 +377,7 @@ func TestTransferToALaggingOne(t *testing.T) {
 	for i := range transferLag + 1 {
 		n1.set(t, fmt.Sprint(i), "")
 	}
-	_, err := n1.successor(context.Background(), i, servers, "n2")
+	_, err := n1.successor(context.Background(), i, servers, "n2", 0)
 	wantError(t, "one that lags", err, ErrConflict, "entries behind")
 
 	// One that has caught up, though its disk is nearly full, is better than one that lags.
@@ -339,7 +388,7 @@ func TestTransferToALaggingOne(t *testing.T) {
 	}
 	n3.health.setSpace("nearly full")
 	servers = append(servers, raft.Server{ID: "n3", Address: raft.ServerAddress(n3.RaftAddress()), Suffrage: raft.Voter})
-	if to, err := n1.successor(context.Background(), i, servers, ""); err != nil || to.ID != "n3" {
+	if to, err := n1.successor(context.Background(), i, servers, "", 0); err != nil || to.ID != "n3" {
 		t.Errorf("of one that lags and one that is full: got %s, %v, want n3", to.ID, err)
 	}
 }

@@ -88,6 +88,8 @@ type Node struct {
 	current    atomic.Pointer[instance]
 	membership chan struct{} // the member lock, of capacity 1: see lockMembers
 
+	transferred chan struct{} // of capacity 1: raft was asked for a transfer of the leadership, see watchTransfers
+
 	batcher   *batcher    // writes
 	reads     *readIndex  // linearizable reads
 	idleTimer *time.Timer // fires when no entry has been appended for a while: see pollCommitIndex
@@ -146,6 +148,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("raft port: %w", err)
 	}
+	port.NodeID = config.ID
 	if config.Dial != nil {
 		port.Dial = config.Dial
 	}
@@ -157,11 +160,15 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		port:       port,
 		failed:     make(chan error, 1),
 		membership: make(chan struct{}, 1),
-		reads:      newReadIndex(config.ID, port.DialTerm),
-		idleTimer:  time.NewTimer(idleAfterOne),
-		members:    &members{self: config.ID, client: port.Client(), clusterID: port.ClusterID},
+
+		transferred: make(chan struct{}, 1),
+
+		idleTimer: time.NewTimer(idleAfterOne),
+		members:   &members{self: config.ID, client: port.Client(), clusterID: port.ClusterID},
 	}
 	n.members.heard = n.versions.heard
+	port.Older = n.members.isOlder
+	n.reads = newReadIndex(config.ID, port.DialTerm, n.members.askMember)
 	n.life.init()
 	n.batcher = &batcher{raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped}
 	if n.config.confirmTerm == nil {
@@ -180,6 +187,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	port.Serve(n.rpcHandler(), n.term)
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)
+	n.life.background.Go(n.watchTransfers)
 	return n, nil
 }
 

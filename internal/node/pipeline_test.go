@@ -24,7 +24,7 @@ func TestPipelineOfAFollowerThatRefuses(t *testing.T) {
 				rpc.Respond(&raft.AppendEntriesResponse{}, nil) // no success
 			}
 		}()
-		pipeline, err := leader.AppendEntriesPipeline("follower", follower.LocalAddr())
+		pipeline, err := leader.AppendEntriesPipeline("old", peer.Target("old", follower.LocalAddr()))
 		if errors.Is(err, raft.ErrPipelineReplicationNotSupported) {
 			return false
 		}

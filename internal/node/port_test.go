@@ -26,6 +26,8 @@ const (
 	cutOff              // as much of the own cluster's preface as there are bytes, which follow as they are
 	ownRaft             // the preface of a raft stream of the own cluster
 	ownTerm             // the preface of questions for a term, of the own cluster
+	ownNamed            // the preface of a raft stream of the own cluster for the node that is there
+	ownIDs              // the beginning of such a preface, without the IDs
 	kinds
 )
 
@@ -78,7 +80,8 @@ func FuzzRaftPort(f *testing.F) {
 
 	foreign := strings.Repeat("\x07", 16)
 	for _, text := range []string{"", "\x00", "\xb1", "\xb2", "\xb3", "GET / HTTP/1.1\r\n\r\n",
-		"\x16\x03\x01\x02\x00\x01\x00", "\xb1" + foreign, "\xb2" + foreign, "\xb3" + foreign, "\xb1" + foreign[1:], "\xb4"} {
+		"\x16\x03\x01\x02\x00\x01\x00", "\xb1" + foreign, "\xb2" + foreign, "\xb3" + foreign, "\xb1" + foreign[1:],
+		"\xb4", "\xb4" + foreign, "\xb4" + foreign + "\x02n1\x02n2", "\xb5"} {
 		f.Add(byte(bare), []byte(text))
 	}
 	for size := range 17 {
@@ -96,7 +99,7 @@ func FuzzRaftPort(f *testing.F) {
 		f.Add(byte(foreignCalls), []byte(text))
 	}
 	for _, rpc := range rpcs(f) {
-		for _, kind := range []byte{foreignRaft, ownRaft} {
+		for _, kind := range []byte{foreignRaft, ownRaft, ownNamed} {
 			f.Add(kind, rpc)
 			f.Add(kind, rpc[:len(rpc)/2])
 		}
@@ -112,6 +115,12 @@ func FuzzRaftPort(f *testing.F) {
 		f.Add(byte(ownTerm), []byte(text))
 	}
 
+	for _, text := range []string{"", "\x00\x00", "\x02n1\x02n2", "\x03old\x00", "\x03old\x02n", "\x03old\x02n2",
+		"\x02 \n\x02n2",
+		"\x40" + strings.Repeat("n", 64) + "\x40" + strings.Repeat("m", 64), "\x41" + strings.Repeat("n", 65), "\xff"} {
+		f.Add(byte(ownIDs), []byte(text))
+	}
+
 	base := heapAlloc()
 	f.Fuzz(func(t *testing.T, kind byte, rest []byte) {
 		address, text := n.RaftAddress(), rest
@@ -124,12 +133,14 @@ func FuzzRaftPort(f *testing.F) {
 			text = append([]byte{0xb1}, id[:min(len(rest), len(id)-1)]...)
 		case ownTerm:
 			text = append(append([]byte{0xb3}, id...), rest...)
-		case ownRaft:
+		case ownRaft, ownNamed, ownIDs:
 			if hugeLength(rest) {
 				return
 			}
 			own := peer.ClusterID{1}
-			address, text = decoder.Address(), append(append([]byte{0xb1}, own[:]...), rest...)
+			begin := map[byte]string{ownRaft: "\xb1" + string(own[:]), ownNamed: "\xb4" + string(own[:]) + "\x03old\x02n2",
+				ownIDs: "\xb4" + string(own[:])}[kind%kinds]
+			address, text = decoder.Address(), append([]byte(begin), rest...)
 		}
 		sendAll(t, address, text)
 
@@ -141,10 +152,10 @@ func FuzzRaftPort(f *testing.F) {
 		if got, err := n.members.ask(t.Context(), n.RaftAddress()); err != nil || got.NodeID != "n1" {
 			t.Errorf("/info afterwards: got %+v, %v, want n1", got, err)
 		}
-		if kind%kinds == ownRaft {
+		if address == decoder.Address() {
 			var response raft.RequestVoteResponse
 			request := &raft.RequestVoteRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}
-			if err := caller.RequestVote("n", raft.ServerAddress(decoder.Address()), request, &response); err != nil ||
+			if err := caller.RequestVote("old", raft.ServerAddress(decoder.Address()), request, &response); err != nil ||
 				response.Term != 7 {
 				t.Errorf("an RPC of another member: got %+v, %v, want an answer of term 7", response, err)
 			}

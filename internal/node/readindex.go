@@ -124,14 +124,16 @@ type readIndex struct {
 	rounds // of confirm: each is shared by the reads that wait for it
 
 	self string
-	dial func(ctx context.Context, address string) (net.Conn, error) // for peer.AskTerm
+	dial func(ctx context.Context, address string) (net.Conn, error)  // for peer.AskTerm
+	info func(ctx context.Context, member raft.Server) (*Info, error) // as members.askMember
 
 	mu     sync.Mutex             // guards voters
 	voters map[raft.Server]*voter // those asked so far that are still members
 }
 
-func newReadIndex(self string, dial func(ctx context.Context, address string) (net.Conn, error)) *readIndex {
-	return &readIndex{self: self, dial: dial, voters: make(map[raft.Server]*voter)}
+func newReadIndex(self string, dial func(ctx context.Context, address string) (net.Conn, error),
+	info func(ctx context.Context, member raft.Server) (*Info, error)) *readIndex {
+	return &readIndex{self: self, dial: dial, info: info, voters: make(map[raft.Server]*voter)}
 }
 
 // confirm returns the index that this node must have applied. It comes from the leader,
@@ -160,7 +162,8 @@ func (n *Node) confirmOnce(ctx context.Context) (uint64, error) {
 	if i.leads() {
 		return n.confirmLeadership(ctx, i)
 	}
-	address, _ := i.raft.LeaderWithID()
+	address, id := i.raft.LeaderWithID()
+	leader := raft.Server{ID: id, Address: address}
 	if address == "" {
 		return 0, ErrNoLeader
 	}
@@ -168,7 +171,7 @@ func (n *Node) confirmOnce(ctx context.Context) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
 	path := fmt.Sprintf("/readindex?nodeId=%s&commit=%d&last=%d", n.config.ID, i.raft.CommitIndex(), i.raft.LastIndex())
-	if err := n.members.call(ctx, http.MethodGet, string(address), path, &answer); err != nil {
+	if err := n.members.call(ctx, http.MethodGet, leader, path, &answer); err != nil {
 		return 0, err
 	}
 	// The entry may be on its way to here, or this node does not know yet that it is committed.
@@ -177,7 +180,7 @@ func (n *Node) confirmOnce(ctx context.Context) (uint64, error) {
 			time.Sleep(time.Millisecond / 2)
 			continue
 		}
-		n.requestCommitIndex(ctx, address, answer.Index)
+		n.requestCommitIndex(ctx, leader, answer.Index)
 		break
 	}
 	return answer.Index, nil
@@ -316,6 +319,7 @@ type voter struct {
 	server  raft.Server
 	rounds               // of asking it, one at a time
 	pending atomic.Int32 // 1: the last question has no answer yet, or got a wrong one
+	older   bool         // its program knew no questions for the term, when last asked; used by the round alone
 
 	connMu    sync.Mutex // guards what follows
 	conn      net.Conn   // nil: none; used by the round alone
@@ -323,17 +327,28 @@ type voter struct {
 }
 
 // askTerm asks v for its term. A question whose answer nobody needs any more goes on: to
-// break it off would cost the connection.
+// break it off would cost the connection. A voter of a program that knows no such
+// questions is asked for its Info, in which its term is as live: both are asked within
+// the round, so after the caller has taken the commit index.
 func (x *readIndex) askTerm(v *voter) (uint64, error) {
 	return v.next(context.Background(), func(ctx context.Context) (uint64, error) {
 		v.pending.Store(1)
 		ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 		defer cancel()
+		if v.older {
+			if term, err := x.termInInfo(ctx, v); err == nil {
+				return term, nil
+			}
+		}
 		conn := v.take()
 		for again := conn != nil; ; again = false { // the voter may have been restarted
 			if conn == nil {
 				var err error
-				if conn, err = x.dial(ctx, string(v.server.Address)); err != nil {
+				conn, err = x.dial(ctx, string(v.server.Address))
+				if errors.Is(err, peer.ErrNotRaftkv) {
+					return x.termInInfo(ctx, v)
+				}
+				if err != nil {
 					return 0, err
 				}
 			}
@@ -348,6 +363,19 @@ func (x *readIndex) askTerm(v *voter) (uint64, error) {
 			}
 		}
 	})
+}
+
+// termInInfo asks v, whose program must be an older one, for the term in its Info.
+func (x *readIndex) termInInfo(ctx context.Context, v *voter) (uint64, error) {
+	info, err := x.info(ctx, v.server)
+	if err == nil && !info.older() {
+		err = fmt.Errorf("%s answers no question for its term", v.server.ID)
+	}
+	if v.older = err == nil; err != nil {
+		return 0, err
+	}
+	v.pending.Store(0)
+	return info.Term, nil
 }
 
 // take returns the connection of the last question, if there is one.

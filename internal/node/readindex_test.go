@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"raftkv/internal/peer"
 	"raftkv/internal/testkit"
 )
 
@@ -465,7 +466,7 @@ func (s *termServer) dial(context.Context, string) (net.Conn, error) {
 // that is a voter no more.
 func TestReadIndexForgetsVoters(t *testing.T) {
 	server := &termServer{term: 7}
-	x := newReadIndex("n1", server.dial)
+	x := newReadIndex("n1", server.dial, nil)
 	servers := []raft.Server{{ID: "n1", Address: "a:1"}, {ID: "n2", Address: "a:2"}, {ID: "n3", Address: "a:3"},
 		{ID: "n4", Address: "a:4", Suffrage: raft.Nonvoter}}
 	others, need, total := x.others(servers)
@@ -493,4 +494,57 @@ func TestReadIndexForgetsVoters(t *testing.T) {
 		t.Errorf("%d voters known and %d needed by a cluster of one, want none", len(x.voters), need)
 	}
 	waitFor(t, "all connections are closed", func() bool { return server.open.Load() == 0 })
+}
+
+// TestTermOfAnOlderProgram: a voter that closes a connection for questions, because its program
+// knows none, is asked for its Info; one that should know them is not.
+func TestTermOfAnOlderProgram(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		info      *Info // nil: another node, another cluster or no answer
+		dialError error
+		want      uint64 // 0: an error
+	}{
+		{name: "older", info: &Info{Term: 7}, dialError: peer.ErrNotRaftkv, want: 7},
+		{name: "older, and it can't be reached", info: &Info{Term: 7}, dialError: errors.New("refused")},
+		{name: "not older", info: &Info{Term: 7, MaxFormat: 2}, dialError: peer.ErrNotRaftkv},
+		{name: "no right answer", dialError: peer.ErrNotRaftkv},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dialed := 0
+			x := newReadIndex("n1", func(context.Context, string) (net.Conn, error) {
+				dialed++
+				return nil, fmt.Errorf("connect: %w", test.dialError)
+			}, func(_ context.Context, member raft.Server) (*Info, error) {
+				if test.info == nil || member.ID != "n2" {
+					return nil, errors.New("no answer")
+				}
+				return test.info, nil
+			})
+			others, _, _ := x.others([]raft.Server{{ID: "n1", Address: "a:1"}, {ID: "n2", Address: "a:2"}})
+			for range 2 {
+				got, err := x.askTerm(others[0])
+				if got != test.want || (err == nil) != (test.want != 0) {
+					t.Errorf("got %d, %v, want %d", got, err, test.want)
+				}
+			}
+			if want := map[bool]int{true: 1, false: 2}[test.want != 0]; dialed != want {
+				t.Errorf("dialed %d times, want %d: an older one is not, the second time", dialed, want)
+			}
+			if test.want == 0 {
+				return
+			}
+			test.info.Term++ // what it says is as it is now
+			if got, err := x.askTerm(others[0]); got != test.want+1 {
+				t.Errorf("after a new term: got %d, %v, want %d", got, err, test.want+1)
+			}
+			test.info.MaxFormat = 2 // it was upgraded
+			server := &termServer{term: 9}
+			x.dial = server.dial
+			if got, err := x.askTerm(others[0]); got != 9 {
+				t.Errorf("after an upgrade: got %d, %v, want the answer to the question, 9", got, err)
+			}
+			x.others(nil)
+		})
+	}
 }

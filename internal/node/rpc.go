@@ -22,13 +22,22 @@ const memberTimeout = 500 * time.Millisecond
 // maxRPCAnswer bounds the answer to a call, in bytes.
 const maxRPCAnswer = 1 << 20
 
-// rpcHandler answers the node-to-node HTTP calls that arrive at the raft port. /info and
-// /adopt may come from another cluster; all others must come from a member of the cluster
-// that the present instance of raft is in. An error is answered as an Error.
+// headerTo is a header of a call: the ID of the node that is meant. Another node refuses the
+// call. Older programs neither send it nor look at it.
+const headerTo = "Raftkv-To"
+
+// rpcHandler answers the node-to-node HTTP calls that arrive at the raft port. /info, /reach
+// and /adopt may come from another cluster; all others must come from a member of the cluster
+// that the present instance of raft is in. A call that is meant for another node is refused. An error is answered as an
+// Error.
 func (n *Node) rpcHandler() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, do func(i *instance, r *http.Request) (answer any, err error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if to := r.Header.Get(headerTo); to != "" && to != n.config.ID {
+				writeRPC(w, nil, fmt.Errorf("%w: %s answers at %s, not %s", ErrConflict, n.config.ID, r.Host, to))
+				return
+			}
 			answer, err := do(n.current.Load(), r)
 			writeRPC(w, answer, err)
 		})
@@ -43,6 +52,7 @@ func (n *Node) rpcHandler() http.Handler {
 	}
 	handle("GET /info", func(*instance, *http.Request) (any, error) { return n.Info(), nil })
 	handle("POST /adopt", func(_ *instance, r *http.Request) (any, error) { return nil, n.handleAdopt(peer.Caller(r)) })
+	handle("GET /reach", func(_ *instance, r *http.Request) (any, error) { return nil, n.handleReach(r) })
 	member("GET /readindex", n.handleReadIndex)
 	member("GET /committed", n.handleCommitted)
 	member("POST /differs", n.handleDiffers)
@@ -75,12 +85,18 @@ type members struct {
 	heard     func(*Info) // called with the Info of a member, when it has answered
 }
 
-// call makes a call and decodes its answer, if answer is not nil. An error of the other
-// node comes back as an *Error, with its code and its whole line.
-func (m *members) call(ctx context.Context, method, raftAddress, path string, answer any) error {
+// call makes a call to the node to and decodes its answer, if answer is not nil. An error
+// of the other node comes back as an *Error, with its code and its whole line. If another
+// node answers at the address of to, the error wraps ErrConflict. An empty ID means
+// whichever node is there.
+func (m *members) call(ctx context.Context, method string, to raft.Server, path string, answer any) error {
+	raftAddress := string(to.Address)
 	request, err := http.NewRequestWithContext(ctx, method, "http://"+raftAddress+path, nil)
 	if err != nil {
 		return err
+	}
+	if to.ID != "" {
+		request.Header.Set(headerTo, string(to.ID))
 	}
 	response, err := m.client.Do(request)
 	if err != nil {
@@ -116,7 +132,7 @@ func (m *members) ask(ctx context.Context, raftAddress string) (Info, error) {
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
 	var info Info
-	return info, m.call(ctx, http.MethodGet, raftAddress, "/info", &info)
+	return info, m.call(ctx, http.MethodGet, raft.Server{Address: raft.ServerAddress(raftAddress)}, "/info", &info)
 }
 
 // askMember asks a member for its Info, within memberTimeout. If another node or another
@@ -127,10 +143,21 @@ func (m *members) askMember(ctx context.Context, server raft.Server) (*Info, err
 		return nil, err
 	}
 	if info.NodeID != string(server.ID) || info.ClusterID != m.clusterID().String() {
-		return nil, errors.New("another node answers there")
+		return nil, fmt.Errorf("%s of cluster %s answers at %s, not %s", info.NodeID, info.ClusterID, server.Address,
+			server.ID)
 	}
 	m.heard(&info)
 	return &info, nil
+}
+
+// older reports whether a node is of a program that knows neither the preface with node
+// IDs nor, perhaps, questions for the term.
+func (i *Info) older() bool { return i.MaxFormat < 2 }
+
+// isOlder is peer.Port's Older.
+func (m *members) isOlder(ctx context.Context, nodeID, address string) bool {
+	info, err := m.askMember(ctx, raft.Server{ID: raft.ServerID(nodeID), Address: raft.ServerAddress(address)})
+	return err == nil && info.older()
 }
 
 // askAll asks all of servers but this node for their Info, at once, within memberTimeout.

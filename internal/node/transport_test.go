@@ -26,10 +26,11 @@ func listen(t testing.TB) net.Listener {
 // listenPeer opens a raft port of the test's cluster.
 func listenPeer(t testing.TB) *peer.Port {
 	t.Helper()
-	p, err := peer.Listen("127.0.0.1:0", t.Logf)
+	p, err := peer.Listen("127.0.0.1:0", newTestLog(t).printf)
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.NodeID = "old"
 	p.SetClusterID(peer.ClusterID{1})
 	p.Serve(nil, nil)
 	t.Cleanup(func() { _ = p.Close() })
@@ -102,7 +103,7 @@ func afterStrayHeartbeat(t *testing.T, transportOf func(raft.StreamLayer, hclog.
 		t.Helper()
 		a.RPCHeader, a.Term = header, 5
 		var response raft.AppendEntriesResponse
-		if err := trueLeader.AppendEntries("old", trans.LocalAddr(), &a, &response); err != nil {
+		if err := trueLeader.AppendEntries("old", peer.Target("old", trans.LocalAddr()), &a, &response); err != nil {
 			t.Fatal(err)
 		}
 		if !response.Success {

@@ -6,9 +6,15 @@
 // hashicorp/raft leaves to its users").
 //
 //	magic byte   what follows                          from another cluster
-//	0xB1         raft's own stream (stream.go)         refused
+//	0xB1         raft's own stream, of older programs  refused
 //	0xB2         node-to-node HTTP calls (port.go)     the handler decides
 //	0xB3         questions for the term (term.go)      refused
+//	0xB4         raft's own stream (stream.go)         refused
+//
+// The preface of 0xB4 goes on with the ID of the node that is meant and that of the node that dials; its answer has the
+// ID of the node that answers behind the byte. Raft credits what it hears to the member that it has dialed, so a node
+// that is not the one that is meant refuses: an address or a name may lead to another member. Questions for the term
+// name the node that is asked, and calls to a member do so in a header.
 //
 // A call of another cluster is let through because a node that is to be joined has to give its identity before it
 // belongs to the cluster.

@@ -19,7 +19,7 @@ func openSlowPort(t testing.TB, header time.Duration) *Port {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.header = header
+	p.header, p.NodeID = header, "n1"
 	p.SetClusterID(ClusterID{1})
 	p.Serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/hold" {
@@ -47,7 +47,7 @@ func dialPort(t testing.TB, p *Port) net.Conn {
 func dialCalls(t testing.TB, p *Port) net.Conn {
 	t.Helper()
 	c := dialPort(t, p)
-	if err := greet(c, time.Now().Add(30*time.Second), magicHTTP, ClusterID{9}); err != nil {
+	if err := greet(c, time.Now().Add(30*time.Second), preface{magic: magicHTTP, cluster: ClusterID{9}}); err != nil {
 		t.Fatal(err)
 	}
 	_ = c.SetDeadline(time.Now().Add(30 * time.Second))

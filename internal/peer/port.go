@@ -29,8 +29,13 @@ const (
 // Port is the raft port of one node. It outlives the raft instances that use it one after the other: a node that is
 // adopted gets a new one.
 type Port struct {
+	// NodeID is the ID of this node. It is set before Serve and Stream.
+	NodeID string
 	// Dial makes every connection to another node. It may be replaced before Serve and Stream.
 	Dial Dialer
+	// Older reports, within ctx, whether the member with that ID answers at address and is of a program that does not
+	// know the preface with node IDs. It is set before Stream; nil: there is no such member.
+	Older func(ctx context.Context, nodeID, address string) bool
 
 	header   time.Duration // the limit for a call to send its header
 	listener net.Listener
@@ -43,6 +48,7 @@ type Port struct {
 
 	mu      sync.Mutex // guards what follows
 	cluster ClusterID
+	named   bool                 // of RequireNamed
 	stream  *stream              // of the present raft instance; nil between two
 	pending *list.List           // of net.Conn: accepted, with the preface awaited; the oldest first
 	logged  map[string]time.Time // remote host: when a refusal was last logged
@@ -76,7 +82,7 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 	p.calls = newQueue(listener.Addr())
 	p.client = &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			return dial(ctx, p.Dial, address, magicHTTP, p.ClusterID())
+			return dial(ctx, p.Dial, address, preface{magic: magicHTTP, cluster: p.ClusterID()})
 		},
 		MaxIdleConnsPerHost: 4,
 		IdleConnTimeout:     30 * time.Second,
@@ -103,6 +109,28 @@ func (p *Port) SetClusterID(id ClusterID) {
 	p.client.CloseIdleConnections() // their preface carries the former ID
 }
 
+// RequireNamed sets whether raft streams whose preface does not name the node that is meant are refused; those that are
+// open are closed. They come from programs that do not know the preface with node IDs, and may be meant for another
+// node. It is for when no member is of such a program any more. At first they are not refused.
+func (p *Port) RequireNamed(required bool) {
+	p.mu.Lock()
+	p.named = required
+	s := p.stream
+	p.mu.Unlock()
+	if s != nil && required {
+		s.closeIf(func(c net.Conn, _ string) bool {
+			accepted, ok := c.(*conn)
+			return ok && accepted.magic == magicRaft
+		})
+	}
+}
+
+func (p *Port) requiresNamed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.named
+}
+
 // Serve starts to accept connections; handler answers node-to-node HTTP calls, and term returns the term of the node
 // with that ID, 0 if it is not this one. Serve returns at once. Close ends it.
 func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
@@ -116,7 +144,7 @@ func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 		MaxHeaderBytes:    16 << 10,
 		ConnState:         connlimit.StateChanged,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, callerKey{}, c.(*connlimit.Conn).NetConn().(*conn).cluster)
+			return context.WithValue(ctx, callerKey{}, c.(*connlimit.Conn).NetConn().(*conn).preface.cluster)
 		},
 	}
 	p.done.Add(2)
@@ -152,9 +180,9 @@ func (p *Port) Stream() raft.StreamLayer {
 	return s
 }
 
-// CloseStreams closes every connection of the raft instance that was dialed to address. Raft credits an
-// acknowledgement to the ID of a member: one that comes late must not count for a member that was removed and came
-// back.
+// CloseStreams closes every connection of the raft instance that was dialed to address, for whichever node. Raft
+// credits an acknowledgement to the ID of a member: one that comes late must not count for a member that was removed
+// and came back.
 func (p *Port) CloseStreams(address string) {
 	p.mu.Lock()
 	s := p.stream
@@ -162,13 +190,7 @@ func (p *Port) CloseStreams(address string) {
 	if s == nil {
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c, dialed := range s.conns {
-		if dialed == address {
-			_ = c.Close()
-		}
-	}
+	s.closeIf(func(_ net.Conn, dialed string) bool { return dialed == address })
 }
 
 // Close closes the port and every connection of it, and returns when its goroutines have ended. It may be called
@@ -241,7 +263,7 @@ func (p *Port) accept() {
 
 // admit reads the preface of c and hands c to the server, to raft, or to answerTerms.
 func (p *Port) admit(c net.Conn) error {
-	magic, cluster, err := readPreface(c)
+	hello, err := readPreface(c)
 	if err != nil {
 		return fmt.Errorf("preface: %w", err)
 	}
@@ -250,29 +272,39 @@ func (p *Port) admit(c net.Conn) error {
 	p.mu.Unlock()
 
 	to := p.calls
-	if magic != magicHTTP {
-		if cluster != own {
-			_, _ = c.Write([]byte{foreign})
-			return fmt.Errorf("cluster %s is not this node's %s", cluster, own)
-		}
-		if s == nil {
+	if hello.magic != magicHTTP {
+		switch {
+		case hello.cluster != own:
+			_, _ = c.Write(hello.appendAnswer(nil, foreign, p.NodeID))
+			return fmt.Errorf("cluster %s is not this node's %s", hello.cluster, own)
+		case hello.magic == magicNamed && hello.to != p.NodeID:
+			_, _ = c.Write(hello.appendAnswer(nil, another, p.NodeID))
+			return fmt.Errorf("%s dials %s, and this is %s: see where the address of %s leads", hello.from, hello.to,
+				p.NodeID, hello.to)
+		case hello.magic == magicRaft && p.requiresNamed():
+			return errUnnamed
+		case s == nil:
 			return errDetached
 		}
 		to = s.queue
 	}
-	if _, err := c.Write([]byte{accepted}); err != nil {
+	if _, err := c.Write(hello.appendAnswer(nil, accepted, p.NodeID)); err != nil {
 		return err
 	}
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	var handed net.Conn = &conn{Conn: c, cluster: cluster}
-	if magic != magicHTTP {
+	var handed net.Conn = &conn{Conn: c, preface: hello}
+	if hello.magic != magicHTTP {
 		if handed = s.track(handed, ""); handed == nil {
 			return errDetached
 		}
+		if hello.magic == magicRaft && p.requiresNamed() { // by now, and RequireNamed may not have seen c
+			_ = handed.Close()
+			return errUnnamed
+		}
 	}
-	if magic == magicTerm {
+	if hello.magic == magicTerm {
 		p.done.Go(func() { p.answerTerms(handed) })
 		return nil
 	}
@@ -281,6 +313,9 @@ func (p *Port) admit(c net.Conn) error {
 	}
 	return nil
 }
+
+// errUnnamed is returned when a raft stream comes that RequireNamed refuses.
+var errUnnamed = errors.New("its program is too old for this cluster: it does not say which node it means; upgrade it")
 
 // errDetached is returned when a connection comes while no raft instance uses the port: at the end, and while a node
 // is adopted. The caller dials again.

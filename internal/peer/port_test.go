@@ -24,6 +24,11 @@ type testPort struct {
 	lines []string
 }
 
+// targetOf is the Target of the node that listens at p.
+func targetOf(p *Port) raft.ServerAddress {
+	return Target(raft.ServerID(p.NodeID), raft.ServerAddress(p.Address()))
+}
+
 func openPort(t testing.TB, cluster ClusterID) *testPort {
 	t.Helper()
 	p := &testPort{}
@@ -36,6 +41,7 @@ func openPort(t testing.TB, cluster ClusterID) *testPort {
 		t.Fatal(err)
 	}
 	p.Port = port
+	p.NodeID = "n1"
 	p.SetClusterID(cluster)
 	p.Serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, Caller(r).String())
@@ -57,7 +63,7 @@ func exchange(t testing.TB, from, to raft.StreamLayer) error {
 	var c net.Conn
 	go func() {
 		var err error
-		c, err = from.Dial(raft.ServerAddress(to.Addr().String()), 10*time.Second)
+		c, err = from.Dial(targetOf(to.(*stream).port), 10*time.Second)
 		dialed <- err
 	}()
 	accepted := make(chan net.Conn, 1)
@@ -96,7 +102,7 @@ func TestForeignClusterIsRefused(t *testing.T) {
 	from := a.Stream()
 	begin := time.Now()
 	for range 50 {
-		if _, err := from.Dial(raft.ServerAddress(b.Address()), 10*time.Second); !errors.Is(err, ErrForeignCluster) {
+		if _, err := from.Dial(targetOf(b.Port), 10*time.Second); !errors.Is(err, ErrForeignCluster) {
 			t.Fatalf("Dial: got %v, want ErrForeignCluster", err)
 		}
 	}
@@ -134,6 +140,12 @@ func TestStrangersAreRefused(t *testing.T) {
 		"nothing":         "",
 		"a foreign raft":  "\xb1" + strings.Repeat("\x07", 16) + "and more",
 		"a preface, zero": "\xb1" + strings.Repeat("\x00", 16),
+		"no ID is meant":  "\xb4\x01" + strings.Repeat("\x00", 15) + "\x00\x02n1",
+		"no ID dials":     "\xb4\x01" + strings.Repeat("\x00", 15) + "\x02n1\x00",
+		"half an ID":      "\xb4\x01" + strings.Repeat("\x00", 15) + "\x02n",
+		"a giant ID":      "\xb4\x01" + strings.Repeat("\x00", 15) + "\x41" + strings.Repeat("n", 0x41) + "\x02n1",
+		"an ID of blanks": "\xb4\x01" + strings.Repeat("\x00", 15) + "\x02n1\x02  ",
+		"the next magic":  "\xb5\x01" + strings.Repeat("\x00", 15),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -178,7 +190,8 @@ func TestDialStrangers(t *testing.T) {
 					serve(c)
 				}
 			}()
-			c, err := dial(context.Background(), dialTCP, l.Addr().String(), magicRaft, ClusterID{1})
+			c, err := dial(context.Background(), dialTCP, l.Addr().String(),
+				preface{magic: magicNamed, cluster: ClusterID{1}, to: "n2", from: "n1"})
 			if err == nil {
 				_ = c.Close()
 				t.Error("got a connection, want an error")
@@ -198,7 +211,7 @@ func TestStreamCloses(t *testing.T) {
 			accepted <- c
 		}
 	}()
-	c, err := from.Dial(raft.ServerAddress(b.Address()), 10*time.Second)
+	c, err := from.Dial(targetOf(b.Port), 10*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +272,7 @@ func TestCloseStreamsOfOneAddress(t *testing.T) {
 	dial := func(to *testPort) net.Conn {
 		stream := to.Stream()
 		go func() { _, _ = stream.Accept() }()
-		conn, err := from.Dial(raft.ServerAddress(to.Address()), 10*time.Second)
+		conn, err := from.Dial(targetOf(to.Port), 10*time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,8 @@ package peer
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -21,15 +23,29 @@ type stream struct {
 	closed bool
 }
 
-// Dial implements raft.StreamLayer.
-func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+// Dial implements raft.StreamLayer. The address is a Target: raft credits what comes over the connection to the member
+// that it has dialed, whoever answers, so it must be that member. Otherwise the error is an AnotherNodeError.
+//
+// A node of an older program closes a connection with a preface that it does not know. Only when the member itself
+// reports that it is of such a program (Port.Older) is it dialed by the older preface, by which it can't be known that
+// the same node answers.
+func (s *stream) Dial(target raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	id, address, ok := splitTarget(target)
+	if !ok {
+		return nil, fmt.Errorf("connect to %s: it is not known which node is meant", target)
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
-	return s.dial(ctx, string(address), magicRaft)
+	named := preface{magic: magicNamed, cluster: s.port.ClusterID(), to: id, from: s.port.NodeID}
+	c, err := s.dial(ctx, address, named)
+	if errors.Is(err, ErrNotRaftkv) && s.port.Older != nil && !s.port.requiresNamed() && s.port.Older(ctx, id, address) {
+		return s.dial(ctx, address, preface{magic: magicRaft, cluster: named.cluster})
+	}
+	return c, err
 }
 
-func (s *stream) dial(ctx context.Context, address string, magic byte) (net.Conn, error) {
-	c, err := dial(ctx, s.port.Dial, address, magic, s.port.ClusterID())
+func (s *stream) dial(ctx context.Context, address string, p preface) (net.Conn, error) {
+	c, err := dial(ctx, s.port.Dial, address, p)
 	if err != nil {
 		return nil, err
 	}
@@ -59,6 +75,17 @@ func (s *stream) Close() error {
 	}
 	s.mu.Unlock()
 	return s.queue.Close()
+}
+
+// closeIf closes every connection for which the condition holds; dialed is as in conns.
+func (s *stream) closeIf(condition func(c net.Conn, dialed string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, dialed := range s.conns {
+		if condition(c, dialed) {
+			_ = c.Close()
+		}
+	}
 }
 
 // track makes Close of the stream close c too; it returns nil when the stream is closed already.

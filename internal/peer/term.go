@@ -14,7 +14,8 @@ import (
 // answers, 0, a term in which nobody leads.
 
 // DialTerm connects to the raft port at address for AskTerm, within ctx. The connection is closed with the raft
-// instance that is attached now, or by CloseStreams.
+// instance that is attached now, or by CloseStreams. It is ErrNotRaftkv if a node of a program that answers no such
+// questions is there.
 func (p *Port) DialTerm(ctx context.Context, address string) (net.Conn, error) {
 	p.mu.Lock()
 	s := p.stream
@@ -22,7 +23,7 @@ func (p *Port) DialTerm(ctx context.Context, address string) (net.Conn, error) {
 	if s == nil {
 		return nil, errDetached
 	}
-	return s.dial(ctx, address, magicTerm)
+	return s.dial(ctx, address, preface{magic: magicTerm, cluster: p.ClusterID()})
 }
 
 // AskTerm asks the node at the other end of c, which DialTerm returned, for its term, within ctx, which has a

@@ -16,6 +16,7 @@ func openTermPort(t testing.TB, cluster ClusterID, term func() uint64) *Port {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.NodeID = "n1"
 	p.SetClusterID(cluster)
 	p.Serve(nil, func(nodeID string) uint64 {
 		if nodeID != "n1" {

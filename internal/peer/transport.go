@@ -2,6 +2,8 @@ package peer
 
 import (
 	"context"
+	"errors"
+	"io"
 	"sync/atomic"
 	"time"
 
@@ -9,7 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Transport is raft's network transport, changed in three ways because raft 1.7.3 leaves these things to its users.
+// Transport is raft's network transport, changed in five ways because raft 1.7.3 leaves these things to its users.
 //
 // Heartbeats are kept off the fast path (net_transport.go: SetHeartbeatHandler). There, a heartbeat of a newer term
 // raises the term on the connection's own goroutine while the leader's loop stamps an entry with it: an entry of a
@@ -22,6 +24,11 @@ import (
 //
 // AppendEntries to a member that is away is retried here, because raft backs off up to 10 s after a failure
 // (replication.go, maxFailureScale) and does not notice meanwhile that the member is back.
+//
+// Every call is of a Target. Raft passes the ID of the member that it calls, of which its transport makes no use, and
+// credits the answer to that ID: a name or an address that leads to another member would make that one count twice.
+//
+// TimeoutNow returns in a bounded time, because raft takes no entries until it has.
 type Transport struct {
 	*raft.NetworkTransport
 	step   time.Duration
@@ -39,6 +46,9 @@ const (
 	appendRetryLimit = time.Minute
 	appendRetryDelay = 50 * time.Millisecond
 )
+
+// TimeoutNowLimit is how long a TimeoutNow may take.
+const TimeoutNowLimit = time.Second
 
 // NewTransport returns raft's transport over stream, which Close closes too. The heartbeats go out at multiples of
 // step. Until SetStillLeads is called, nothing is retried and no heartbeat is sent.
@@ -83,10 +93,54 @@ func (t *Transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, 
 		}
 	}
 	for begin := time.Now(); ; time.Sleep(appendRetryDelay) {
-		err := t.NetworkTransport.AppendEntries(id, address, args, response)
+		err := t.AppendEntriesOnce(id, address, args, response)
 		if err == nil || heartbeat || t.IsShutdown() || time.Since(begin) > appendRetryLimit || !stillLeads() {
 			return err
 		}
+	}
+}
+
+// AppendEntriesOnce is AppendEntries, sent at once and not retried.
+func (t *Transport) AppendEntriesOnce(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest,
+	response *raft.AppendEntriesResponse) error {
+	return t.NetworkTransport.AppendEntries(id, Target(id, address), args, response)
+}
+
+// AppendEntriesPipeline implements raft.Transport. There is none, see NewTransport.
+func (t *Transport) AppendEntriesPipeline(id raft.ServerID, address raft.ServerAddress) (raft.AppendPipeline, error) {
+	return t.NetworkTransport.AppendEntriesPipeline(id, Target(id, address))
+}
+
+// RequestVote implements raft.Transport.
+func (t *Transport) RequestVote(id raft.ServerID, address raft.ServerAddress, args *raft.RequestVoteRequest,
+	response *raft.RequestVoteResponse) error {
+	return t.NetworkTransport.RequestVote(id, Target(id, address), args, response)
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t *Transport) RequestPreVote(id raft.ServerID, address raft.ServerAddress, args *raft.RequestPreVoteRequest,
+	response *raft.RequestPreVoteResponse) error {
+	return t.NetworkTransport.RequestPreVote(id, Target(id, address), args, response)
+}
+
+// InstallSnapshot implements raft.Transport.
+func (t *Transport) InstallSnapshot(id raft.ServerID, address raft.ServerAddress, args *raft.InstallSnapshotRequest,
+	response *raft.InstallSnapshotResponse, data io.Reader) error {
+	return t.NetworkTransport.InstallSnapshot(id, Target(id, address), args, response, data)
+}
+
+// TimeoutNow implements raft.Transport, within TimeoutNowLimit. After an error the member may yet stand for election.
+func (t *Transport) TimeoutNow(id raft.ServerID, address raft.ServerAddress, args *raft.TimeoutNowRequest,
+	_ *raft.TimeoutNowResponse) error {
+	sent := make(chan error, 1)
+	go func() { // until the network transport's own timeout, or until it is closed
+		sent <- t.NetworkTransport.TimeoutNow(id, Target(id, address), args, new(raft.TimeoutNowResponse))
+	}()
+	select {
+	case err := <-sent:
+		return err
+	case <-time.After(TimeoutNowLimit):
+		return errors.New("no answer in time")
 	}
 }
 

@@ -16,6 +16,7 @@ func listenTest(t testing.TB) *Port {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.NodeID = "n2"
 	p.SetClusterID(ClusterID{1})
 	p.Serve(nil, nil)
 	t.Cleanup(func() { _ = p.Close() })
