@@ -55,14 +55,14 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	request, stream := h.limit(maxRequests), h.limit(maxStreams)
 
 	router := mux.NewRouter().SkipClean(true) // else //set is redirected, and clients drop the body
-	router.Handle("/set", request(h.set)).Methods(get, post, put)
+	router.Handle("/set", request(h.leading(h.set))).Methods(get, post, put)
 	router.Handle("/get", request(h.get)).Methods(get, head, post)
-	router.Handle("/remove", request(h.remove)).Methods(get, post)
+	router.Handle("/remove", request(h.leading(h.remove))).Methods(get, post)
 	router.Handle("/list", stream(h.list)).Methods(get, post)
 	router.Handle("/watch", stream(h.watch)).Methods(get, post)
-	router.Handle("/join", request(h.join)).Methods(get, post)
-	router.Handle("/leave", request(h.leave)).Methods(get, post)
-	router.Handle("/transfer", request(h.transfer)).Methods(get, post)
+	router.Handle("/join", request(h.leading(h.join))).Methods(get, post)
+	router.Handle("/leave", request(h.leading(h.leave))).Methods(get, post)
+	router.Handle("/transfer", request(h.leading(h.transfer))).Methods(get, post)
 	router.Handle("/status", request(h.status)).Methods(get, head, post)
 	router.Handle("/snapshot", stream(h.snapshot)).Methods(get, post)
 	router.Handle("/restore", stream(h.restore)).Methods(put)
@@ -117,6 +117,20 @@ func (h *handler) limit(n int) func(endpoint) http.Handler {
 				h.writeError(w, r, err)
 			}
 		})
+	}
+}
+
+// leading returns an endpoint whose request's body is read only if this node leads: a client
+// that is redirected still has it.
+func (h *handler) leading(answer endpoint) endpoint {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		api.GuardBody(r, func() error {
+			if !h.node.Leads() {
+				return node.ErrNotLeader
+			}
+			return nil
+		})
+		return answer(w, r)
 	}
 }
 
@@ -364,7 +378,7 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 	}
 	data, err := backup.Read(api.DeadlineReader(w, r))
 	if err != nil {
-		return api.Errorf(http.StatusBadRequest, "body: %v", err)
+		return api.BodyError("body", err)
 	}
 	index, unchanged, err := backup.Restore(r.Context(), data, h.propose)
 	if unchanged {
@@ -429,14 +443,13 @@ var errorTable = map[node.Code]struct {
 func (h *handler) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if code, _ := node.CodeOf(err); code == node.ErrNotLeader {
 		h.log.Info("Not a leader, do nothing")
-		id, leader, lookupErr := h.node.LeaderURL(r.Context())
-		if lookupErr == nil {
-			w.Header().Set("Location", leader+r.URL.RequestURI())
-			api.WriteText(w, http.StatusTemporaryRedirect, fmt.Sprintf("not the leader: nothing was done; "+
-				"send it to the leader, %s, at %s (curl -L does)", id, leader))
+		var leader node.Leader
+		if leader, err = h.node.Leader(r.Context()); err == nil {
+			err = api.Redirect(w, r, api.Leader(leader))
+		}
+		if err == nil {
 			return
 		}
-		err = lookupErr
 	}
 	status, message := statusOf(err)
 	switch {
@@ -445,7 +458,7 @@ func (h *handler) writeError(w http.ResponseWriter, r *http.Request, err error) 
 	case status == http.StatusInternalServerError && r.Context().Err() == nil: // else the client has gone
 		h.log.Errorf("%s %s: %v", r.Method, r.URL.Path, err)
 	}
-	api.WriteText(w, status, message)
+	api.WriteError(w, r, status, message)
 }
 
 // statusOf returns the status and the line for the client of an error: those of an

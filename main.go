@@ -125,6 +125,7 @@ func start(c config, out io.Writer) (*service, error) {
 		Dir:               c.volume,
 		RaftAddress:       c.raftAddress,
 		HTTPAddress:       s.listener.Addr().String(),
+		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,
 		ElectionTimeout:   c.electionTimeout,
 		RaftLog:           raftLog,
@@ -136,7 +137,7 @@ func start(c config, out io.Writer) (*service, error) {
 		s.console.Close()
 		return nil, errors.Join(portHint(err, "RAFT_SERVER_PORT"), s.listener.Close())
 	}
-	h := newHandler(s.node, s.machine.Store, s.log, c.httpNames)
+	h := newHandler(s.node, s.machine.Store, s.log, api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress))
 	s.server = api.NewServer(h, s.log.Warnf)
 	s.server.RegisterOnShutdown(h.cancel)
 	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",

@@ -2,11 +2,13 @@ package api
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -26,7 +28,11 @@ func Parse(r *http.Request, allowed ...string) (Values, error) {
 	if len(r.URL.RawQuery) > MaxQuery {
 		return Values{}, tooLarge("query", MaxQuery)
 	}
-	values, err := url.ParseQuery(r.URL.RawQuery)
+	query, length := cutLengthMark(r.URL.RawQuery)
+	if length != "" && r.Method != http.MethodPut && r.Method != http.MethodPost {
+		return Values{}, checkLength(r, 0)
+	}
+	values, err := url.ParseQuery(query)
 	if err != nil {
 		return Values{}, badRequest("query: %v; percent-encode it (curl -G --data-urlencode)", err)
 	}
@@ -70,19 +76,33 @@ func parseForm(r *http.Request) (url.Values, error) {
 }
 
 // readBody reads a body of at most limit bytes; what names it in the error. A body
-// that ends before its declared length is an error, too.
+// that ends before its declared length is an error, too, and one that a redirect has cost
+// its content. An error of GuardBody's check is returned as it is.
 func readBody(r *http.Request, what string, limit int64) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, tooLarge(what, limit)
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	if guarded, ok := r.Body.(*guardedBody); err != nil && ok && !guarded.begun {
+		return nil, err
+	}
 	if err != nil {
-		return nil, badRequest("%s: the body ends early: %v", what, err)
+		return nil, BodyError(what, fmt.Errorf("the body ends early: %w", err))
 	}
 	if int64(len(body)) > limit {
 		return nil, tooLarge(what, limit)
 	}
-	return body, nil
+	return body, checkLength(r, len(body))
+}
+
+// BodyError returns the Error for a body that could not be read because of err; what names
+// the body. A client that was too slow may try again, so that is no 400.
+func BodyError(what string, err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return Errorf(http.StatusRequestTimeout, "%s: the body did not come in time, which is %v: nothing was done; "+
+			"send it faster, or in smaller parts", what, bodyTimeout)
+	}
+	return badRequest("%s: %v", what, err)
 }
 
 // Required returns the value of a parameter that must be given exactly once.

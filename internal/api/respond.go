@@ -50,7 +50,7 @@ func ClearDeadlines(w http.ResponseWriter) error {
 
 // ioTimeout is how long one read or write of a stream may wait for the client. It is
 // shorter in tests.
-var ioTimeout = 30 * time.Second
+var ioTimeout = bodyTimeout
 
 // DeadlineWriter returns a writer to w that has a time limit for each write in place of
 // one for the whole answer: a client may take as long as it likes, if only it reads on.

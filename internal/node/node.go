@@ -48,13 +48,14 @@ type StateMachine interface {
 	Reset()
 }
 
-// Config is what a Node needs to know. All fields but Dial are required.
+// Config is what a Node needs to know. All fields but HTTPURL and Dial are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
 	Dir               string        // the volume; made if it is not there
 	RaftAddress       string        // host:port to listen on, and to be reached at
-	HTTPAddress       string        // host:port where clients reach this node; the host may be unspecified
+	HTTPAddress       string        // host:port that HTTP listens on; the host may be unspecified
+	HTTPURL           string        // where clients reach that; empty: at HTTPAddress, or the host of RaftAddress
 	SnapshotThreshold uint64        // entries in the log before a snapshot is taken
 	ElectionTimeout   time.Duration // without a leader before an election; at least 50 ms
 	RaftLog           hclog.Logger  // raft's own lines
