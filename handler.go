@@ -36,12 +36,10 @@ type handler struct {
 	node         *node.Node
 	store        *kv.Store
 	log          *logrus.Logger
-	names        []string   // host names that requests may use
-	restoring    sync.Mutex // held by the restore that is under way
-	ctx          context.Context
-	cancel       context.CancelFunc // cancels ctx, which ends the watches
-	paths        []string           // all paths, in the order of the routes
-	methods      map[string]string  // path: the methods that it takes, as the Allow header has them
+	names        []string          // host names that requests may use
+	restoring    sync.Mutex        // held by the restore that is under way
+	paths        []string          // all paths, in the order of the routes
+	methods      map[string]string // path: the methods that it takes, as the Allow header has them
 }
 
 // endpoint answers the requests of one route. If it returns an error, it has answered
@@ -50,7 +48,6 @@ type endpoint func(w http.ResponseWriter, r *http.Request) error
 
 func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string) *handler {
 	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string)}
-	h.ctx, h.cancel = context.WithCancel(context.Background())
 	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
 	request, stream := h.limit(maxRequests), h.limit(maxStreams)
 
@@ -250,16 +247,7 @@ func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, q.Stale); err != nil {
 		return err
 	}
-	watcher, after, err := q.Open(h.store)
-	if err != nil {
-		return err
-	}
-	defer watcher.Close()
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	defer context.AfterFunc(h.ctx, cancel)()
-	_ = api.WriteWatch(ctx, w, watcher, after, keepAlive)
-	return nil
+	return q.Serve(r.Context(), h.node.Serving(q.Stale), w, h.store, keepAlive)
 }
 
 // join makes a node a member of the cluster that this node leads. While that node catches
@@ -453,6 +441,8 @@ func (h *handler) writeError(w http.ResponseWriter, r *http.Request, err error) 
 	}
 	status, message := statusOf(err)
 	switch {
+	case status == http.StatusServiceUnavailable && api.WriteUnavailable(w, r, message):
+		return
 	case status == http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "1")
 	case status == http.StatusInternalServerError && r.Context().Err() == nil: // else the client has gone

@@ -180,10 +180,12 @@ func List(r *http.Request) (q ListRequest, err error) {
 	return q, err
 }
 
-// WatchRequest asks for the entries that change keys with a prefix. See WriteWatch.
+// WatchRequest asks for the entries that change keys with a prefix. See WatchRequest.Serve.
 type WatchRequest struct {
 	Prefix string
 	Stale  bool
+
+	eventSource bool // see isEventSource
 
 	after uint64 // the watch begins with the first entry behind this index
 	given string // what gave that index, Last-Event-ID or from; empty: the watch begins now
@@ -199,6 +201,7 @@ func Watch(r *http.Request) (q WatchRequest, err error) {
 	if q.Prefix, err = values.prefix(); err != nil {
 		return q, err
 	}
+	q.eventSource = isEventSource(r)
 	index := r.Header.Get("Last-Event-ID")
 	switch {
 	case index != "":

@@ -86,40 +86,105 @@ func WriteSnapshot(w http.ResponseWriter, view *kv.Store) error {
 	return view.WriteSnapshot(DeadlineWriter(w))
 }
 
-// WriteWatch writes the events of watcher as server-sent events until ctx ends, the
-// client goes, or the watcher is dropped: first the index through, behind which the watch
-// begins, then each event, and a comment whenever there was none for keepAlive. Each has
-// an id from which the client can resume.
-func WriteWatch(
-	ctx context.Context, w http.ResponseWriter, watcher *kv.Watcher, through uint64, keepAlive time.Duration,
+// Serve answers q from store, and returns when the client goes, when serving ends, which
+// is how long this node learns of changes, or when there is an end to the watch itself. The
+// error is one of Open: then nothing was answered.
+func (q WatchRequest) Serve(
+	ctx, serving context.Context, w http.ResponseWriter, store *kv.Store, keepAlive time.Duration,
 ) error {
+	watcher, after, err := q.Open(store)
+	reset, gone := errors.AsType[Error](err)
+	if gone = gone && reset.Status == http.StatusGone && q.eventSource; gone {
+		watcher, after = store.WatchNow(q.Prefix)
+	} else if err != nil {
+		return err
+	}
+	defer watcher.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out := beginEvents(w)
+	_, _ = fmt.Fprintf(out, ": watching after index %d\nid: %d\n\n", after, after)
+	if gone {
+		writeNotice(out, "reset", reset.Message, after)
+	}
+	_ = writeWatch(ctx, serving, w, out, watcher, keepAlive)
+	return nil
+}
+
+// beginEvents begins an answer of server-sent events.
+func beginEvents(w http.ResponseWriter) *bufio.Writer {
 	w.Header().Set("Content-Type", "text/event-stream")
 	disableProxyBuffering(w)
-	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
-	_, _ = fmt.Fprintf(out, ": watching after index %d\nid: %d\n\n", through, through)
+	return bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
+}
+
+// writeWatch writes the events of watcher as server-sent events until ctx ends, the client
+// goes, serving ends or the watcher is dropped, and a comment whenever there was none for
+// keepAlive. Each has an id from which the client can resume. The last two ends are an event
+// of their own, end, with the reason.
+func writeWatch(ctx, serving context.Context, w http.ResponseWriter, out *bufio.Writer, watcher *kv.Watcher,
+	keepAlive time.Duration) error {
 	for {
 		// A bufio.Writer keeps its first error.
 		if err := errors.Join(out.Flush(), http.NewResponseController(w).Flush()); err != nil {
 			return err
 		}
 		wait, cancel := context.WithTimeout(ctx, keepAlive)
+		stop := context.AfterFunc(serving, cancel)
 		events, through, err := watcher.Next(wait)
+		stop()
 		cancel()
+		for _, e := range events {
+			_, _ = out.Write(e.Encoded(encode))
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err == nil:
-			for _, e := range events {
-				_, _ = out.Write(e.Encoded(encode))
-			}
+		case serving.Err() != nil:
+			writeNotice(out, "end", context.Cause(serving).Error()+"; watch elsewhere with the last id", through)
+			return out.Flush()
 		case errors.Is(err, context.DeadlineExceeded):
 			_, _ = fmt.Fprintf(out, ": keep-alive\nid: %d\n\n", through)
-		default:
-			_, _ = fmt.Fprintf(out, ": %v; watch again with the last id\n\n", err)
+		case err != nil:
+			writeNotice(out, "end", err.Error()+"; watch again with the last id", through)
 			return out.Flush()
 		}
 	}
 }
+
+// retryMS is after how many milliseconds a browser comes back.
+const retryMS = 1000
+
+// writeNotice writes an event that is no change: its name, and data with the reason. index
+// becomes its id; 0: it has none.
+func writeNotice(out *bufio.Writer, name, reason string, index uint64) {
+	data, _ := json.Marshal(struct { // of strings and numbers: no error
+		Reason string `json:"reason"`
+		Index  uint64 `json:"index,omitempty"`
+	}{reason, index})
+	fmt.Fprintf(out, "retry: %d\nevent: %s\n", retryMS, name)
+	if index > 0 {
+		fmt.Fprintf(out, "id: %d\n", index)
+	}
+	fmt.Fprintf(out, "data: %s\n\n", data)
+}
+
+// WriteUnavailable reports whether r is a watch of a browser's EventSource, which any status
+// but 200 would end for good. If so, it answers the reason why there is none now as an
+// event, after which the browser comes back by itself.
+func WriteUnavailable(w http.ResponseWriter, r *http.Request, reason string) bool {
+	if r.URL.Path != "/watch" || !isEventSource(r) {
+		return false
+	}
+	out := beginEvents(w)
+	writeNotice(out, "unavailable", reason, 0)
+	_ = out.Flush() // an error: the client has gone
+	return true
+}
+
+// isEventSource reports whether r is from a browser's EventSource, or from a library that
+// behaves as one: by the HTML standard they send exactly this.
+func isEventSource(r *http.Request) bool { return r.Header.Get("Accept") == "text/event-stream" }
 
 // encode returns e as a server-sent event.
 func encode(e *kv.Event) []byte {

@@ -3,8 +3,10 @@ package api
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -137,9 +139,8 @@ func TestListEndsWithItsReader(t *testing.T) {
 func TestQuietWatch(t *testing.T) {
 	store := kv.New()
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		watcher, after := store.WatchNow("k")
-		defer watcher.Close()
-		_ = WriteWatch(r.Context(), w, watcher, after, 5*time.Millisecond)
+		q := WatchRequest{Prefix: "k"}
+		_ = q.Serve(r.Context(), t.Context(), w, store, 5*time.Millisecond)
 	})
 	body := get(t, server)
 	for _, want := range []string{": watching after index 0\n", "id: 0\n", "\n", ": keep-alive\n", "id: 0\n", "\n"} {
@@ -195,23 +196,26 @@ func TestReadBodyIsNoLimit(t *testing.T) {
 // still there gets the reason.
 func TestWatchEnds(t *testing.T) {
 	store := kv.New()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
+	serving, end := context.WithCancelCause(t.Context())
 	finished := make(chan error, 3)
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		watcher, after := store.WatchNow("")
-		defer watcher.Close()
 		if r.URL.Path == "/gone" {
-			finished <- WriteWatch(r.Context(), w, watcher, after, time.Hour)
+			finished <- WatchRequest{}.Serve(r.Context(), t.Context(), w, store, time.Hour)
 		} else {
-			finished <- WriteWatch(ctx, w, watcher, after, time.Hour)
+			finished <- WatchRequest{}.Serve(r.Context(), serving, w, store, time.Hour)
 		}
 	})
 	body := get(t, server)
 	line(t, body)
-	cancel()
-	if text, err := io.ReadAll(body); err != nil || string(text) != "id: 0\n\n" {
-		t.Errorf("the node stops: got %q, %v, want the end", text, err)
+	store.Update(3, 1, nil, func(tx *kv.Tx) { tx.Set("k", []byte("v")) })
+	end(errors.New("this node is shutting down"))
+	text, err := io.ReadAll(body)
+	events := "id: 0\n\nid: 3\n" +
+		`data: {"index":3,"term":1,"changes":[{"op":"set","key":"k","value":"v"}]}` + "\n\n" +
+		"retry: 1000\nevent: end\nid: 3\n" +
+		`data: {"reason":"this node is shutting down; watch elsewhere with the last id","index":3}` + "\n\n"
+	if err != nil || string(text) != events {
+		t.Errorf("the node stops: got %q, %v, want %q", text, err, events)
 	}
 
 	gone, err := http.Get(server.URL + "/gone")
@@ -221,8 +225,9 @@ func TestWatchEnds(t *testing.T) {
 	reader := bufio.NewReader(gone.Body)
 	line(t, reader)
 	store.Reset()
-	text, err := io.ReadAll(reader)
-	reason := ": watch \"\": the history is gone; watch again with the last id\n\n"
+	text, err = io.ReadAll(reader)
+	reason := "event: end\nid: 3\n" +
+		`data: {"reason":"watch \"\": the history is gone; watch again with the last id","index":3}` + "\n\n"
 	if err != nil || !strings.HasSuffix(string(text), reason) {
 		t.Errorf("everything is replaced: got %q, %v, want the reason", text, err)
 	}
@@ -246,7 +251,7 @@ func TestStreamsPassProxies(t *testing.T) {
 	for name, write := range map[string]func(w http.ResponseWriter) error{
 		"list":     func(w http.ResponseWriter) error { return WriteList(w, store, ListRequest{}) },
 		"snapshot": func(w http.ResponseWriter) error { return WriteSnapshot(w, store) },
-		"watch":    func(w http.ResponseWriter) error { return WriteWatch(ended, w, nil, 0, time.Second) },
+		"watch":    func(w http.ResponseWriter) error { return WatchRequest{}.Serve(ended, ended, w, store, time.Second) },
 	} {
 		w := httptest.NewRecorder()
 		_ = write(w) // a recorder has no deadlines, so that there may be an error
@@ -255,3 +260,68 @@ func TestStreamsPassProxies(t *testing.T) {
 		}
 	}
 }
+
+// TestEventSource: a browser gives up at any status but 200, and so gets none where it
+// should come back; others get the statuses.
+func TestEventSource(t *testing.T) {
+	store := kv.New()
+	store.Update(7, 1, nil, func(tx *kv.Tx) { tx.Set("k", []byte("v")) })
+	browser := http.Header{"Accept": {"text/event-stream"}, "Last-Event-Id": {"12"}}
+	request := func(header http.Header) *http.Request {
+		r := httptest.NewRequest(http.MethodGet, "/watch", nil)
+		maps.Copy(r.Header, header)
+		return r
+	}
+
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		q, err := Watch(request(browser))
+		if err == nil {
+			err = q.Serve(r.Context(), t.Context(), w, store, time.Hour)
+		}
+		if err != nil {
+			t.Errorf("history of another cluster: got %v, want an event", err)
+		}
+	})
+	body := get(t, server)
+	for _, want := range []string{": watching after index 7", "id: 7", "", "retry: 1000", "event: reset", "id: 7",
+		`data: {"reason":"Last-Event-ID: 12 is not reached yet, so it is another cluster's; ` +
+			`list, then watch from the Raftkv-Applied-Index of that","index":7}`, ""} {
+		if got := line(t, body); got != want+"\n" {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	store.Update(8, 1, nil, func(tx *kv.Tx) { tx.Remove("k") })
+	if got, want := line(t, body), "id: 8\n"; got != want {
+		t.Errorf("after the reset: got %q, want %q", got, want)
+	}
+
+	for _, tt := range []struct {
+		name, path string
+		header     http.Header
+		want       string
+	}{
+		{name: "browser", path: "/watch", header: browser,
+			want: "retry: 1000\nevent: unavailable\ndata: {\"reason\":\"no leader\"}\n\n"},
+		{name: "curl", path: "/watch", header: http.Header{"Accept": {"*/*"}}},
+		{name: "another path", path: "/list", header: browser},
+	} {
+		r, w := request(tt.header), deadlines{httptest.NewRecorder()}
+		r.URL.Path = tt.path
+		answered := WriteUnavailable(w, r, "no leader")
+		if got := w.Body.String(); answered != (tt.want != "") || got != tt.want {
+			t.Errorf("%s: got %v %q, want %q", tt.name, answered, got, tt.want)
+		}
+	}
+	q, err := Watch(request(http.Header{"Last-Event-Id": {"12"}}))
+	if err == nil {
+		err = q.Serve(t.Context(), t.Context(), httptest.NewRecorder(), store, time.Hour)
+	}
+	if e, ok := errors.AsType[Error](err); !ok || e.Status != http.StatusGone {
+		t.Errorf("curl: got %v, want status 410", err)
+	}
+}
+
+// deadlines is a recorder of an answer that may have deadlines.
+type deadlines struct{ *httptest.ResponseRecorder }
+
+func (deadlines) SetWriteDeadline(time.Time) error { return nil }

@@ -100,6 +100,8 @@ func TestList(t *testing.T) {
 type event struct {
 	id      uint64
 	comment string
+	name    string // empty: a change
+	Reason  string // of an event with a name
 	Index   uint64
 	Changes []listed
 }
@@ -152,6 +154,9 @@ func (w *watching) next() (e event, err error) {
 			e.comment = value
 		case "id":
 			e.id, err = strconv.ParseUint(value, 10, 64)
+		case "event":
+			e.name = value
+		case "retry":
 		case "data":
 			err = json.Unmarshal([]byte(value), &e)
 		default:
@@ -272,7 +277,7 @@ func TestHistoryIsGone(t *testing.T) {
 			last = e
 		}
 	}
-	if !strings.Contains(last.comment, "the history is gone") {
+	if !strings.Contains(last.Reason, "the history is gone") || last.name != "end" {
 		t.Errorf("a watch when everything was replaced: got %+v, want that the history is gone", last)
 	}
 	gone := s.Ask(t, "/watch?from=5")

@@ -6,7 +6,7 @@
 // A Node is made of parts that are read one by one: batch.go has group commit, the way of a
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
 // followers learn at once what is committed; join.go, leave.go, adopt.go and transfer.go
-// change the membership; status.go and health.go report; rpc.go is how nodes call each
+// change the membership; status.go, health.go and serving.go report; rpc.go is how nodes call each
 // other, errors.go what they may answer; life.go draws the states of a node.
 package node
 
@@ -90,6 +90,7 @@ type Node struct {
 	members   *members    // calls to other nodes
 	leader    leaderURL
 	health    health
+	serving   serving
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -171,6 +172,8 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	port.Serve(n.rpcHandler(), n.term)
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)
+	n.serving.set(nil, nil)
+	n.life.background.Go(n.watchServing)
 	return n, nil
 }
 
