@@ -213,6 +213,9 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return api.Errorf(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
 	}
+	if err := api.CheckIfMatch(r, key, item.Index); err != nil {
+		return err
+	}
 	etag := api.ETag(item.Index)
 	w.Header().Set("ETag", etag)
 	if api.NotModified(r, etag) {
@@ -340,7 +343,7 @@ func (h *handler) snapshot(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
-	if err := api.WriteSnapshot(w, h.store.Clone()); err != nil {
+	if err := api.WriteSnapshot(w, r, h.store.Clone()); err != nil {
 		panic(http.ErrAbortHandler) // the status is sent: only a connection that breaks off shows the error
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"raftkv/internal/api"
 	"raftkv/internal/testkit"
 )
 
@@ -113,4 +114,30 @@ func TestAdvertisedAddress(t *testing.T) {
 		}
 	}
 	checkReplicas(t, nodes...)
+}
+
+// TestGetHonorsIfMatch: a condition on a read is no different from one on a write.
+func TestGetHonorsIfMatch(t *testing.T) {
+	s := startOne(t)
+	etag := api.ETag(set(t, s, "k", "v"))
+	for _, tt := range []struct {
+		name, target, match, noneMatch string
+		status                         int
+	}{
+		{name: "it holds", target: "/get?key=k", match: etag, status: http.StatusOK},
+		{name: "another", target: "/get?key=k", match: `"1"`, status: http.StatusPreconditionFailed},
+		{name: "another, before If-None-Match", target: "/get?key=k", match: `"1"`, noneMatch: etag,
+			status: http.StatusPreconditionFailed},
+		{name: "both hold", target: "/get?key=k", match: etag, noneMatch: etag, status: http.StatusNotModified},
+		{name: "no such key", target: "/get?key=none", match: etag, status: http.StatusNotFound},
+	} {
+		r := newRequest(t, http.MethodGet, s, tt.target, "")
+		r.Header.Set("If-Match", tt.match)
+		if tt.noneMatch != "" {
+			r.Header.Set("If-None-Match", tt.noneMatch)
+		}
+		if a := exchange(t, r); a.status != tt.status {
+			t.Errorf("%s: got %d %q, want %d", tt.name, a.status, a.body, tt.status)
+		}
+	}
 }

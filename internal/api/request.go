@@ -153,10 +153,12 @@ type ListRequest struct {
 	After  string // the keys behind this one; empty: from the first
 	Limit  int    // of the number of keys; 0: none
 	Stale  bool
+	sized  bool // see needsLength
 }
 
 // List parses a ListRequest.
 func List(r *http.Request) (q ListRequest, err error) {
+	q.sized = needsLength(r)
 	values, err := Parse(r, "prefix", "after", "limit", "consistency")
 	if err != nil {
 		return q, err

@@ -9,7 +9,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -51,7 +53,15 @@ func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest) error {
 	SetAppliedIndexHeader(w, index)
 	w.Header().Set("Content-Type", "application/jsonl")
 	disableProxyBuffering(w)
-	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
+	write := func(to io.Writer) error { return writeItems(to, view, q) }
+	if q.sized {
+		setContentLength(w, write)
+	}
+	return write(DeadlineWriter(w))
+}
+
+func writeItems(to io.Writer, view *kv.Store, q ListRequest) error {
+	out := bufio.NewWriterSize(to, 32<<10)
 	lines := json.NewEncoder(out)
 	lines.SetEscapeHTML(false)
 	var err error
@@ -73,16 +83,40 @@ func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest) error {
 	return errors.Join(err, out.Flush())
 }
 
+// needsLength reports whether an answer to r has no end of its own: HTTP/1.0, which nginx
+// speaks to the nodes unless told otherwise, has no chunks, and so an answer that breaks off
+// would look whole. It needs a Content-Length.
+func needsLength(r *http.Request) bool { return !r.ProtoAtLeast(1, 1) }
+
+// setContentLength sets the header to the number of bytes that write writes, which writes
+// the same ones again later. That takes time, but no memory.
+func setContentLength(w http.ResponseWriter, write func(io.Writer) error) {
+	var size counter
+	_ = write(&size) // a counter has no errors
+	w.Header().Set("Content-Length", strconv.FormatUint(uint64(size), 10))
+}
+
+// counter counts the bytes that are written to it.
+type counter uint64
+
+func (c *counter) Write(b []byte) (int, error) {
+	*c += counter(len(b))
+	return len(b), nil
+}
+
 // disableProxyBuffering asks a proxy to pass a stream on as it comes. nginx does, and by
 // default holds back what does not fill a buffer: the events of a watch, for instance.
 func disableProxyBuffering(w http.ResponseWriter) { w.Header().Set("X-Accel-Buffering", "no") }
 
-// WriteSnapshot writes a snapshot of view, which nothing else may change meanwhile.
-func WriteSnapshot(w http.ResponseWriter, view *kv.Store) error {
+// WriteSnapshot answers r with a snapshot of view, which nothing else may change meanwhile.
+func WriteSnapshot(w http.ResponseWriter, r *http.Request, view *kv.Store) error {
 	index, _ := view.Applied()
 	SetAppliedIndexHeader(w, index)
 	w.Header().Set("Content-Type", "application/octet-stream")
 	disableProxyBuffering(w)
+	if needsLength(r) {
+		setContentLength(w, view.WriteSnapshot)
+	}
 	return view.WriteSnapshot(DeadlineWriter(w))
 }
 

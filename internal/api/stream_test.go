@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -208,10 +209,13 @@ func TestWatchEnds(t *testing.T) {
 	body := get(t, server)
 	line(t, body)
 	store.Update(3, 1, nil, func(tx *kv.Tx) { tx.Set("k", []byte("v")) })
+	for line(t, body) != "id: 3\n" {
+	}
+	stuck := time.AfterFunc(20*time.Second, server.CloseClientConnections) // should it not end
+	defer stuck.Stop()
 	end(errors.New("this node is shutting down"))
 	text, err := io.ReadAll(body)
-	events := "id: 0\n\nid: 3\n" +
-		`data: {"index":3,"term":1,"changes":[{"op":"set","key":"k","value":"v"}]}` + "\n\n" +
+	events := `data: {"index":3,"term":1,"changes":[{"op":"set","key":"k","value":"v"}]}` + "\n\n" +
 		"retry: 1000\nevent: end\nid: 3\n" +
 		`data: {"reason":"this node is shutting down; watch elsewhere with the last id","index":3}` + "\n\n"
 	if err != nil || string(text) != events {
@@ -248,9 +252,10 @@ func TestStreamsPassProxies(t *testing.T) {
 	store := kv.New()
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
+	request := httptest.NewRequest(http.MethodGet, "/snapshot", nil)
 	for name, write := range map[string]func(w http.ResponseWriter) error{
 		"list":     func(w http.ResponseWriter) error { return WriteList(w, store, ListRequest{}) },
-		"snapshot": func(w http.ResponseWriter) error { return WriteSnapshot(w, store) },
+		"snapshot": func(w http.ResponseWriter) error { return WriteSnapshot(w, request, store) },
 		"watch":    func(w http.ResponseWriter) error { return WatchRequest{}.Serve(ended, ended, w, store, time.Second) },
 	} {
 		w := httptest.NewRecorder()
@@ -325,3 +330,47 @@ func TestEventSource(t *testing.T) {
 type deadlines struct{ *httptest.ResponseRecorder }
 
 func (deadlines) SetWriteDeadline(time.Time) error { return nil }
+
+// TestStreamsHaveAnEnd: without chunks, as in HTTP/1.0, a client knows by the length whether
+// it has everything.
+func TestStreamsHaveAnEnd(t *testing.T) {
+	store := kv.New()
+	store.Update(7, 1, nil, func(tx *kv.Tx) {
+		for i := range 1000 {
+			tx.Set(fmt.Sprint("key-", i), make([]byte, 100))
+		}
+	})
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/snapshot" {
+			_ = WriteSnapshot(w, r, store)
+		} else if q, err := List(r); err == nil {
+			_ = WriteList(w, store, q)
+		}
+	})
+	for _, tt := range []struct{ target, protocol string }{
+		{target: "/list", protocol: "HTTP/1.0"},
+		{target: "/list?prefix=key-1&limit=50", protocol: "HTTP/1.0"},
+		{target: "/list?prefix=none", protocol: "HTTP/1.0"},
+		{target: "/snapshot", protocol: "HTTP/1.0"},
+		{target: "/list", protocol: "HTTP/1.1"},
+		{target: "/snapshot", protocol: "HTTP/1.1"},
+	} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(server.URL, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = fmt.Fprintf(conn, "GET %s %s\r\nHost: localhost\r\n\r\n", tt.target, tt.protocol)
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(response.Body)
+		switch chunked := len(response.TransferEncoding) > 0; {
+		case err != nil || (tt.protocol == "HTTP/1.1" && !chunked):
+			t.Errorf("%s %s: got %v, want chunks", tt.target, tt.protocol, err)
+		case tt.protocol == "HTTP/1.0" && (chunked || response.ContentLength != int64(len(body))):
+			t.Errorf("%s %s: got Content-Length %d for %d bytes", tt.target, tt.protocol, response.ContentLength, len(body))
+		}
+	}
+}
