@@ -391,21 +391,25 @@ func (h *handler) healthz(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// readyz answers OK if clients should use this node: its reads are linearizable, and no
-// member has a different state. A disk that is nearly full is a warning in the same line.
+// readyz answers OK if clients should use this node: its reads are linearizable, no member
+// has a different state, and it leads, should that be asked. Warnings are in the same line.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
-	if _, err := api.Parse(r); err != nil {
+	leader, err := api.Readyz(r)
+	if err != nil {
 		return err
 	}
 	health := h.node.Health()
 	if health.Replicas != "" {
 		return api.Errorf(http.StatusServiceUnavailable, "%s", health.Replicas)
 	}
+	if leader && !h.node.Leads() {
+		return api.Errorf(http.StatusServiceUnavailable, "not the leader")
+	}
 	if err := h.node.ReadIndex(r.Context()); err != nil {
 		return err
 	}
-	if health.Space != "" {
-		api.WriteLine(w, "OK, but %s", health.Space)
+	if warnings := health.Warnings(); warnings != "" {
+		api.WriteLine(w, "OK, but %s", warnings)
 		return nil
 	}
 	api.WriteLine(w, "OK")

@@ -141,3 +141,21 @@ func TestGetHonorsIfMatch(t *testing.T) {
 		}
 	}
 }
+
+// TestReadyLeader: a balancer that asks for the leader finds that one alone.
+func TestReadyLeader(t *testing.T) {
+	follower, leader := startTwo(t)
+	for _, tt := range []struct {
+		s      *service
+		target string
+		want   int
+	}{
+		{s: leader, target: "/readyz?leader", want: http.StatusOK},
+		{s: follower, target: "/readyz?leader", want: http.StatusServiceUnavailable},
+		{s: follower, target: "/readyz", want: http.StatusOK},
+	} {
+		if a := ask(t, tt.s, tt.target); a.status != tt.want {
+			t.Errorf("%s of %s: got %d %q, want %d", tt.target, tt.s.node.Info().NodeID, a.status, a.body, tt.want)
+		}
+	}
+}

@@ -130,6 +130,12 @@ func Get(r *http.Request) (key string, stale bool, err error) {
 	return key, stale, err
 }
 
+// Readyz returns whether the node must lead to be ready.
+func Readyz(r *http.Request) (leader bool, err error) {
+	values, err := Parse(r, "leader")
+	return values.Has("leader"), err
+}
+
 // Snapshot returns whether a stale snapshot will do.
 func Snapshot(r *http.Request) (stale bool, err error) {
 	values, err := Parse(r, "consistency")

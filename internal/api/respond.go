@@ -16,9 +16,11 @@ import (
 
 // WriteText answers text as one line, with a status.
 func WriteText(w http.ResponseWriter, status int, text string) {
+	line := strings.ReplaceAll(text, "\n", "; ") + "\n"
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.Itoa(len(line)))
 	w.WriteHeader(status)
-	_, _ = io.WriteString(w, strings.ReplaceAll(text, "\n", "; ")+"\n")
+	_, _ = io.WriteString(w, line)
 }
 
 // WriteLine answers one line, with status 200 unless the status has been sent.
