@@ -35,7 +35,8 @@ func TestManyParameters(t *testing.T) {
 	}
 	_, err = Set(formRequest(strings.Repeat("key=k&", maxParameters)))
 	if e, ok := errors.AsType[Error](err); !ok || e.Status != http.StatusBadRequest ||
-		!strings.Contains(e.Message, "form: more than 200000 parameters") || !strings.Contains(e.Message, "several requests") {
+		!strings.Contains(e.Message, "form: more than 200000 parameters") ||
+		!strings.Contains(e.Message, "several requests") {
 		t.Errorf("too many: got %v, want one line with status 400 that names the limit", err)
 	}
 }

@@ -198,5 +198,7 @@ func TestVoterWarning(t *testing.T) {
 		gone = nodes[1]
 	}
 	gone.stop()
-	waitFor(t, "a warning", func() bool { return strings.Contains(leader.Health().Warnings(), "no answer from "+gone.config.ID) })
+	waitFor(t, "a warning", func() bool {
+		return strings.Contains(leader.Health().Warnings(), "no answer from "+gone.config.ID)
+	})
 }

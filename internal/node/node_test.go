@@ -278,8 +278,9 @@ func TestJoinReplicatesAndRestarts(t *testing.T) {
 		t.Errorf("Propose at a follower: got %v, want ErrNotLeader", err)
 	}
 	leader, err := n2.Leader(context.Background())
-	if want := (Leader{ID: "n1", URL: "http://127.0.0.1:1", SameMachine: true, ReadsMark: true}); leader != want || err != nil {
-		t.Errorf("Leader: got %+v %v, want %+v", leader, err, want)
+	want1 := Leader{ID: "n1", URL: "http://127.0.0.1:1", SameMachine: true, ReadsMark: true}
+	if leader != want1 || err != nil {
+		t.Errorf("Leader: got %+v %v, want %+v", leader, err, want1)
 	}
 
 	want, address := content(n3.machine.store), n3.RaftAddress()
