@@ -65,7 +65,7 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
-// TestCheckIfMatch: a read heeds If-Match as a write does.
+// TestCheckIfMatch: a read honors If-Match as a write does.
 func TestCheckIfMatch(t *testing.T) {
 	for _, tt := range []struct {
 		match  string // empty: none

@@ -100,7 +100,7 @@ func isLoopbackURL(u string) bool {
 }
 
 // fromThisMachine reports whether the client of r runs on this machine. With a proxy
-// between, which says so, it does not count as such.
+// between, which adds a header of its own, it does not count as such.
 func fromThisMachine(r *http.Request) bool {
 	if r.Header.Get("X-Forwarded-For") != "" || r.Header.Get("Forwarded") != "" {
 		return false
