@@ -23,6 +23,7 @@ type config struct {
 	volume            string
 	httpAddress       string // host:port to listen on
 	httpNames         []string
+	httpURL           string // where clients reach httpAddress; empty: there
 	raftAddress       string // host:port to listen on, and for other nodes to dial
 	snapshotThreshold uint64
 	electionTimeout   time.Duration
@@ -69,6 +70,8 @@ var variables = []variable{
 			}
 			return nil
 		}},
+	{"HTTP_ADVERTISE", "", "URL by which clients reach this node, http://HOST:PORT, if not where it listens",
+		func(c *config, v string) error { c.httpURL = v; return api.CheckURL(v) }},
 	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on and the other nodes dial",
 		func(c *config, v string) error {
 			if ip := net.ParseIP(v); ip != nil && ip.IsUnspecified() {

@@ -79,6 +79,8 @@ func TestConfig(t *testing.T) {
 		})},
 		{name: "names", env: environment{"HTTP_SERVER_NAMES": "kv.example, kv,,"},
 			want: with(func(c *config) { c.httpNames = []string{"kv.example", "kv"} })},
+		{name: "address for clients", env: environment{"HTTP_ADVERTISE": "https://kv-1.example"},
+			want: with(func(c *config) { c.httpURL = "https://kv-1.example" })},
 		{name: "least", env: environment{"RAFT_ELECTION_TIMEOUT": "50ms", "RAFT_SNAPSHOT_THRESHOLD": "1",
 			"LOG_LEVEL": "error"}, want: with(func(c *config) {
 			c.electionTimeout, c.snapshotThreshold, c.logLevel = 50*time.Millisecond, 1, "error"
@@ -111,6 +113,7 @@ func TestConfigRefuses(t *testing.T) {
 		"RAFT_NODE_ID": {" ", "a b", "a/b", "../n1", ".n1", "-n1", "_", "n1\n", "é", strings.Repeat("n", 65),
 			"n1;x", "\x1b[2J"},
 		"HTTP_SERVER_HOST":        {"127.0.0.1:80", "a b", "http://a", "-a", "a.", "[::1]", "a\nb", strings.Repeat("a", 254)},
+		"HTTP_ADVERTISE":          {"kv-1:8000", "http://0.0.0.0:8000", "http://kv-1:8000/", "http://"},
 		"RAFT_SERVER_HOST":        {"0.0.0.0", "::", "127.0.0.1:9000", "a b", "a/b"},
 		"RAFT_ELECTION_TIMEOUT":   {"500", "49ms", "61s", "-1s", "soon", "0"},
 		"RAFT_SNAPSHOT_THRESHOLD": {"0", "-1", "1.5", "many", "9223372036854775808", "18446744073709551616"},

@@ -36,12 +36,10 @@ type handler struct {
 	node         *node.Node
 	store        *kv.Store
 	log          *logrus.Logger
-	names        []string   // host names that requests may use
-	restoring    sync.Mutex // held by the restore that is under way
-	ctx          context.Context
-	cancel       context.CancelFunc // cancels ctx, which ends the watches
-	paths        []string           // all paths, in the order of the routes
-	methods      map[string]string  // path: the methods that it takes, as the Allow header has them
+	names        []string          // host names that requests may use
+	restoring    sync.Mutex        // held by the restore that is under way
+	paths        []string          // all paths, in the order of the routes
+	methods      map[string]string // path: the methods that it takes, as the Allow header has them
 }
 
 // endpoint answers the requests of one route. If it returns an error, it has answered
@@ -50,20 +48,19 @@ type endpoint func(w http.ResponseWriter, r *http.Request) error
 
 func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string) *handler {
 	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string)}
-	h.ctx, h.cancel = context.WithCancel(context.Background())
 	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
 	request, stream := h.limit(maxRequests), h.limit(maxStreams)
 
 	router := mux.NewRouter().SkipClean(true) // else //set is redirected, and clients drop the body
-	router.Handle("/set", request(h.set)).Methods(get, post, put)
+	router.Handle("/set", request(h.leading(h.set))).Methods(get, post, put)
 	router.Handle("/get", request(h.get)).Methods(get, head, post)
-	router.Handle("/remove", request(h.remove)).Methods(get, post)
-	router.Handle("/txn", request(h.txn)).Methods(post)
+	router.Handle("/remove", request(h.leading(h.remove))).Methods(get, post)
+	router.Handle("/txn", request(h.leading(h.txn))).Methods(post)
 	router.Handle("/list", stream(h.list)).Methods(get, post)
 	router.Handle("/watch", stream(h.watch)).Methods(get, post)
-	router.Handle("/join", request(h.join)).Methods(get, post)
-	router.Handle("/leave", request(h.leave)).Methods(get, post)
-	router.Handle("/transfer", request(h.transfer)).Methods(get, post)
+	router.Handle("/join", request(h.leading(h.join))).Methods(get, post)
+	router.Handle("/leave", request(h.leading(h.leave))).Methods(get, post)
+	router.Handle("/transfer", request(h.leading(h.transfer))).Methods(get, post)
 	router.Handle("/status", request(h.status)).Methods(get, head, post)
 	router.Handle("/snapshot", stream(h.snapshot)).Methods(get, post)
 	router.Handle("/restore", stream(h.restore)).Methods(put)
@@ -118,6 +115,20 @@ func (h *handler) limit(n int) func(endpoint) http.Handler {
 				h.writeError(w, r, err)
 			}
 		})
+	}
+}
+
+// leading returns an endpoint whose request's body is read only if this node leads: a client
+// that is redirected still has it.
+func (h *handler) leading(answer endpoint) endpoint {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		api.GuardBody(r, func() error {
+			if !h.node.Leads() {
+				return node.ErrNotLeader
+			}
+			return nil
+		})
+		return answer(w, r)
 	}
 }
 
@@ -224,6 +235,9 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return api.Errorf(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
 	}
+	if err := api.CheckIfMatch(r, h.history(), key, item.Index); err != nil {
+		return err
+	}
 	etag := h.history().ETag(item.Index)
 	w.Header().Set("ETag", etag)
 	if api.NotModified(r, etag) {
@@ -258,16 +272,7 @@ func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, q.Stale); err != nil {
 		return err
 	}
-	watcher, after, err := q.Open(h.store)
-	if err != nil {
-		return err
-	}
-	defer watcher.Close()
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	defer context.AfterFunc(h.ctx, cancel)()
-	_ = api.WriteWatch(ctx, w, watcher, after, h.history(), keepAlive)
-	return nil
+	return q.Serve(r.Context(), h.node.Serving(q.Stale), w, h.store, keepAlive)
 }
 
 // join makes a node a member of the cluster that this node leads. While that node catches
@@ -360,7 +365,7 @@ func (h *handler) snapshot(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
-	if err := api.WriteSnapshot(w, h.store.Clone()); err != nil {
+	if err := api.WriteSnapshot(w, r, h.store.Clone()); err != nil {
 		panic(http.ErrAbortHandler) // the status is sent: only a connection that breaks off shows the error
 	}
 	return nil
@@ -386,7 +391,7 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 	}
 	data, err := backup.Read(api.DeadlineReader(w, r))
 	if err != nil {
-		return api.Errorf(http.StatusBadRequest, "body: %v", err)
+		return api.BodyError("body", err)
 	}
 	index, unchanged, err := backup.Restore(r.Context(), data, h.propose)
 	if unchanged {
@@ -408,21 +413,25 @@ func (h *handler) healthz(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// readyz answers OK if clients should use this node: its reads are linearizable, and no
-// member has a different state. A disk that is nearly full is a warning in the same line.
+// readyz answers OK if clients should use this node: its reads are linearizable, no member
+// has a different state, and it leads, should that be asked. Warnings are in the same line.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
-	if _, err := api.Parse(r); err != nil {
+	leader, err := api.Readyz(r)
+	if err != nil {
 		return err
 	}
 	health := h.node.Health()
 	if health.Replicas != "" {
 		return api.Errorf(http.StatusServiceUnavailable, "%s", health.Replicas)
 	}
+	if leader && !h.node.Leads() {
+		return api.Errorf(http.StatusServiceUnavailable, "not the leader")
+	}
 	if err := h.node.ReadIndex(r.Context()); err != nil {
 		return err
 	}
-	if health.Space != "" {
-		api.WriteLine(w, "OK, but %s", health.Space)
+	if warnings := health.Warnings(); warnings != "" {
+		api.WriteLine(w, "OK, but %s", warnings)
 		return nil
 	}
 	api.WriteLine(w, "OK")
@@ -451,23 +460,24 @@ var errorTable = map[node.Code]struct {
 func (h *handler) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	if code, _ := node.CodeOf(err); code == node.ErrNotLeader {
 		h.log.Info("Not a leader, do nothing")
-		id, leader, lookupErr := h.node.LeaderURL(r.Context())
-		if lookupErr == nil {
-			w.Header().Set("Location", leader+r.URL.RequestURI())
-			api.WriteText(w, http.StatusTemporaryRedirect, fmt.Sprintf("not the leader: nothing was done; "+
-				"send it to the leader, %s, at %s (curl -L does)", id, leader))
+		var leader node.Leader
+		if leader, err = h.node.Leader(r.Context()); err == nil {
+			err = api.Redirect(w, r, api.Leader(leader))
+		}
+		if err == nil {
 			return
 		}
-		err = lookupErr
 	}
 	status, message := statusOf(err)
 	switch {
+	case status == http.StatusServiceUnavailable && api.WriteUnavailable(w, r, message):
+		return
 	case status == http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "1")
 	case status == http.StatusInternalServerError && r.Context().Err() == nil: // else the client has gone
 		h.log.Errorf("%s %s: %v", r.Method, r.URL.Path, err)
 	}
-	api.WriteText(w, status, message)
+	api.WriteError(w, r, status, message)
 }
 
 // statusOf returns the status and the line for the client of an error: those of an

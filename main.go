@@ -125,6 +125,7 @@ func start(c config, out io.Writer) (*service, error) {
 		Dir:               c.volume,
 		RaftAddress:       c.raftAddress,
 		HTTPAddress:       s.listener.Addr().String(),
+		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,
 		ElectionTimeout:   c.electionTimeout,
 		RaftLog:           raftLog,
@@ -136,9 +137,8 @@ func start(c config, out io.Writer) (*service, error) {
 		s.console.Close()
 		return nil, errors.Join(portHint(err, "RAFT_SERVER_PORT"), s.listener.Close())
 	}
-	h := newHandler(s.node, s.machine.Store, s.log, c.httpNames)
-	s.server = api.NewServer(h, s.log.Warnf)
-	s.server.RegisterOnShutdown(h.cancel)
+	names := api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress)
+	s.server = api.NewServer(newHandler(s.node, s.machine.Store, s.log, names), s.log.Warnf)
 	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",
 		c.nodeID, version.String(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
 	go func() { s.served <- api.Serve(s.server, s.listener) }()

@@ -3,6 +3,7 @@ package api
 import (
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 )
@@ -13,7 +14,10 @@ import (
 //
 // Against cross-site request forgery (CSRF) it goes by Sec-Fetch-Site and Origin, which
 // a page can't change. http.CrossOriginProtection does not do here: it exempts GET as a
-// safe method, and sets arrive as GET, so that a link or an image could carry one.
+// safe method, and sets arrive as GET, so that a link or an image could carry one. An
+// Origin may have either scheme: behind a proxy that ends TLS the page is at https, and
+// this node can't know. The host and the port are what a foreign page can't have, and a
+// browser that holds the two schemes for different sites says so by Sec-Fetch-Site.
 //
 // Against DNS rebinding, where a page has its own name resolve to this node and so becomes
 // of the same origin, the Host must be a name that only this node has. A request without a
@@ -23,7 +27,7 @@ func CheckOrigin(r *http.Request, names []string) error {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" {
 		return Errorf(http.StatusForbidden, "Sec-Fetch-Site: %q; requests from web pages of other sites are refused", site)
 	}
-	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host {
+	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
 		return Errorf(http.StatusForbidden, "Origin: %q; requests from web pages of other sites are refused", origin)
 	}
 	probe := r.URL.Path == "/healthz" || r.URL.Path == "/readyz"
@@ -41,6 +45,25 @@ func CheckOrigin(r *http.Request, names []string) error {
 			"use its IP address or localhost, or name it in HTTP_SERVER_NAMES at its start", host)
 	}
 	return nil
+}
+
+// OwnNames returns the host names that requests to this node may use: names, and those that
+// it gives to others, in a URL (empty: none) and in addresses, host:port.
+func OwnNames(names []string, httpURL string, addresses ...string) []string {
+	names = slices.Clone(names)
+	add := func(host string) {
+		if host != "" {
+			names = append(names, host)
+		}
+	}
+	if u, err := url.Parse(httpURL); err == nil {
+		add(u.Hostname())
+	}
+	for _, address := range addresses {
+		host, _, _ := net.SplitHostPort(address)
+		add(host)
+	}
+	return names
 }
 
 func fromLoopback(r *http.Request) bool {

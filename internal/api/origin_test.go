@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -56,9 +57,25 @@ func TestCheckOrigin(t *testing.T) {
 			rejected: "Origin",
 		},
 		{
-			name: "other scheme's origin", host: own,
-			header:   http.Header{"Origin": {"https://" + own}},
-			rejected: "Origin",
+			name: "own page behind a proxy that ends TLS", host: "kv.example",
+			header: http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"https://kv.example"}},
+		},
+		{
+			name: "own page behind such a proxy, older browser", host: "kv.example:8443",
+			header: http.Header{"Origin": {"https://kv.example:8443"}},
+		},
+		{
+			name: "other port's origin behind such a proxy", host: "kv.example:8443",
+			header: http.Header{"Origin": {"https://kv.example"}}, rejected: "Origin",
+		},
+		{
+			name: "page of the other scheme", host: "kv.example:8443",
+			header:   http.Header{"Sec-Fetch-Site": {"cross-site"}, "Origin": {"http://kv.example:8443"}},
+			rejected: "Sec-Fetch-Site",
+		},
+		{
+			name: "another scheme's origin", host: own,
+			header: http.Header{"Origin": {"ftp://" + own}}, rejected: "Origin",
 		},
 		{
 			name: "foreign origin that calls itself the same", host: own,
@@ -117,5 +134,23 @@ func TestCheckOrigin(t *testing.T) {
 				t.Errorf("got %v, want one line with status 403 that names %s", err, tt.rejected)
 			}
 		})
+	}
+}
+
+// TestOwnNames: what a node gives to others as its address, it answers to.
+func TestOwnNames(t *testing.T) {
+	for _, tt := range []struct {
+		name, url string
+		addresses []string
+		want      []string
+	}{
+		{name: "none", want: []string{"kv"}},
+		{name: "no hosts", addresses: []string{":8000", ""}, want: []string{"kv"}},
+		{name: "all", url: "https://kv-1.example:8443", addresses: []string{"0.0.0.0:8000", "kv-1:9000"},
+			want: []string{"kv", "kv-1.example", "0.0.0.0", "kv-1"}},
+	} {
+		if got := OwnNames([]string{"kv"}, tt.url, tt.addresses...); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
 	}
 }

@@ -2,17 +2,23 @@ package api
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
 
 	"raftkv/internal/command"
 )
+
+// maxParameters is the limit of the parameters in a query, and of those in a form. It is
+// what fits into MaxQuery with short keys and no values, about; net/url's own limit is 10,000.
+const maxParameters = 200_000
 
 // MaxQuery is the limit of a query and of a form, in bytes. A value may come in either.
 const MaxQuery = 2 << 20
@@ -26,63 +32,94 @@ func Parse(r *http.Request, allowed ...string) (Values, error) {
 	if len(r.URL.RawQuery) > MaxQuery {
 		return Values{}, tooLarge("query", MaxQuery)
 	}
-	values, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return Values{}, badRequest("query: %v; percent-encode it (curl -G --data-urlencode)", err)
+	query, length := cutLengthMark(r.URL.RawQuery)
+	if length != "" && r.Method != http.MethodPut && r.Method != http.MethodPost {
+		return Values{}, checkLength(r, 0)
+	}
+	values := Values{make(url.Values)}
+	if err := values.add(query, r.URL.Path, allowed, "query", "curl -G --data-urlencode"); err != nil {
+		return Values{}, err
 	}
 	if r.Method == http.MethodPost {
-		form, err := parseForm(r)
+		body, err := readBody(r, "form", MaxQuery)
 		if err != nil {
 			return Values{}, err
 		}
-		for name, given := range form {
-			values[name] = append(values[name], given...)
+		kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+		if len(body) > 0 && kind != "application/x-www-form-urlencoded" {
+			return Values{}, badRequest("Content-Type: %q; POST takes application/x-www-form-urlencoded, PUT a raw value", kind)
+		}
+		if err := values.add(string(body), r.URL.Path, allowed, "form", "curl --data-urlencode"); err != nil {
+			return Values{}, err
 		}
 	}
-	for name := range values {
-		if slices.Contains(allowed, name) {
-			continue
-		}
-		takes := "none"
-		if len(allowed) > 0 {
-			takes = strings.Join(allowed, ", ")
-		}
-		return Values{}, badRequest("%s: unknown parameter; %s takes %s",
-			command.AppendQuoted(nil, name), r.URL.Path, takes)
-	}
-	return Values{values}, nil
+	return values, nil
 }
 
-func parseForm(r *http.Request) (url.Values, error) {
-	body, err := readBody(r, "form", MaxQuery)
-	if err != nil {
-		return nil, err
+// add adds the parameters of text, which is encoded as a form. (url.ParseQuery refuses more
+// than 10,000, and keeps names that are not allowed.) what names text in an error, and tool
+// is what encodes it.
+func (v Values) add(text, path string, allowed []string, what, tool string) error {
+	if strings.Count(text, "&") >= maxParameters {
+		return badRequest("%s: more than %d parameters: nothing was done; send the keys in several requests",
+			what, maxParameters)
 	}
-	kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if len(body) > 0 && kind != "application/x-www-form-urlencoded" {
-		return nil, badRequest("Content-Type: %q; POST takes application/x-www-form-urlencoded, PUT a raw value", kind)
+	for pair := range strings.SplitSeq(text, "&") {
+		if pair == "" {
+			continue
+		}
+		if strings.Contains(pair, ";") {
+			return badRequest("%s: a semicolon that is not percent-encoded; use & between parameters, or encode it (%s)",
+				what, tool)
+		}
+		name, value, _ := strings.Cut(pair, "=")
+		name, err := url.QueryUnescape(name)
+		if err == nil {
+			value, err = url.QueryUnescape(value)
+		}
+		if err != nil {
+			return badRequest("%s: %v; percent-encode it (%s)", what, err, tool)
+		}
+		if !slices.Contains(allowed, name) {
+			takes := "none"
+			if len(allowed) > 0 {
+				takes = strings.Join(allowed, ", ")
+			}
+			return badRequest("%s: unknown parameter; %s takes %s", command.AppendQuoted(nil, name), path, takes)
+		}
+		v.Values[name] = append(v.Values[name], value)
 	}
-	form, err := url.ParseQuery(string(body))
-	if err != nil {
-		return nil, badRequest("form: %v; percent-encode it (curl --data-urlencode)", err)
-	}
-	return form, nil
+	return nil
 }
 
 // readBody reads a body of at most limit bytes; what names it in the error. A body
-// that ends before its declared length is an error, too.
+// that ends before its declared length is an error, too, and one that a redirect has cost
+// its content. An error of GuardBody's check is returned as it is.
 func readBody(r *http.Request, what string, limit int64) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, tooLarge(what, limit)
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	if guarded, ok := r.Body.(*guardedBody); err != nil && ok && !guarded.begun {
+		return nil, err
+	}
 	if err != nil {
-		return nil, badRequest("%s: the body ends early: %v", what, err)
+		return nil, BodyError(what, fmt.Errorf("the body ends early: %w", err))
 	}
 	if int64(len(body)) > limit {
 		return nil, tooLarge(what, limit)
 	}
-	return body, nil
+	return body, checkLength(r, len(body))
+}
+
+// BodyError returns the Error for a body that could not be read because of err; what names
+// the body. A client that was too slow may try again, so that is no 400.
+func BodyError(what string, err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return Errorf(http.StatusRequestTimeout, "%s: the body did not come in time, which is %v: nothing was done; "+
+			"send it faster, or in smaller parts", what, bodyTimeout)
+	}
+	return badRequest("%s: %v", what, err)
 }
 
 // Required returns the value of a parameter that must be given exactly once.

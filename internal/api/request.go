@@ -135,6 +135,12 @@ func Get(r *http.Request) (key string, stale bool, err error) {
 	return key, stale, err
 }
 
+// Readyz returns whether the node must lead to be ready.
+func Readyz(r *http.Request) (leader bool, err error) {
+	values, err := Parse(r, "leader")
+	return values.Has("leader"), err
+}
+
 // Snapshot returns whether a stale snapshot will do.
 func Snapshot(r *http.Request) (stale bool, err error) {
 	values, err := Parse(r, "consistency")
@@ -158,10 +164,12 @@ type ListRequest struct {
 	After  string // the keys behind this one; empty: from the first
 	Limit  int    // of the number of keys; 0: none
 	Stale  bool
+	sized  bool // see needsLength
 }
 
 // List parses a ListRequest.
 func List(r *http.Request) (q ListRequest, err error) {
+	q.sized = needsLength(r)
 	values, err := Parse(r, "prefix", "after", "limit", "consistency")
 	if err != nil {
 		return q, err
@@ -185,15 +193,17 @@ func List(r *http.Request) (q ListRequest, err error) {
 	return q, err
 }
 
-// WatchRequest asks for the entries that change keys with a prefix. See WriteWatch.
+// WatchRequest asks for the entries that change keys with a prefix. See WatchRequest.Serve.
 type WatchRequest struct {
 	Prefix string
 	Stale  bool
 
-	history History
-	foreign string // not empty: why the index is none of this history
-	after   uint64 // the watch begins with the first entry behind this index
-	given   string // what gave that index, Last-Event-ID or from; empty: the watch begins now
+	history     History
+	foreign     string // not empty: why the index is none of this history
+	eventSource bool   // see isEventSource
+
+	after uint64 // the watch begins with the first entry behind this index
+	given string // what gave that index, Last-Event-ID or from; empty: the watch begins now
 }
 
 // Watch parses a WatchRequest. A client that reconnects repeats its from and sends
@@ -209,6 +219,7 @@ func Watch(r *http.Request, h History) (q WatchRequest, err error) {
 	if q.Prefix, err = values.prefix(); err != nil {
 		return q, err
 	}
+	q.eventSource = isEventSource(r)
 	index := r.Header.Get("Last-Event-ID")
 	switch {
 	case index != "":

@@ -16,9 +16,11 @@ import (
 
 // WriteText answers text as one line, with a status.
 func WriteText(w http.ResponseWriter, status int, text string) {
+	line := strings.ReplaceAll(text, "\n", "; ") + "\n"
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.Itoa(len(line)))
 	w.WriteHeader(status)
-	_, _ = io.WriteString(w, strings.ReplaceAll(text, "\n", "; ")+"\n")
+	_, _ = io.WriteString(w, line)
 }
 
 // WriteLine answers one line, with status 200 unless the status has been sent.
@@ -50,7 +52,7 @@ func ClearDeadlines(w http.ResponseWriter) error {
 
 // ioTimeout is how long one read or write of a stream may wait for the client. It is
 // shorter in tests.
-var ioTimeout = 30 * time.Second
+var ioTimeout = bodyTimeout
 
 // DeadlineWriter returns a writer to w that has a time limit for each write in place of
 // one for the whole answer: a client may take as long as it likes, if only it reads on.

@@ -16,6 +16,10 @@ const (
 	MaxHeaderBytes = 256 << 20 // of headers that are not complete yet
 )
 
+// bodyTimeout is how long a request may take to arrive, and a read of one that lifts that
+// limit. See ioTimeout, too.
+const bodyTimeout = 30 * time.Second
+
 // NewServer returns a server for h that bounds each of its connections, in time and in
 // bytes. What net/http itself has to report goes to warnf. A stream lifts the time limits
 // as it goes on: see DeadlineWriter.
@@ -23,7 +27,7 @@ func NewServer(h http.Handler, warnf func(format string, args ...any)) *http.Ser
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
+		ReadTimeout:       bodyTimeout,
 		WriteTimeout:      60 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    2 * MaxQuery, // a query that is larger than MaxQuery gets the 413 of Parse

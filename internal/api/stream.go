@@ -9,7 +9,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -52,7 +54,15 @@ func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest, h History) 
 	w.Header().Set("Raftkv-Watch-From", h.ID(index))
 	w.Header().Set("Content-Type", "application/jsonl")
 	disableProxyBuffering(w)
-	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
+	write := func(to io.Writer) error { return writeItems(to, view, q) }
+	if q.sized {
+		setContentLength(w, write)
+	}
+	return write(DeadlineWriter(w))
+}
+
+func writeItems(to io.Writer, view *kv.Store, q ListRequest) error {
+	out := bufio.NewWriterSize(to, 32<<10)
 	lines := json.NewEncoder(out)
 	lines.SetEscapeHTML(false)
 	var err error
@@ -74,53 +84,142 @@ func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest, h History) 
 	return errors.Join(err, out.Flush())
 }
 
+// needsLength reports whether an answer to r has no end of its own: HTTP/1.0, which nginx
+// speaks to the nodes unless told otherwise, has no chunks, and so an answer that breaks off
+// would look whole. It needs a Content-Length.
+func needsLength(r *http.Request) bool { return !r.ProtoAtLeast(1, 1) }
+
+// setContentLength sets the header to the number of bytes that write writes, which writes
+// the same ones again later. That takes time, but no memory.
+func setContentLength(w http.ResponseWriter, write func(io.Writer) error) {
+	var size counter
+	_ = write(&size) // a counter has no errors
+	w.Header().Set("Content-Length", strconv.FormatUint(uint64(size), 10))
+}
+
+// counter counts the bytes that are written to it.
+type counter uint64
+
+func (c *counter) Write(b []byte) (int, error) {
+	*c += counter(len(b))
+	return len(b), nil
+}
+
 // disableProxyBuffering asks a proxy to pass a stream on as it comes. nginx does, and by
 // default holds back what does not fill a buffer: the events of a watch, for instance.
 func disableProxyBuffering(w http.ResponseWriter) { w.Header().Set("X-Accel-Buffering", "no") }
 
-// WriteSnapshot writes a snapshot of view, which nothing else may change meanwhile.
-func WriteSnapshot(w http.ResponseWriter, view *kv.Store) error {
+// WriteSnapshot answers r with a snapshot of view, which nothing else may change meanwhile.
+func WriteSnapshot(w http.ResponseWriter, r *http.Request, view *kv.Store) error {
 	index, _ := view.Applied()
 	SetAppliedIndexHeader(w, index)
 	w.Header().Set("Content-Type", "application/octet-stream")
 	disableProxyBuffering(w)
+	if needsLength(r) {
+		setContentLength(w, view.WriteSnapshot)
+	}
 	return view.WriteSnapshot(DeadlineWriter(w))
 }
 
-// WriteWatch writes the events of watcher as server-sent events until ctx ends, the
-// client goes, or the watcher is dropped: first the index through, behind which the watch
-// begins, then each event, and a comment whenever there was none for keepAlive. Each has
-// an id from which the client can resume.
-func WriteWatch(
-	ctx context.Context, w http.ResponseWriter, watcher *kv.Watcher, through uint64, h History, keepAlive time.Duration,
+// Serve answers q from store, and returns when the client goes, when serving ends, which
+// is how long this node learns of changes, or when there is an end to the watch itself. The
+// error is one of Open: then nothing was answered.
+func (q WatchRequest) Serve(
+	ctx, serving context.Context, w http.ResponseWriter, store *kv.Store, keepAlive time.Duration,
 ) error {
+	watcher, after, err := q.Open(store)
+	reset, gone := errors.AsType[Error](err)
+	if gone = gone && reset.Status == http.StatusGone && q.eventSource; gone {
+		watcher, after = store.WatchNow(q.Prefix)
+	} else if err != nil {
+		return err
+	}
+	defer watcher.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out := beginEvents(w)
+	_, _ = fmt.Fprintf(out, ": watching after index %d\nid: %s\n\n", after, q.history.ID(after))
+	if gone {
+		writeNotice(out, "reset", reset.Message, q.history.ID(after), after)
+	}
+	_ = q.write(ctx, serving, w, out, watcher, keepAlive)
+	return nil
+}
+
+// beginEvents begins an answer of server-sent events.
+func beginEvents(w http.ResponseWriter) *bufio.Writer {
 	w.Header().Set("Content-Type", "text/event-stream")
 	disableProxyBuffering(w)
-	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
-	_, _ = fmt.Fprintf(out, ": watching after index %d\nid: %s\n\n", through, h.ID(through))
+	return bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
+}
+
+// write writes the events of watcher as server-sent events until ctx ends, the client
+// goes, serving ends or the watcher is dropped, and a comment whenever there was none for
+// keepAlive. Each has an id from which the client can resume. The last two ends are an event
+// of their own, end, with the reason.
+func (q WatchRequest) write(ctx, serving context.Context, w http.ResponseWriter, out *bufio.Writer, watcher *kv.Watcher,
+	keepAlive time.Duration) error {
 	for {
 		// A bufio.Writer keeps its first error.
 		if err := errors.Join(out.Flush(), http.NewResponseController(w).Flush()); err != nil {
 			return err
 		}
 		wait, cancel := context.WithTimeout(ctx, keepAlive)
+		stop := context.AfterFunc(serving, cancel)
 		events, through, err := watcher.Next(wait)
+		stop()
 		cancel()
+		for _, e := range events {
+			_, _ = out.Write(e.Encoded(q.history.encode))
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err == nil:
-			for _, e := range events {
-				_, _ = out.Write(e.Encoded(h.encode))
-			}
+		case serving.Err() != nil:
+			writeNotice(out, "end", context.Cause(serving).Error()+"; watch elsewhere with the last id", q.history.ID(through), through)
+			return out.Flush()
 		case errors.Is(err, context.DeadlineExceeded):
-			_, _ = fmt.Fprintf(out, ": keep-alive\nid: %s\n\n", h.ID(through))
-		default:
-			_, _ = fmt.Fprintf(out, ": %v; watch again with the last id\n\n", err)
+			_, _ = fmt.Fprintf(out, ": keep-alive\nid: %s\n\n", q.history.ID(through))
+		case err != nil:
+			writeNotice(out, "end", err.Error()+"; watch again with the last id", q.history.ID(through), through)
 			return out.Flush()
 		}
 	}
 }
+
+// retryMS is after how many milliseconds a browser comes back.
+const retryMS = 1000
+
+// writeNotice writes an event that is no change: its name, and data with the reason and the
+// index. An empty id and an index of 0 are left out.
+func writeNotice(out *bufio.Writer, name, reason, id string, index uint64) {
+	data, _ := json.Marshal(struct { // of strings and numbers: no error
+		Reason string `json:"reason"`
+		Index  uint64 `json:"index,omitempty"`
+	}{reason, index})
+	fmt.Fprintf(out, "retry: %d\nevent: %s\n", retryMS, name)
+	if id != "" {
+		fmt.Fprintf(out, "id: %s\n", id)
+	}
+	fmt.Fprintf(out, "data: %s\n\n", data)
+}
+
+// WriteUnavailable reports whether r is a watch of a browser's EventSource, which any status
+// but 200 would end for good. If so, it answers the reason why there is none now as an
+// event, after which the browser comes back by itself.
+func WriteUnavailable(w http.ResponseWriter, r *http.Request, reason string) bool {
+	if r.URL.Path != "/watch" || !isEventSource(r) {
+		return false
+	}
+	out := beginEvents(w)
+	writeNotice(out, "unavailable", reason, "", 0)
+	_ = out.Flush() // an error: the client has gone
+	return true
+}
+
+// isEventSource reports whether r is from a browser's EventSource, or from a library that
+// behaves as one: by the HTML standard they send exactly this.
+func isEventSource(r *http.Request) bool { return r.Header.Get("Accept") == "text/event-stream" }
 
 // encode returns e as a server-sent event.
 func (h History) encode(e *kv.Event) []byte {

@@ -3,8 +3,11 @@ package api
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -139,9 +142,8 @@ func TestListEndsWithItsReader(t *testing.T) {
 func TestQuietWatch(t *testing.T) {
 	store := kv.New()
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		watcher, after := store.WatchNow("k")
-		defer watcher.Close()
-		_ = WriteWatch(r.Context(), w, watcher, after, testHistory, 5*time.Millisecond)
+		q := WatchRequest{Prefix: "k", history: testHistory}
+		_ = q.Serve(r.Context(), t.Context(), w, store, 5*time.Millisecond)
 	})
 	body := get(t, server)
 	for _, want := range []string{": watching after index 0\n", "id: 0-0badcafe\n", "\n", ": keep-alive\n", "id: 0-0badcafe\n", "\n"} {
@@ -197,23 +199,29 @@ func TestReadBodyIsNoLimit(t *testing.T) {
 // still there gets the reason.
 func TestWatchEnds(t *testing.T) {
 	store := kv.New()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
+	serving, end := context.WithCancelCause(t.Context())
 	finished := make(chan error, 3)
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		watcher, after := store.WatchNow("")
-		defer watcher.Close()
 		if r.URL.Path == "/gone" {
-			finished <- WriteWatch(r.Context(), w, watcher, after, testHistory, time.Hour)
+			finished <- WatchRequest{history: testHistory}.Serve(r.Context(), t.Context(), w, store, time.Hour)
 		} else {
-			finished <- WriteWatch(ctx, w, watcher, after, testHistory, time.Hour)
+			finished <- WatchRequest{history: testHistory}.Serve(r.Context(), serving, w, store, time.Hour)
 		}
 	})
 	body := get(t, server)
 	line(t, body)
-	cancel()
-	if text, err := io.ReadAll(body); err != nil || string(text) != "id: 0-0badcafe\n\n" {
-		t.Errorf("the node stops: got %q, %v, want the end", text, err)
+	store.Update(3, 1, nil, func(tx *kv.Tx) { tx.Set("k", []byte("v")) })
+	for line(t, body) != "id: 3-0badcafe\n" {
+	}
+	stuck := time.AfterFunc(20*time.Second, server.CloseClientConnections) // should it not end
+	defer stuck.Stop()
+	end(errors.New("this node is shutting down"))
+	text, err := io.ReadAll(body)
+	events := `data: {"index":3,"term":1,"changes":[{"op":"set","key":"k","value":"v"}]}` + "\n\n" +
+		"retry: 1000\nevent: end\nid: 3-0badcafe\n" +
+		`data: {"reason":"this node is shutting down; watch elsewhere with the last id","index":3}` + "\n\n"
+	if err != nil || string(text) != events {
+		t.Errorf("the node stops: got %q, %v, want %q", text, err, events)
 	}
 
 	gone, err := http.Get(server.URL + "/gone")
@@ -223,8 +231,9 @@ func TestWatchEnds(t *testing.T) {
 	reader := bufio.NewReader(gone.Body)
 	line(t, reader)
 	store.Reset()
-	text, err := io.ReadAll(reader)
-	reason := ": watch \"\": the history is gone; watch again with the last id\n\n"
+	text, err = io.ReadAll(reader)
+	reason := "event: end\nid: 3-0badcafe\n" +
+		`data: {"reason":"watch \"\": the history is gone; watch again with the last id","index":3}` + "\n\n"
 	if err != nil || !strings.HasSuffix(string(text), reason) {
 		t.Errorf("everything is replaced: got %q, %v, want the reason", text, err)
 	}
@@ -245,15 +254,127 @@ func TestStreamsPassProxies(t *testing.T) {
 	store := kv.New()
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
+	request := httptest.NewRequest(http.MethodGet, "/snapshot", nil)
 	for name, write := range map[string]func(w http.ResponseWriter) error{
 		"list":     func(w http.ResponseWriter) error { return WriteList(w, store, ListRequest{}, testHistory) },
-		"snapshot": func(w http.ResponseWriter) error { return WriteSnapshot(w, store) },
-		"watch":    func(w http.ResponseWriter) error { return WriteWatch(ended, w, nil, 0, testHistory, time.Second) },
+		"snapshot": func(w http.ResponseWriter) error { return WriteSnapshot(w, request, store) },
+		"watch": func(w http.ResponseWriter) error {
+			return WatchRequest{history: testHistory}.Serve(ended, ended, w, store, time.Second)
+		},
 	} {
 		w := httptest.NewRecorder()
 		_ = write(w) // a recorder has no deadlines, so that there may be an error
 		if got := w.Header().Get("X-Accel-Buffering"); got != "no" {
 			t.Errorf("%s: X-Accel-Buffering: got %q, want no", name, got)
+		}
+	}
+}
+
+// TestEventSource: a browser gives up at any status but 200, and so gets none where it
+// should come back; others get the statuses.
+func TestEventSource(t *testing.T) {
+	store := kv.New()
+	store.Update(7, 1, nil, func(tx *kv.Tx) { tx.Set("k", []byte("v")) })
+	browser := http.Header{"Accept": {"text/event-stream"}, "Last-Event-Id": {"12-0badcafe"}}
+	request := func(header http.Header) *http.Request {
+		r := httptest.NewRequest(http.MethodGet, "/watch", nil)
+		maps.Copy(r.Header, header)
+		return r
+	}
+
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		q, err := Watch(request(browser), testHistory)
+		if err == nil {
+			err = q.Serve(r.Context(), t.Context(), w, store, time.Hour)
+		}
+		if err != nil {
+			t.Errorf("history of another cluster: got %v, want an event", err)
+		}
+	})
+	body := get(t, server)
+	for _, want := range []string{": watching after index 7", "id: 7-0badcafe", "", "retry: 1000", "event: reset", "id: 7-0badcafe",
+		`data: {"reason":"Last-Event-ID: 12 is not reached yet, so it is another cluster's; ` +
+			`list, then watch from the Raftkv-Watch-From of that","index":7}`, ""} {
+		if got := line(t, body); got != want+"\n" {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	store.Update(8, 1, nil, func(tx *kv.Tx) { tx.Remove("k") })
+	if got, want := line(t, body), "id: 8-0badcafe\n"; got != want {
+		t.Errorf("after the reset: got %q, want %q", got, want)
+	}
+
+	for _, tt := range []struct {
+		name, path string
+		header     http.Header
+		want       string
+	}{
+		{name: "browser", path: "/watch", header: browser,
+			want: "retry: 1000\nevent: unavailable\ndata: {\"reason\":\"no leader\"}\n\n"},
+		{name: "curl", path: "/watch", header: http.Header{"Accept": {"*/*"}}},
+		{name: "another path", path: "/list", header: browser},
+	} {
+		r, w := request(tt.header), deadlines{httptest.NewRecorder()}
+		r.URL.Path = tt.path
+		answered := WriteUnavailable(w, r, "no leader")
+		if got := w.Body.String(); answered != (tt.want != "") || got != tt.want {
+			t.Errorf("%s: got %v %q, want %q", tt.name, answered, got, tt.want)
+		}
+	}
+	q, err := Watch(request(http.Header{"Last-Event-Id": {"12-0badcafe"}}), testHistory)
+	if err == nil {
+		err = q.Serve(t.Context(), t.Context(), httptest.NewRecorder(), store, time.Hour)
+	}
+	if e, ok := errors.AsType[Error](err); !ok || e.Status != http.StatusGone {
+		t.Errorf("curl: got %v, want status 410", err)
+	}
+}
+
+// deadlines is a recorder of an answer that may have deadlines.
+type deadlines struct{ *httptest.ResponseRecorder }
+
+func (deadlines) SetWriteDeadline(time.Time) error { return nil }
+
+// TestStreamsHaveAnEnd: without chunks, as in HTTP/1.0, a client knows by the length whether
+// it has everything.
+func TestStreamsHaveAnEnd(t *testing.T) {
+	store := kv.New()
+	store.Update(7, 1, nil, func(tx *kv.Tx) {
+		for i := range 1000 {
+			tx.Set(fmt.Sprint("key-", i), make([]byte, 100))
+		}
+	})
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/snapshot" {
+			_ = WriteSnapshot(w, r, store)
+		} else if q, err := List(r); err == nil {
+			_ = WriteList(w, store, q, testHistory)
+		}
+	})
+	for _, tt := range []struct{ target, protocol string }{
+		{target: "/list", protocol: "HTTP/1.0"},
+		{target: "/list?prefix=key-1&limit=50", protocol: "HTTP/1.0"},
+		{target: "/list?prefix=none", protocol: "HTTP/1.0"},
+		{target: "/snapshot", protocol: "HTTP/1.0"},
+		{target: "/list", protocol: "HTTP/1.1"},
+		{target: "/snapshot", protocol: "HTTP/1.1"},
+	} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(server.URL, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = fmt.Fprintf(conn, "GET %s %s\r\nHost: localhost\r\n\r\n", tt.target, tt.protocol)
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(response.Body)
+		switch chunked := len(response.TransferEncoding) > 0; {
+		case err != nil || (tt.protocol == "HTTP/1.1" && !chunked):
+			t.Errorf("%s %s: got %v, want chunks", tt.target, tt.protocol, err)
+		case tt.protocol == "HTTP/1.0" && (chunked || response.ContentLength != int64(len(body))):
+			t.Errorf("%s %s: got Content-Length %d for %d bytes", tt.target, tt.protocol, response.ContentLength, len(body))
 		}
 	}
 }

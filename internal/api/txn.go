@@ -46,7 +46,7 @@ type txnOperation struct {
 // Txn returns the command of the transaction that is r's body, in JSON. ETags are of the
 // history h.
 func Txn(r *http.Request, h History) (c command.Command, err error) {
-	if len(r.URL.RawQuery) > 0 {
+	if query, _ := cutLengthMark(r.URL.RawQuery); query != "" {
 		return c, badRequest("query: /txn takes no parameters; the transaction is the body, in JSON")
 	}
 	if err := rejectHeaders(r, "If-Match", "If-None-Match", "If-Unmodified-Since", "If-Modified-Since",

@@ -100,6 +100,8 @@ func TestList(t *testing.T) {
 type event struct {
 	id      uint64
 	comment string
+	name    string // empty: a change
+	Reason  string // of an event with a name
 	Index   uint64
 	Changes []listed
 }
@@ -153,6 +155,9 @@ func (w *watching) next() (e event, err error) {
 		case "id":
 			index, _, _ := strings.Cut(value, "-")
 			e.id, err = strconv.ParseUint(index, 10, 64)
+		case "event":
+			e.name = value
+		case "retry":
 		case "data":
 			err = json.Unmarshal([]byte(value), &e)
 		default:
@@ -280,7 +285,7 @@ func TestHistoryIsGone(t *testing.T) {
 			last = e
 		}
 	}
-	if !strings.Contains(last.comment, "the history is gone") {
+	if !strings.Contains(last.Reason, "the history is gone") || last.name != "end" {
 		t.Errorf("a watch when everything was replaced: got %+v, want that the history is gone", last)
 	}
 	gone := s.Ask(t, "/watch?from=5")

@@ -30,6 +30,14 @@ const (
 type Health struct {
 	Replicas string `json:"replicas,omitempty"` // another member has applied other entries
 	Space    string `json:"space,omitempty"`    // the disk of the volume is nearly full
+	Members  string `json:"members,omitempty"`  // this node leads, and voters do not answer
+}
+
+// Warnings returns, in one line, what clients need not keep away from this node for; empty:
+// nothing.
+func (h Health) Warnings() string {
+	lines := slices.DeleteFunc([]string{h.Space, h.Members}, func(line string) bool { return line == "" })
+	return strings.Join(lines, "; ")
 }
 
 // health collects the problems of a node. Its methods may be called by several goroutines
@@ -38,6 +46,7 @@ type health struct {
 	mu       sync.Mutex        // guards what follows
 	replicas map[string]string // member ID: the line about it. It stays until that member is replaced
 	space    string
+	members  string
 }
 
 // Health returns what is wrong with this node.
@@ -45,7 +54,14 @@ func (n *Node) Health() Health {
 	n.health.mu.Lock()
 	defer n.health.mu.Unlock()
 	lines := slices.Sorted(maps.Values(n.health.replicas))
-	return Health{Replicas: strings.Join(lines, "; "), Space: n.health.space}
+	return Health{Replicas: strings.Join(lines, "; "), Space: n.health.space, Members: n.health.members}
+}
+
+// setMembers sets the line about voters that do not answer.
+func (h *health) setMembers(line string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.members = line
 }
 
 // setSpace sets the line about the disk; it reports whether that is a new problem.
@@ -176,10 +192,17 @@ func (n *Node) checkSpace() {
 func (n *Node) checkReplicas(ctx context.Context) {
 	i := n.current.Load()
 	servers := i.servers()
-	if differing := n.health.differing(servers); !i.leads() {
+	leads, differing := i.leads(), n.health.differing(servers)
+	if !leads {
 		servers = differing
 	}
-	for _, found := range n.compareAll(ctx, servers) {
+	all := n.compareAll(ctx, servers)
+	line := ""
+	if leads {
+		line = voterWarning(all)
+	}
+	n.health.setMembers(line)
+	for _, found := range all {
 		id := string(found.server.ID)
 		switch found.state {
 		case Equal:
@@ -188,6 +211,28 @@ func (n *Node) checkReplicas(ctx context.Context) {
 			n.reportDifference(ctx, found)
 		}
 	}
+}
+
+// voterWarning returns a line about the voters that do not answer the leader, which compared
+// all other members with itself, and about how many more may go; empty: all answer.
+func voterWarning(others []comparison) string {
+	voters, answer := 1, 1
+	var away []string
+	for _, c := range others {
+		if c.server.Suffrage != raft.Voter {
+			continue
+		}
+		if voters++; c.info != nil {
+			answer++
+		} else {
+			away = append(away, fmt.Sprintf("%s at %s", c.server.ID, c.server.Address))
+		}
+	}
+	if len(away) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("no answer from %s: %d of %d voters are there, and %d more may go before there is no majority",
+		strings.Join(away, ", "), answer, voters, max(answer-(voters/2+1), 0))
 }
 
 func (n *Node) reportDifference(ctx context.Context, found comparison) {

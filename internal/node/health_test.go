@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"raftkv/internal/kv"
 )
 
@@ -157,4 +159,46 @@ func TestLowSpace(t *testing.T) {
 	if got := plenty.Health().Space; got != "" {
 		t.Errorf("with room: got %q, want nothing", got)
 	}
+}
+
+// TestVoterWarning: whoever looks at the leader learns how far the cluster is from a standstill.
+func TestVoterWarning(t *testing.T) {
+	member := func(id string, suffrage raft.ServerSuffrage, info *Info) comparison {
+		return comparison{server: raft.Server{ID: raft.ServerID(id), Address: raft.ServerAddress(id + ":9000"),
+			Suffrage: suffrage}, info: info}
+	}
+	there := new(Info)
+	for _, tt := range []struct {
+		name   string
+		others []comparison
+		want   string
+	}{
+		{name: "alone"},
+		{name: "all answer", others: []comparison{member("n2", raft.Voter, there), member("n3", raft.Voter, there)}},
+		{name: "a replica does not count", others: []comparison{member("n2", raft.Voter, there),
+			member("n3", raft.Nonvoter, nil)}},
+		{name: "one of three", others: []comparison{member("n2", raft.Voter, nil), member("n3", raft.Voter, there)},
+			want: "no answer from n2 at n2:9000: 2 of 3 voters are there, and 0 more may go before there is no majority"},
+		{name: "one of five", others: []comparison{member("n2", raft.Voter, nil), member("n3", raft.Voter, there),
+			member("n4", raft.Voter, there), member("n5", raft.Voter, there)},
+			want: "no answer from n2 at n2:9000: 4 of 5 voters are there, and 1 more may go before there is no majority"},
+		{name: "no majority", others: []comparison{member("n2", raft.Voter, nil), member("n3", raft.Voter, nil)},
+			want: "no answer from n2 at n2:9000, n3 at n3:9000: 1 of 3 voters are there, and 0 more may go " +
+				"before there is no majority"},
+	} {
+		if got := voterWarning(tt.others); got != tt.want {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
+	}
+
+	nodes := openCluster(t, 3)
+	leader := leaderOf(t, nodes...)
+	gone := nodes[0]
+	if gone == leader {
+		gone = nodes[1]
+	}
+	gone.stop()
+	waitFor(t, "a warning", func() bool {
+		return strings.Contains(leader.Health().Warnings(), "no answer from "+gone.config.ID)
+	})
 }

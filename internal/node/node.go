@@ -6,7 +6,7 @@
 // A Node is made of parts that are read one by one: batch.go has group commit, the way of a
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
 // followers learn at once what is committed; join.go, leave.go, adopt.go and transfer.go
-// change the membership; status.go and health.go report; rpc.go is how nodes call each
+// change the membership; status.go, health.go and serving.go report; rpc.go is how nodes call each
 // other, errors.go what they may answer; life.go draws the states of a node.
 package node
 
@@ -52,13 +52,14 @@ type StateMachine interface {
 	Reset()
 }
 
-// Config is what a Node needs to know. All fields but Dial are required.
+// Config is what a Node needs to know. All fields but HTTPURL and Dial are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
 	Dir               string        // the volume; made if it is not there
 	RaftAddress       string        // host:port to listen on, and to be reached at
-	HTTPAddress       string        // host:port where clients reach this node; the host may be unspecified
+	HTTPAddress       string        // host:port that HTTP listens on; the host may be unspecified
+	HTTPURL           string        // where clients reach that; empty: at HTTPAddress, or the host of RaftAddress
 	SnapshotThreshold uint64        // entries in the log before a snapshot is taken
 	ElectionTimeout   time.Duration // without a leader before an election; at least 50 ms
 	RaftLog           hclog.Logger  // raft's own lines
@@ -97,6 +98,7 @@ type Node struct {
 	versions  versions    // of the other members
 	leader    leaderURL
 	health    health
+	serving   serving
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -188,6 +190,8 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)
 	n.life.background.Go(n.watchTransfers)
+	n.serving.set(nil, nil)
+	n.life.background.Go(n.watchServing)
 	return n, nil
 }
 

@@ -281,9 +281,10 @@ func TestJoinReplicatesAndRestarts(t *testing.T) {
 	if _, err := n2.Propose(context.Background(), setting("x", "y")); !errors.Is(err, ErrNotLeader) {
 		t.Errorf("Propose at a follower: got %v, want ErrNotLeader", err)
 	}
-	id, url, err := n2.LeaderURL(context.Background())
-	if id != "n1" || url != "http://127.0.0.1:1" || err != nil {
-		t.Errorf("LeaderURL: got %q %q %v, want n1 http://127.0.0.1:1", id, url, err)
+	leader, err := n2.Leader(context.Background())
+	want1 := Leader{ID: "n1", URL: "http://127.0.0.1:1", SameMachine: true, ReadsMark: true}
+	if leader != want1 || err != nil {
+		t.Errorf("Leader: got %+v %v, want %+v", leader, err, want1)
 	}
 
 	want, address := content(n3.machine.store), n3.RaftAddress()
@@ -377,7 +378,7 @@ func TestLostQuorum(t *testing.T) {
 		}
 		return errors.Is(err, ErrNotLeader)
 	})
-	if _, _, err := n1.LeaderURL(context.Background()); !errors.Is(err, ErrNoLeader) {
-		t.Errorf("LeaderURL: got %v, want ErrNoLeader", err)
+	if _, err := n1.Leader(context.Background()); !errors.Is(err, ErrNoLeader) {
+		t.Errorf("Leader: got %v, want ErrNoLeader", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,7 +32,8 @@ type Info struct {
 	Hash         string `json:"hash"`         // of the hash chain over the entries up to there; empty: unknown
 	Keys         int    `json:"keys"`
 	RaftAddress  string `json:"raftAddress"`
-	HTTPAddress  string `json:"httpAddress"`
+	HTTPAddress  string `json:"httpAddress"`       // host:port that it listens on
+	HTTPURL      string `json:"httpUrl"`           // where clients reach it; empty: the program is too old to say
 	Removed      bool   `json:"removed,omitempty"` // the cluster has taken this node out
 	Health       Health `json:"health"`
 
@@ -119,6 +121,7 @@ func (n *Node) Info() Info {
 		Keys:         n.machine.Len(),
 		RaftAddress:  n.port.Address(),
 		HTTPAddress:  n.config.HTTPAddress,
+		HTTPURL:      cmp.Or(n.config.HTTPURL, "http://"+reachable(n.config.HTTPAddress, n.port.Address())),
 		Removed:      n.life.now() == removed,
 		MemberIDs:    members,
 
@@ -157,50 +160,78 @@ func (n *Node) Status(ctx context.Context) Status {
 	return status
 }
 
+// Leader is where the leader answers HTTP.
+type Leader struct {
+	ID          string
+	URL         string // its scheme, host and port, such as http://127.0.0.1:8000
+	SameMachine bool   // it runs on the machine of this node
+	ReadsMark   bool   // its program is of the version that brought Info.HTTPURL, or newer
+}
+
 // leaderURL remembers where the leader of a term answers HTTP.
 type leaderURL struct {
 	mu          sync.Mutex // guards what follows
 	term        uint64
 	raftAddress raft.ServerAddress
-	url         string
+	leader      Leader
 }
 
-// LeaderURL returns the ID of the leader and the start of its URLs, for instance
-// http://127.0.0.1:8000. The leader is asked for it once in its term.
-func (n *Node) LeaderURL(ctx context.Context) (id, url string, err error) {
+// Leader returns where the leader answers HTTP. The leader is asked for it once in its
+// term. Any error wraps ErrNoLeader or ErrNotApplied.
+func (n *Node) Leader(ctx context.Context) (Leader, error) {
 	r := n.current.Load().raft
 	term := r.CurrentTerm()
-	address, leader := r.LeaderWithID()
+	address, id := r.LeaderWithID()
 	if n.life.now() == removed {
-		return "", "", errRemoved
+		return Leader{}, errRemoved
 	}
 	if address == "" {
-		return "", "", ErrNoLeader
+		return Leader{}, ErrNoLeader
 	}
-	if url, ok := n.leader.get(term, address); ok {
-		return string(leader), url, nil
+	if leader, ok := n.leader.get(term, address); ok {
+		return leader, nil
 	}
-	info, err := n.members.askMember(ctx, raft.Server{ID: leader, Address: address})
+	info, err := n.members.askMember(ctx, raft.Server{ID: id, Address: address})
 	if err != nil {
-		return "", "", fmt.Errorf("%w: %s at %s does not answer: %w", ErrNoLeader, leader, address, err)
+		return Leader{}, fmt.Errorf("%w: %s at %s does not answer: %w", ErrNoLeader, id, address, err)
 	}
-	url = "http://" + reachable(info.HTTPAddress, string(address))
-	n.leader.set(term, address, url)
-	return string(leader), url, nil
+	leader := Leader{ID: string(id), URL: info.HTTPURL, SameMachine: isThisMachine(ctx, string(address))}
+	if leader.ReadsMark = info.HTTPURL != ""; !leader.ReadsMark {
+		leader.URL = "http://" + reachable(info.HTTPAddress, string(address))
+	}
+	n.leader.set(term, address, leader)
+	return leader, nil
 }
 
-func (l *leaderURL) get(term uint64, raftAddress raft.ServerAddress) (url string, ok bool) {
+// isThisMachine reports whether the host of address, host:port, is one of this machine's.
+func isThisMachine(ctx context.Context, address string) bool {
+	host, _, _ := net.SplitHostPort(address)
+	addresses, err := net.DefaultResolver.LookupIPAddr(ctx, host)
+	if err != nil {
+		return false
+	}
+	own, _ := net.InterfaceAddrs() // none: only loopback is known to be this machine's
+	for _, a := range addresses {
+		isOwn := func(n net.Addr) bool { o, ok := n.(*net.IPNet); return ok && o.IP.Equal(a.IP) }
+		if a.IP.IsLoopback() || slices.ContainsFunc(own, isOwn) {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *leaderURL) get(term uint64, raftAddress raft.ServerAddress) (leader Leader, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.url, l.term == term && l.raftAddress == raftAddress && l.url != ""
+	return l.leader, l.term == term && l.raftAddress == raftAddress && l.leader.URL != ""
 }
 
-// set remembers url, unless that of a later term is known.
-func (l *leaderURL) set(term uint64, raftAddress raft.ServerAddress, url string) {
+// set remembers leader, unless that of a later term is known.
+func (l *leaderURL) set(term uint64, raftAddress raft.ServerAddress, leader Leader) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if term >= l.term {
-		l.term, l.raftAddress, l.url = term, raftAddress, url
+		l.term, l.raftAddress, l.leader = term, raftAddress, leader
 	}
 }
 
