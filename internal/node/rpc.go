@@ -82,7 +82,7 @@ type members struct {
 	self      string // ID of this node, which is not asked
 	client    *http.Client
 	clusterID func() peer.ClusterID
-	heard     func(*Info) // called with the Info of a member, when it has answered
+	heard     func(*Info) // called with the Info of a member, when it has answered; nil: nothing is
 }
 
 // call makes a call to the node to and decodes its answer, if answer is not nil. An error
@@ -146,7 +146,9 @@ func (m *members) askMember(ctx context.Context, server raft.Server) (*Info, err
 		return nil, fmt.Errorf("%s of cluster %s answers at %s, not %s", info.NodeID, info.ClusterID, server.Address,
 			server.ID)
 	}
-	m.heard(&info)
+	if m.heard != nil {
+		m.heard(&info)
+	}
 	return &info, nil
 }
 
