@@ -387,7 +387,7 @@ func (h *handler) healthz(w http.ResponseWriter, r *http.Request) error {
 }
 
 // readyz answers OK if clients should use this node: its reads are linearizable, and no
-// member has a different state. A disk that is nearly full is a warning in the same line.
+// member has a different state. What node.Health warns of is in the same line.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
 	if _, err := api.Parse(r); err != nil {
 		return err
@@ -399,8 +399,8 @@ func (h *handler) readyz(w http.ResponseWriter, r *http.Request) error {
 	if err := h.node.ReadIndex(r.Context()); err != nil {
 		return err
 	}
-	if health.Space != "" {
-		api.WriteLine(w, "OK, but %s", health.Space)
+	if warning := health.Warning(); warning != "" {
+		api.WriteLine(w, "OK, but %s", warning)
 		return nil
 	}
 	api.WriteLine(w, "OK")

@@ -69,6 +69,22 @@ type unitMutant struct {
 
 // unitMutants are the guards that no process shows in reasonable time.
 var unitMutants = []unitMutant{
+	{name: "a volume that is gone", run: "TestVolumeGone",
+		edit: edit{"internal/node/health.go",
+			`	if err != nil && n.life.now() != replacing &&`,
+			`	if false && n.life.now() != replacing &&`}},
+	{name: "a volume that the node replaces is gone", run: "TestVolumeReplacedByTheNode",
+		edit: edit{"internal/node/health.go",
+			`	if err != nil && n.life.now() != replacing &&`,
+			`	if err != nil &&`}},
+	{name: "another raft.db counts as the one that is open", run: "TestVolumeCheck",
+		edit: edit{"internal/storage/volume.go",
+			`		case !os.SameFile(info, v.opened[k]):`,
+			`		case false:`}},
+	{name: "failed snapshots are not remembered", run: "TestSnapshotsThatFail",
+		edit: edit{"internal/node/health.go",
+			`	if err := i.volume.Snapshots.Failure(); err != nil {`,
+			`	if err := i.volume.Snapshots.Failure(); false {`}},
 	{name: "a difference is forgotten when the member is away", run: "TestReplicasThatDiffer",
 		edit: edit{"internal/node/health.go",
 			`		case Equal:

@@ -30,6 +30,14 @@ const (
 type Health struct {
 	Replicas string `json:"replicas,omitempty"` // another member has applied other entries
 	Space    string `json:"space,omitempty"`    // the disk of the volume is nearly full
+
+	Snapshots string `json:"snapshots,omitempty"` // the last snapshot could not be written
+}
+
+// Warning returns what must be mended soon although clients may go on to use the node; empty: nothing.
+func (h Health) Warning() string {
+	warnings := slices.DeleteFunc([]string{h.Space, h.Snapshots}, func(line string) bool { return line == "" })
+	return strings.Join(warnings, "; ")
 }
 
 // health collects the problems of a node. Its methods may be called by several goroutines
@@ -38,6 +46,8 @@ type health struct {
 	mu       sync.Mutex        // guards what follows
 	replicas map[string]string // member ID: the line about it. It stays until that member is replaced
 	space    string
+
+	snapshots string
 }
 
 // Health returns what is wrong with this node.
@@ -45,7 +55,7 @@ func (n *Node) Health() Health {
 	n.health.mu.Lock()
 	defer n.health.mu.Unlock()
 	lines := slices.Sorted(maps.Values(n.health.replicas))
-	return Health{Replicas: strings.Join(lines, "; "), Space: n.health.space}
+	return Health{Replicas: strings.Join(lines, "; "), Space: n.health.space, Snapshots: n.health.snapshots}
 }
 
 // setSpace sets the line about the disk; it reports whether that is a new problem.
@@ -54,6 +64,15 @@ func (h *health) setSpace(line string) (begins bool) {
 	defer h.mu.Unlock()
 	begins = h.space == "" && line != ""
 	h.space = line
+	return begins
+}
+
+// setSnapshots sets the line about snapshots that fail; it reports whether that is a new problem.
+func (h *health) setSnapshots(line string) (begins bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	begins = h.snapshots == "" && line != ""
+	h.snapshots = line
 	return begins
 }
 
@@ -112,6 +131,7 @@ func (n *Node) watch() {
 		case <-tick.C:
 		}
 		n.checkSpace()
+		n.checkVolume()
 		n.checkReplicas(n.life.ctx)
 		i := n.current.Load()
 		servers := i.servers()
@@ -159,6 +179,24 @@ func (n *Node) checkSpace() {
 			n.config.Dir, free>>20)
 	}
 	if n.health.setSpace(line) {
+		n.config.Warnf("%s", line)
+	}
+}
+
+// checkVolume ends the node if its volume is gone, and looks whether its snapshots can be written.
+func (n *Node) checkVolume() {
+	i := n.current.Load()
+	err := i.volume.Check()
+	// Unless the node itself has replaced it: that happens while it is replacing, and ends with another instance.
+	if err != nil && n.life.now() != replacing && n.current.Load() == i {
+		n.fail(fmt.Errorf("volume %s: %w", n.config.Dir, err))
+		return
+	}
+	line := ""
+	if err := i.volume.Snapshots.Failure(); err != nil {
+		line = fmt.Sprintf("the last snapshot could not be written, and the log grows until one is: %v", err)
+	}
+	if n.health.setSnapshots(line) {
 		n.config.Warnf("%s", line)
 	}
 }

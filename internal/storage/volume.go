@@ -27,8 +27,9 @@ type Volume struct {
 	Snapshots *Snapshots
 	Cluster   ClusterID // the cluster whose entries the volume holds
 
-	dir  string
-	bolt *raftboltdb.BoltStore
+	dir    string
+	bolt   *raftboltdb.BoltStore
+	opened [2]fs.FileInfo // the directory and raft.db, as they were when they were opened
 }
 
 // ClusterID is the identity of a cluster (see peer.ClusterID).
@@ -176,6 +177,11 @@ func Open(dir string, o Options) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
+	for k, path := range v.paths() {
+		if v.opened[k], err = os.Stat(path); err != nil {
+			return nil, errors.Join(err, v.bolt.Close())
+		}
+	}
 	// Entries beyond the end marker are those of a truncation that a crash cut short (Log.DeleteRange).
 	if err := v.bolt.DeleteRange(end+1, endMarker-1); err != nil {
 		return nil, errors.Join(err, v.bolt.Close())
@@ -187,6 +193,30 @@ func Open(dir string, o Options) (*Volume, error) {
 	v.Log = newLog(disk, end, snaps.oldest, o)
 	return v, nil
 }
+
+// ErrGone is returned when the files of an open volume are no longer at its path. What is written to them still
+// succeeds, but nobody will ever read it: the node must end.
+var ErrGone = errors.New("it was removed, unmounted or replaced while this node had it open, which can keep nothing " +
+	"any more: put the volume back and start this node again, or replace the member: /leave, an empty volume, /join")
+
+// Check returns an error that wraps ErrGone if the directory or raft.db was removed, or if another is at its path. What
+// can't be looked at for want of a permission counts as there. It may be called at any time, by several goroutines.
+func (v *Volume) Check() error {
+	for k, path := range v.paths() {
+		info, err := os.Stat(path)
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+		case err != nil:
+			return fmt.Errorf("%w (%w)", ErrGone, err)
+		case !os.SameFile(info, v.opened[k]):
+			return fmt.Errorf("%w (another %s is there)", ErrGone, path)
+		}
+	}
+	return nil
+}
+
+// paths are those of the directory and of raft.db.
+func (v *Volume) paths() [2]string { return [2]string{v.dir, boltPath(v.dir)} }
 
 // Close closes raft.db. No method of Log may be called afterwards.
 func (v *Volume) Close() error { return v.bolt.Close() }

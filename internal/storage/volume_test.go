@@ -199,3 +199,22 @@ func TestVolumeOfAnotherNode(t *testing.T) {
 		t.Errorf("got %v, want that it is n1's", err)
 	}
 }
+
+// TestVolumeCheck: what is at the path of an open volume must be what was opened.
+func TestVolumeCheck(t *testing.T) {
+	dir, _ := testVolume(t, 1)
+	v := mustOpen(t, dir)
+	if err := v.Check(); err != nil {
+		t.Errorf("got %v, want nil", err)
+	}
+	path := boltPath(dir)
+	if err := errors.Join(os.Rename(path, path+".2"), os.WriteFile(path, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Check(); !errors.Is(err, ErrGone) {
+		t.Errorf("another raft.db: got %v, want ErrGone", err)
+	}
+	if err := errors.Join(os.Rename(path+".2", path), v.Check()); err != nil {
+		t.Errorf("put back: got %v, want nil", err)
+	}
+}
