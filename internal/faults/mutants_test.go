@@ -69,6 +69,10 @@ type unitMutant struct {
 
 // unitMutants are the guards that no process shows in reasonable time.
 var unitMutants = []unitMutant{
+	{name: "a node that stops finishes its snapshot", run: "TestStopInASnapshot",
+		edit: edit{"internal/node/node.go",
+			`	i.volume.Snapshots.Abort()`,
+			`	_ = i.volume.Snapshots.Abort`}},
 	{name: "a volume that is gone", run: "TestVolumeGone",
 		edit: edit{"internal/node/health.go",
 			`	if err != nil && n.life.now() != replacing &&`,

@@ -100,8 +100,9 @@ type instance struct {
 }
 
 // stop ends raft. Raft waits for its calls to other nodes, up to 10 s for one that
-// does not answer: closing their connections ends them.
+// does not answer: closing their connections ends them. It also waits for its snapshots.
 func (i *instance) stop() error {
+	i.volume.Snapshots.Abort()
 	stopped := i.raft.Shutdown()
 	return errors.Join(i.transport.Close(), stopped.Error())
 }

@@ -33,6 +33,7 @@ type Snapshots struct {
 
 	written atomic.Uint64 // bytes of state, over all snapshots
 	failure atomic.Pointer[error]
+	aborted atomic.Bool
 
 	mu      sync.Mutex          // guards damaged
 	damaged map[string]struct{} // IDs of those that usable could not open
@@ -67,6 +68,14 @@ func openSnapshots(volume string, log hclog.Logger) (*Snapshots, error) {
 	}
 	return &Snapshots{FileSnapshotStore: files, dir: dir, log: log, damaged: make(map[string]struct{})}, nil
 }
+
+// errAborted is returned by what reads or writes a snapshot after Abort.
+var errAborted = errors.New("the node is shutting down")
+
+// Abort ends the reading and writing of snapshots within one step, for good. Raft waits for a snapshot that it takes,
+// receives or sends when it shuts down, and a large one takes longer than a process may that has got SIGTERM. What was
+// written so far is removed, or at the next start.
+func (s *Snapshots) Abort() { s.aborted.Store(true) }
 
 // Failure returns why the last snapshot could not be written, nil if it was or none was tried. What the sender of an
 // install or the state machine breaks off is no failure: they cancel it.
@@ -146,12 +155,20 @@ func (s *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	}
 	bare := *meta
 	bare.Size -= headerSize
-	return &bare, &snapshotState{Reader: r, Closer: state}, nil
+	return &bare, &snapshotState{Reader: r, Closer: state, snapshots: s}, nil
 }
 
 type snapshotState struct {
 	io.Reader
 	io.Closer
+	snapshots *Snapshots
+}
+
+func (s *snapshotState) Read(b []byte) (int, error) {
+	if s.snapshots.aborted.Load() {
+		return 0, errAborted
+	}
+	return s.Reader.Read(b)
 }
 
 // Written returns how many bytes of state were written since the volume was opened, over all snapshots: while an
@@ -314,6 +331,9 @@ const (
 )
 
 func (p *pacedSink) Write(b []byte) (int, error) {
+	if p.snapshots.aborted.Load() {
+		return 0, errAborted
+	}
 	p.snapshots.written.Add(uint64(len(b)))
 	n, err := p.SnapshotSink.Write(b)
 	if p.step += n; err == nil && p.step >= snapshotStep {
