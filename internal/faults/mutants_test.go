@@ -69,6 +69,22 @@ type unitMutant struct {
 
 // unitMutants are the guards that no process shows in reasonable time.
 var unitMutants = []unitMutant{
+	{name: "a node that starts answers pages", run: "TestStarting",
+		edit: edit{"internal/api/starting.go",
+			`	if err := CheckOrigin(r, s.names); err != nil {`,
+			`	if err := CheckOrigin(r, s.names); false {`}},
+	{name: "an aborted start is damage", run: "TestOpenReportsProgress",
+		edit: edit{"internal/storage/boltcheck.go",
+			`	if c.stopped != nil {
+		return c.stopped
+	}
+	if _,`,
+			`	if _,`}},
+	{name: "a start is not aborted while raft reads", run: "TestStartAborted",
+		edit: edit{"internal/node/progress.go",
+			`	v.Log.OnRead(func(index uint64) error {`,
+			`	v.Log.OnRead(func(index uint64) (err error) {
+		defer func() { err = nil }()`}},
 	{name: "a node that stops finishes its snapshot", run: "TestStopInASnapshot",
 		edit: edit{"internal/node/node.go",
 			`	i.volume.Snapshots.Abort()`,

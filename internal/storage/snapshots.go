@@ -34,6 +34,7 @@ type Snapshots struct {
 	written atomic.Uint64 // bytes of state, over all snapshots
 	failure atomic.Pointer[error]
 	aborted atomic.Bool
+	onRead  atomic.Pointer[func() error]
 
 	mu      sync.Mutex          // guards damaged
 	damaged map[string]struct{} // IDs of those that usable could not open
@@ -76,6 +77,16 @@ var errAborted = errors.New("the node is shutting down")
 // receives or sends when it shuts down, and a large one takes longer than a process may that has got SIGTERM. What was
 // written so far is removed, or at the next start.
 func (s *Snapshots) Abort() { s.aborted.Store(true) }
+
+// OnRead has f called before each read of a snapshot's state, from when it returns; nil: no more. An error of f is
+// that of the read.
+func (s *Snapshots) OnRead(f func() error) {
+	if f == nil {
+		s.onRead.Store(nil)
+		return
+	}
+	s.onRead.Store(&f)
+}
 
 // Failure returns why the last snapshot could not be written, nil if it was or none was tried. What the sender of an
 // install or the state machine breaks off is no failure: they cancel it.
@@ -167,6 +178,11 @@ type snapshotState struct {
 func (s *snapshotState) Read(b []byte) (int, error) {
 	if s.snapshots.aborted.Load() {
 		return 0, errAborted
+	}
+	if f := s.snapshots.onRead.Load(); f != nil {
+		if err := (*f)(); err != nil {
+			return 0, err
+		}
 	}
 	return s.Reader.Read(b)
 }

@@ -35,7 +35,7 @@ type Volume struct {
 // ClusterID is the identity of a cluster (see peer.ClusterID).
 type ClusterID = [16]byte
 
-// Options of Open. All fields but Wrap are required.
+// Options of Open. All fields but Progress and Wrap are required.
 type Options struct {
 	NodeID string       // the node that the volume must belong to
 	Logger hclog.Logger // for lines about snapshots
@@ -46,6 +46,9 @@ type Options struct {
 	WriteTimeout time.Duration
 
 	OnAppend func() // called when entries were stored; must not block
+
+	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
+	Progress func(fraction float64) error
 
 	Wrap func(LogAndStable) LogAndStable // for tests: puts a disk that fails below the log; nil: none
 }
@@ -167,7 +170,7 @@ func Open(dir string, o Options) (*Volume, error) {
 	}
 	v := &Volume{Snapshots: snaps, dir: dir}
 	var end uint64
-	if v.Cluster, end, err = checkVolume(dir, o.NodeID, snaps); err != nil {
+	if v.Cluster, end, err = checkVolume(dir, o, snaps); err != nil {
 		return nil, err
 	}
 	err = guard(func() (err error) {
@@ -221,10 +224,18 @@ func (v *Volume) paths() [2]string { return [2]string{v.dir, boltPath(v.dir)} }
 // Close closes raft.db. No method of Log may be called afterwards.
 func (v *Volume) Close() error { return v.bolt.Close() }
 
+// part returns Progress for the part of Open from one fraction to another, nil without Progress.
+func (o Options) part(from, to float64) func(fraction float64) error {
+	if o.Progress == nil {
+		return nil
+	}
+	return func(fraction float64) error { return o.Progress(from + (to-from)*fraction) }
+}
+
 // checkVolume reads and verifies all of raft.db and the newest snapshots, and writes nothing.
-func checkVolume(dir, nodeID string, snaps *Snapshots) (cluster ClusterID, end uint64, err error) {
+func checkVolume(dir string, o Options, snaps *Snapshots) (cluster ClusterID, end uint64, err error) {
 	err = guard(func() (err error) {
-		if err := checkBolt(boltPath(dir)); err != nil {
+		if err := checkBolt(boltPath(dir), o.part(0, 0.5)); err != nil {
 			return err
 		}
 		bolt, err := openBolt(dir, true)
@@ -232,10 +243,10 @@ func checkVolume(dir, nodeID string, snaps *Snapshots) (cluster ClusterID, end u
 			return err
 		}
 		defer func() { err = errors.Join(err, bolt.Close()) }()
-		if cluster, err = checkStable(bolt, nodeID); err != nil {
+		if cluster, err = checkStable(bolt, o.NodeID); err != nil {
 			return err
 		}
-		end, err = checkLog(bolt, snaps)
+		end, err = checkLog(bolt, snaps, o.part(0.5, 1))
 		return err
 	})
 	return cluster, end, err
@@ -261,7 +272,7 @@ func checkStable(bolt raft.StableStore, nodeID string) (cluster ClusterID, err e
 
 // checkLog verifies every entry, and that the log together with the newest readable snapshot rebuilds all that the
 // node ever had. It returns the last index.
-func checkLog(bolt raft.LogStore, snaps *Snapshots) (end uint64, err error) {
+func checkLog(bolt raft.LogStore, snaps *Snapshots, progress func(fraction float64) error) (end uint64, err error) {
 	if end, err = readEnd(bolt); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -293,7 +304,13 @@ func checkLog(bolt raft.LogStore, snaps *Snapshots) (end uint64, err error) {
 		return 0, fmt.Errorf("the log begins at index %d, the newest readable snapshot ends at %d: %w",
 			first, base, ErrCorrupt)
 	}
-	for index := min(first, base+1); index <= end; index++ {
+	begin := min(first, base+1)
+	for index := begin; index <= end; index++ {
+		if progress != nil {
+			if err := progress(float64(index-begin) / float64(end-begin+1)); err != nil {
+				return 0, err
+			}
+		}
 		var entry raft.Log
 		err := readLog(bolt, index, &entry)
 		if errors.Is(err, raft.ErrLogNotFound) && index <= base {

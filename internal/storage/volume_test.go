@@ -96,7 +96,7 @@ func TestDamagedLogIsNeverServed(t *testing.T) {
 		if err := os.WriteFile(boltPath(dir), damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err := checkVolume(dir, "n1", snaps)
+		_, _, err := checkVolume(dir, Options{NodeID: "n1"}, snaps)
 		if err != nil {
 			refused++
 			if !errors.Is(err, ErrCorrupt) || strings.Contains(err.Error(), "\n") {
@@ -216,5 +216,37 @@ func TestVolumeCheck(t *testing.T) {
 	}
 	if err := errors.Join(os.Rename(path+".2", path), v.Check()); err != nil {
 		t.Errorf("put back: got %v, want nil", err)
+	}
+}
+
+// TestOpenReportsProgress: from the pages and from the entries, never backwards, and an error ends it: which is no
+// damage.
+func TestOpenReportsProgress(t *testing.T) {
+	dir, _ := testVolume(t, 100)
+	snapshots, err := openSnapshots(dir, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []float64
+	o := Options{NodeID: "n1", Progress: func(fraction float64) error { all = append(all, fraction); return nil }}
+	if _, _, err := checkVolume(dir, o, snapshots); err != nil {
+		t.Fatal(err)
+	}
+	pages := slices.IndexFunc(all, func(f float64) bool { return f > 0.5 })
+	if !slices.IsSorted(all) || pages < 2 || len(all)-pages < 90 || all[len(all)-1] > 1 {
+		t.Errorf("got %v, want fractions of pages up to 0.5 and of entries up to 1", all)
+	}
+	stopped := errors.New("stopped")
+	for _, at := range []int{0, pages + 1} {
+		calls := 0
+		o.Progress = func(float64) error {
+			if calls++; calls > at {
+				return stopped
+			}
+			return nil
+		}
+		if _, _, err := checkVolume(dir, o, snapshots); !errors.Is(err, stopped) || errors.Is(err, ErrCorrupt) {
+			t.Errorf("stopped after %d calls: got %v, want that error and no damage", at, err)
+		}
 	}
 }
