@@ -69,6 +69,15 @@ type unitMutant struct {
 
 // unitMutants are the guards that no process shows in reasonable time.
 var unitMutants = []unitMutant{
+	{name: "a member moves that answers where it is", run: "TestMovedNode",
+		edit: edit{"internal/node/moved.go",
+			`	if _, err := n.members.askMember(ctx, *member); err == nil {`,
+			`	if false {`}},
+	{name: "a join gives a node that left its vote", run: "TestMembersChangeDuringAJoin",
+		edit: edit{"internal/node/join.go",
+			`	for _, server := range r.GetConfiguration().Configuration().Servers {`,
+			`	return raft.Nonvoter, true
+	for _, server := range r.GetConfiguration().Configuration().Servers {`}},
 	{name: "a node that starts answers pages", run: "TestStarting",
 		edit: edit{"internal/api/starting.go",
 			`	if err := CheckOrigin(r, s.names); err != nil {`,

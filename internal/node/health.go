@@ -32,11 +32,12 @@ type Health struct {
 	Space    string `json:"space,omitempty"`    // the disk of the volume is nearly full
 
 	Snapshots string `json:"snapshots,omitempty"` // the last snapshot could not be written
+	Address   string `json:"address,omitempty"`   // the members know the node at another address
 }
 
 // Warning returns what must be mended soon although clients may go on to use the node; empty: nothing.
 func (h Health) Warning() string {
-	warnings := slices.DeleteFunc([]string{h.Space, h.Snapshots}, func(line string) bool { return line == "" })
+	warnings := slices.DeleteFunc([]string{h.Space, h.Snapshots, h.Address}, func(line string) bool { return line == "" })
 	return strings.Join(warnings, "; ")
 }
 
@@ -48,6 +49,7 @@ type health struct {
 	space    string
 
 	snapshots string
+	address   string
 }
 
 // Health returns what is wrong with this node.
@@ -55,7 +57,12 @@ func (n *Node) Health() Health {
 	n.health.mu.Lock()
 	defer n.health.mu.Unlock()
 	lines := slices.Sorted(maps.Values(n.health.replicas))
-	return Health{Replicas: strings.Join(lines, "; "), Space: n.health.space, Snapshots: n.health.snapshots}
+	return Health{
+		Replicas:  strings.Join(lines, "; "),
+		Space:     n.health.space,
+		Snapshots: n.health.snapshots,
+		Address:   n.health.address,
+	}
 }
 
 // setSpace sets the line about the disk; it reports whether that is a new problem.
@@ -73,6 +80,15 @@ func (h *health) setSnapshots(line string) (begins bool) {
 	defer h.mu.Unlock()
 	begins = h.snapshots == "" && line != ""
 	h.snapshots = line
+	return begins
+}
+
+// setAddress sets the line about the address; it reports whether that is a new problem.
+func (h *health) setAddress(line string) (begins bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	begins = h.address == "" && line != ""
+	h.address = line
 	return begins
 }
 
@@ -132,6 +148,7 @@ func (n *Node) watch() {
 		}
 		n.checkSpace()
 		n.checkVolume()
+		n.checkAddress(n.life.ctx)
 		n.checkReplicas(n.life.ctx)
 		i := n.current.Load()
 		servers := i.servers()
