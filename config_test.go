@@ -241,7 +241,7 @@ func TestPortTaken(t *testing.T) {
 		{httpAddress: "127.0.0.1:0", raftAddress: taken.Addr().String()},
 	} {
 		c.nodeID, c.volume, c.snapshotThreshold, c.electionTimeout, c.logLevel = "n1", t.TempDir(), 8192, time.Second, "error"
-		s, err := start(c, io.Discard)
+		s, err := start(t.Context(), c, io.Discard)
 		if err == nil {
 			_ = s.stop()
 			t.Fatalf("a taken port: got no error")

@@ -82,7 +82,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		// touched, so it takes no memory.
 		defer runtime.KeepAlive(make([]byte, 64<<20))
 	}
-	s, err := start(c, stderr)
+	s, err := start(ctx, c, stderr)
+	if errors.Is(err, node.ErrStartAborted) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -108,8 +111,9 @@ type service struct {
 	served   chan error // of capacity 1: the error with which the HTTP server has ended
 }
 
-// start opens both ports and the volume, and serves HTTP. The console is out.
-func start(c config, out io.Writer) (*service, error) {
+// start opens both ports and the volume, and serves HTTP. The console is out. If ctx ends
+// before the volume is open, the error wraps node.ErrStartAborted.
+func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	lines := console.New(out)
 	s := &service{console: lines, log: newLogger(lines, c.logLevel), served: make(chan error, 1)}
 	raftLog := hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.LevelFromString(c.logLevel), Output: lines})
@@ -119,6 +123,9 @@ func start(c config, out io.Writer) (*service, error) {
 		s.console.Close()
 		return nil, fmt.Errorf("HTTP port: %w", portHint(err, "HTTP_SERVER_PORT"))
 	}
+	starting := api.NewStarting(c.httpNames)
+	s.server = api.NewServer(starting, s.log.Warnf)
+	go func() { s.served <- api.Serve(s.server, s.listener) }()
 	s.node, err = node.Open(node.Config{
 		ID:                c.nodeID,
 		Version:           version.String(),
@@ -132,16 +139,19 @@ func start(c config, out io.Writer) (*service, error) {
 		Logf:              s.log.Infof,
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
+		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
 	if err != nil {
 		s.console.Close()
-		return nil, errors.Join(portHint(err, "RAFT_SERVER_PORT"), s.listener.Close())
+		_ = s.listener.Close() // which the server does only once it serves
+		_ = s.server.Close()
+		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
 	names := api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress)
-	s.server = api.NewServer(newHandler(s.node, s.machine.Store, s.log, names), s.log.Warnf)
+	h := newHandler(s.node, s.machine.Store, s.log, names)
 	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",
 		c.nodeID, version.String(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
-	go func() { s.served <- api.Serve(s.server, s.listener) }()
+	starting.Ready(h)
 	return s, nil
 }
 

@@ -56,7 +56,7 @@ func startNode(t testing.TB, id, dir string, mutate func(*config)) *service {
 			t.Logf("console of %s:\n%s", id, out)
 		}
 	})
-	s, err := start(c, out)
+	s, err := start(t.Context(), c, out)
 	if err != nil {
 		t.Fatalf("start %s: %v", id, err)
 	}

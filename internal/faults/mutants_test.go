@@ -69,6 +69,51 @@ type unitMutant struct {
 
 // unitMutants are the guards that no process shows in reasonable time.
 var unitMutants = []unitMutant{
+	{name: "a member moves that answers where it is", run: "TestMovedNode",
+		edit: edit{"internal/node/moved.go",
+			`	if _, err := n.members.askMember(ctx, *member); err == nil {`,
+			`	if false {`}},
+	{name: "a join gives a node that left its vote", run: "TestMembersChangeDuringAJoin",
+		edit: edit{"internal/node/join.go",
+			`	for _, server := range r.GetConfiguration().Configuration().Servers {`,
+			`	return raft.Nonvoter, true
+	for _, server := range r.GetConfiguration().Configuration().Servers {`}},
+	{name: "a node that starts answers pages", run: "TestStarting",
+		edit: edit{"internal/api/starting.go",
+			`	if err := CheckOrigin(r, s.names); err != nil {`,
+			`	if err := CheckOrigin(r, s.names); false {`}},
+	{name: "an aborted start is damage", run: "TestOpenReportsProgress",
+		edit: edit{"internal/storage/boltcheck.go",
+			`	if c.stopped != nil {
+		return c.stopped
+	}
+	if _,`,
+			`	if _,`}},
+	{name: "a start is not aborted while raft reads", run: "TestStartAborted",
+		edit: edit{"internal/node/progress.go",
+			`	v.Log.OnRead(func(index uint64) error {`,
+			`	v.Log.OnRead(func(index uint64) (err error) {
+		defer func() { err = nil }()`}},
+	{name: "a node that stops finishes its snapshot", run: "TestStopInASnapshot",
+		edit: edit{"internal/node/node.go",
+			`	i.volume.Snapshots.Abort()`,
+			`	_ = i.volume.Snapshots.Abort`}},
+	{name: "a volume that is gone", run: "TestVolumeGone",
+		edit: edit{"internal/node/health.go",
+			`	if err != nil && n.life.now() != replacing &&`,
+			`	if false && n.life.now() != replacing &&`}},
+	{name: "a volume that the node replaces is gone", run: "TestVolumeReplacedByTheNode",
+		edit: edit{"internal/node/health.go",
+			`	if err != nil && n.life.now() != replacing &&`,
+			`	if err != nil &&`}},
+	{name: "another raft.db counts as the one that is open", run: "TestVolumeCheck",
+		edit: edit{"internal/storage/volume.go",
+			`		case !os.SameFile(info, v.opened[k]):`,
+			`		case false:`}},
+	{name: "failed snapshots are not remembered", run: "TestSnapshotsThatFail",
+		edit: edit{"internal/node/health.go",
+			`	if err := i.volume.Snapshots.Failure(); err != nil {`,
+			`	if err := i.volume.Snapshots.Failure(); false {`}},
 	{name: "a difference is forgotten when the member is away", run: "TestReplicasThatDiffer",
 		edit: edit{"internal/node/health.go",
 			`		case Equal:
@@ -97,6 +142,10 @@ var unitMutants = []unitMutant{
 			c := &all[k]`,
 			`		func(f func()) { f() }(func() {
 			c := &all[k]`}},
+	{name: "a node that was joined again is removed", run: "TestLateRemoval",
+		edit: edit{"internal/node/adopt.go",
+			`		if was == removed || ctx.Err() != nil {`,
+			`		if was == removed {`}},
 	{name: "a command is proposed that an older member does not know", run: "TestFormatGate",
 		edit: edit{"internal/node/format.go",
 			`	if old := n.versions.tooOld(servers, format); len(old) > 0 {`,

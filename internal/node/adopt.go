@@ -55,10 +55,13 @@ func (n *Node) handleRelease() error {
 
 // handleRemoved answers /removed, by the leader: this node is no member any more. It logs
 // that and is inactive: no elections, and every request is refused.
-func (n *Node) handleRemoved() error {
+//
+// Once ctx has ended, its caller waits no more and may have joined this node again: nothing
+// is done then. A node that was removed learns it from the others, too (see watch).
+func (n *Node) handleRemoved(ctx context.Context) error {
 	return n.withRaftPaused(func(i *instance, was state) (state, error) {
-		if was == removed {
-			return removed, nil
+		if was == removed || ctx.Err() != nil {
+			return was, nil
 		}
 		n.config.Logf("%s was removed from cluster %s: it is inactive until it is joined again",
 			n.config.ID, n.port.ClusterID())

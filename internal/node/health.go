@@ -31,13 +31,16 @@ type Health struct {
 	Replicas string `json:"replicas,omitempty"` // another member has applied other entries
 	Space    string `json:"space,omitempty"`    // the disk of the volume is nearly full
 	Members  string `json:"members,omitempty"`  // this node leads, and voters do not answer
+
+	Snapshots string `json:"snapshots,omitempty"` // the last snapshot could not be written
+	Address   string `json:"address,omitempty"`   // the members know the node at another address
 }
 
 // Warnings returns, in one line, what clients need not keep away from this node for; empty:
 // nothing.
 func (h Health) Warnings() string {
-	lines := slices.DeleteFunc([]string{h.Space, h.Members}, func(line string) bool { return line == "" })
-	return strings.Join(lines, "; ")
+	lines := []string{h.Space, h.Members, h.Snapshots, h.Address}
+	return strings.Join(slices.DeleteFunc(lines, func(line string) bool { return line == "" }), "; ")
 }
 
 // health collects the problems of a node. Its methods may be called by several goroutines
@@ -47,6 +50,9 @@ type health struct {
 	replicas map[string]string // member ID: the line about it. It stays until that member is replaced
 	space    string
 	members  string
+
+	snapshots string
+	address   string
 }
 
 // Health returns what is wrong with this node.
@@ -54,7 +60,13 @@ func (n *Node) Health() Health {
 	n.health.mu.Lock()
 	defer n.health.mu.Unlock()
 	lines := slices.Sorted(maps.Values(n.health.replicas))
-	return Health{Replicas: strings.Join(lines, "; "), Space: n.health.space, Members: n.health.members}
+	return Health{
+		Replicas:  strings.Join(lines, "; "),
+		Space:     n.health.space,
+		Members:   n.health.members,
+		Snapshots: n.health.snapshots,
+		Address:   n.health.address,
+	}
 }
 
 // setMembers sets the line about voters that do not answer.
@@ -70,6 +82,24 @@ func (h *health) setSpace(line string) (begins bool) {
 	defer h.mu.Unlock()
 	begins = h.space == "" && line != ""
 	h.space = line
+	return begins
+}
+
+// setSnapshots sets the line about snapshots that fail; it reports whether that is a new problem.
+func (h *health) setSnapshots(line string) (begins bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	begins = h.snapshots == "" && line != ""
+	h.snapshots = line
+	return begins
+}
+
+// setAddress sets the line about the address; it reports whether that is a new problem.
+func (h *health) setAddress(line string) (begins bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	begins = h.address == "" && line != ""
+	h.address = line
 	return begins
 }
 
@@ -128,6 +158,8 @@ func (n *Node) watch() {
 		case <-tick.C:
 		}
 		n.checkSpace()
+		n.checkVolume()
+		n.checkAddress(n.life.ctx)
 		n.checkReplicas(n.life.ctx)
 		i := n.current.Load()
 		servers := i.servers()
@@ -151,7 +183,7 @@ func (n *Node) watch() {
 			missing = 0
 		} else if missing++; missing >= 3 {
 			missing = 0
-			_ = n.handleRemoved()
+			_ = n.handleRemoved(n.life.ctx)
 		}
 	}
 }
@@ -179,6 +211,24 @@ func (n *Node) checkSpace() {
 			n.config.Dir, free>>20)
 	}
 	if n.health.setSpace(line) {
+		n.config.Warnf("%s", line)
+	}
+}
+
+// checkVolume ends the node if its volume is gone, and looks whether its snapshots can be written.
+func (n *Node) checkVolume() {
+	i := n.current.Load()
+	err := i.volume.Check()
+	// Unless the node itself has replaced it: that happens while it is replacing, and ends with another instance.
+	if err != nil && n.life.now() != replacing && n.current.Load() == i {
+		n.fail(fmt.Errorf("volume %s: %w", n.config.Dir, err))
+		return
+	}
+	line := ""
+	if err := i.volume.Snapshots.Failure(); err != nil {
+		line = fmt.Sprintf("the last snapshot could not be written, and the log grows until one is: %v", err)
+	}
+	if n.health.setSnapshots(line) {
 		n.config.Warnf("%s", line)
 	}
 }

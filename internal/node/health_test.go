@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/kv"
+	"raftkv/internal/storage"
 )
 
 // TestReplicasThatDiffer has a follower whose state machine was given another entry
@@ -201,4 +204,77 @@ func TestVoterWarning(t *testing.T) {
 	waitFor(t, "a warning", func() bool {
 		return strings.Contains(leader.Health().Warnings(), "no answer from "+gone.config.ID)
 	})
+}
+
+// TestVolumeGone: writes to a file without a name succeed. So a node whose volume was removed or replaced must end,
+// and one whose volume is there must not, also when the node replaces it itself.
+func TestVolumeGone(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		harm func(dir string) error
+	}{
+		{"removed", os.RemoveAll},
+		{"moved away", func(dir string) error { return os.Rename(dir, dir+".moved") }},
+		{"raft.db removed", func(dir string) error { return os.Remove(filepath.Join(dir, "raft.db")) }},
+		{"raft.db replaced", func(dir string) error {
+			path := filepath.Join(dir, "raft.db")
+			return errors.Join(os.WriteFile(path+".2", nil, 0o600), os.Rename(path+".2", path))
+		}},
+		{"another in its place", func(dir string) error {
+			return errors.Join(os.Rename(dir, dir+".moved"), os.Mkdir(dir, 0o700),
+				os.Rename(filepath.Join(dir+".moved", "raft.db"), filepath.Join(dir, "raft.db")))
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "v")
+			n := openNode(t, "n1", dir)
+			n.waitLeader(t)
+			if n.checkVolume(); len(n.failed) > 0 {
+				t.Fatalf("before: got %v, want no failure", <-n.failed)
+			}
+			if err := test.harm(dir); err != nil {
+				t.Fatal(err)
+			}
+			err := waitFailed(t, n)
+			if !errors.Is(err, storage.ErrGone) || !strings.HasPrefix(err.Error(), "volume "+dir+": it was removed") {
+				t.Errorf("got %v, want ErrGone and the volume", err)
+			}
+		})
+	}
+}
+
+// TestVolumeReplacedByTheNode: a node that is adopted makes a new raft.db, which is not the loss of the old one.
+func TestVolumeReplacedByTheNode(t *testing.T) {
+	n := openNode(t, "n1", t.TempDir())
+	n.waitLeader(t)
+	err := n.withRaftPaused(func(i *instance, was state) (state, error) {
+		path := filepath.Join(n.config.Dir, "raft.db")
+		err := errors.Join(os.Rename(path, path+".2"), os.WriteFile(path, nil, 0o600))
+		n.checkVolume()
+		return was, errors.Join(err, os.Rename(path+".2", path))
+	})
+	if err != nil || len(n.failed) > 0 {
+		t.Errorf("got %v, %d failures, want none", err, len(n.failed))
+	}
+}
+
+// TestSnapshotsThatFail are in the log and in the node's health until one succeeds.
+func TestSnapshotsThatFail(t *testing.T) {
+	n := openNode(t, "n1", t.TempDir())
+	n.waitLeader(t)
+	n.set(t, "x", "1")
+	snapshots := filepath.Join(n.config.Dir, "snapshots")
+	if err := errors.Join(os.Remove(snapshots), os.WriteFile(snapshots, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.current.Load().raft.Snapshot().Error(); err == nil {
+		t.Fatal("a snapshot into a file: got no error")
+	}
+	waitFor(t, "a warning", func() bool { return strings.Contains(n.Health().Warnings(), "could not be written") })
+	waitFor(t, "the same in the log", func() bool { return strings.Contains(n.log.String(), n.Health().Snapshots) })
+	if err := errors.Join(os.Remove(snapshots), os.Mkdir(snapshots, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	snapshotNow(t, n)
+	waitFor(t, "no warning", func() bool { return n.Health() == (Health{}) })
 }

@@ -44,7 +44,8 @@ type Joined struct {
 // this node, so that a typing error can't cost the quorum; adopts it, if it is only its own empty cluster; adds
 // it without a vote, waits until it has caught up, and only then gives it its vote
 // (docs/design.md, "Membership"; catching up first: the Raft dissertation, section 4.2.1).
-// When it fails on the way, the node is removed and released again. Errors wrap
+// When it fails on the way, the node is removed and released again. The member lock is not
+// held while it catches up: other nodes may leave and join, and this one may too. Errors wrap
 // ErrNotLeader, ErrConflict, ErrNotApplied or ErrUnknown.
 func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
 	ctx, cancel := n.life.untilEnd(ctx)
@@ -108,7 +109,22 @@ func (n *Node) add(ctx context.Context, r *raft.Raft, j JoinRequest, present *ra
 		return 0, present == nil, err
 	}
 	if err == nil {
-		err = n.catchUp(ctx, j)
+		// A slow joiner must not hold up other changes of the membership. So they may have undone or finished
+		// this one when the lock is taken again; whatever holds it is done within bounds.
+		n.unlockMembers()
+		err = n.catchUp(ctx, r, j)
+		n.membership <- struct{}{}
+		suffrage, in := joining(r, j)
+		switch {
+		case n.current.Load().raft != r || r.State() != raft.Leader:
+			return 0, false, errLeadershipLost(j)
+		case !in:
+			return 0, false, errTakenOut(j)
+		case suffrage == raft.Voter && j.Nonvoter:
+			return 0, false, fmt.Errorf("%w: %s was given a vote by another join meanwhile", ErrConflict, j.ID)
+		case suffrage == raft.Voter:
+			return index, false, nil
+		}
 	}
 	if err == nil && !j.Nonvoter {
 		if index, err = change(ctx, r.AddVoter(id, address, 0, enqueueLimit)); err != nil {
@@ -125,6 +141,25 @@ func (n *Node) add(ctx context.Context, r *raft.Raft, j JoinRequest, present *ra
 		out = true
 	}
 	return index, out, err
+}
+
+// joining returns the suffrage that the node has in the configuration at the address that it joins with, false if it is
+// not there.
+func joining(r *raft.Raft, j JoinRequest) (raft.ServerSuffrage, bool) {
+	for _, server := range r.GetConfiguration().Configuration().Servers {
+		if string(server.ID) == j.ID && string(server.Address) == j.Address {
+			return server.Suffrage, true
+		}
+	}
+	return raft.Nonvoter, false
+}
+
+func errTakenOut(j JoinRequest) error {
+	return fmt.Errorf("%w: %s was taken out, or moved, by another request while it was catching up", ErrConflict, j.ID)
+}
+
+func errLeadershipLost(j JoinRequest) error {
+	return fmt.Errorf("%w: leadership was lost while %s was catching up; send it again", ErrUnknown, j.ID)
 }
 
 // committed returns when all that is in the log of the leader now is committed, its
@@ -174,6 +209,8 @@ func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *r
 		return false, nil
 	case same && !info.Removed:
 		return false, n.mayBeAdded(ctx, j, &info)
+	case same && present != nil && string(present.Address) == j.Address:
+		// It was removed, late, after it had been joined again. Its log is what a member needs.
 	case present != nil && n.runs(ctx, *present):
 		return false, fmt.Errorf("%w: %s is the name of a member that runs at %s; start the node at %s with another "+
 			"RAFT_NODE_ID and an empty volume, then join it by that name", ErrConflict, j.ID, present.Address, j.Address)
@@ -260,9 +297,8 @@ func (n *Node) release(ctx context.Context, joiner raft.Server) {
 }
 
 // catchUp returns when the node has in its log what this one had when it was
-// called, and has applied what this one had applied.
-func (n *Node) catchUp(ctx context.Context, j JoinRequest) error {
-	r := n.current.Load().raft
+// called, and has applied what this one had applied. The member lock is not held.
+func (n *Node) catchUp(ctx context.Context, r *raft.Raft, j JoinRequest) error {
 	applied, _ := n.machine.Applied()
 	last := r.LastIndex()
 	poll := time.NewTicker(20 * time.Millisecond)
@@ -283,7 +319,10 @@ func (n *Node) catchUp(ctx context.Context, j JoinRequest) error {
 			reported = time.Now()
 		}
 		if r.State() != raft.Leader {
-			return fmt.Errorf("%w: leadership was lost while %s was catching up; send it again", ErrUnknown, j.ID)
+			return errLeadershipLost(j)
+		}
+		if _, in := joining(r, j); !in {
+			return errTakenOut(j)
 		}
 		if time.Since(progress) > n.config.catchUp {
 			return fmt.Errorf("%w: %s does not catch up: no progress for %v at entry %d of %d; it was taken out again",

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -436,4 +437,124 @@ func TestRecovery(t *testing.T) {
 	n1.join(t, n2)
 	n1.set(t, "more", "1")
 	checkReplicas(t, n1, n2)
+}
+
+// TestMembersChangeDuringAJoin: while a joiner catches up, which may take long, another member can leave and the
+// leadership can be handed over; and the joiner can be taken out, which its join must not undo.
+func TestMembersChangeDuringAJoin(t *testing.T) {
+	nodes := openCluster(t, 4)
+	nodes[0].set(t, "x", "1")
+	checkReplicas(t, nodes...)
+	joiner := openNode(t, "n5", t.TempDir())
+	gate := make(chan struct{})
+	hold := func() { joiner.machine.gate.Store(&gate) } // from when it is adopted, it applies nothing
+	joiner.machine.reset.Store(&hold)
+	joined := make(chan error, 1)
+	join := func(leader *testNode) {
+		go func() {
+			_, err := leader.Join(context.Background(), JoinRequest{ID: "n5", Address: joiner.RaftAddress()})
+			joined <- err
+		}()
+		waitFor(t, "n5 is catching up", func() bool {
+			return slices.Contains(leader.Info().MemberIDs, "n5") && len(leader.membership) == 0
+		})
+	}
+	join(nodes[0])
+	nodes[3].stop()
+	if left, err := nodes[0].Leave(context.Background(), "n4"); err != nil || left != 4 {
+		t.Fatalf("n4 leaves: got %d, %v, want 4 members, with n5", left, err)
+	}
+	if _, err := nodes[0].Leave(context.Background(), "n5"); err != nil {
+		t.Fatalf("n5 leaves: %v", err)
+	}
+	if err := <-joined; !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), "taken out") {
+		t.Errorf("the join of n5, which was taken out: got %v, want ErrConflict", err)
+	}
+	if got := nodes[0].Info().MemberIDs; !slices.Equal(got, []string{"n1", "n2", "n3"}) {
+		t.Errorf("members: got %v, want n1 to n3", got)
+	}
+	join(nodes[0])
+	if _, err := nodes[0].Transfer(context.Background(), "n2"); err != nil {
+		t.Fatalf("transfer: %v", err)
+	}
+	if err := <-joined; !errors.Is(err, ErrUnknown) {
+		t.Errorf("the join of n5, over whose leader another has come: got %v, want ErrUnknown", err)
+	}
+	joiner.machine.reset.Store(nil)
+	joiner.machine.gate.Store(nil)
+	close(gate)
+	nodes[1].waitLeader(t)
+	waitFor(t, "n5 is joined", func() bool {
+		_, err := nodes[1].Join(context.Background(), JoinRequest{ID: "n5", Address: joiner.RaftAddress()})
+		if err != nil {
+			t.Logf("n5 can't be joined yet: %v", err)
+		}
+		return err == nil
+	})
+	nodes[1].set(t, "y", "1")
+	checkReplicas(t, append(nodes[:3:3], joiner)...)
+}
+
+// TestLateRemoval: a call whose caller has given up removes nothing, as the node may have been joined again.
+func TestLateRemoval(t *testing.T) {
+	n := openNode(t, "n1", t.TempDir())
+	n.waitLeader(t)
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := n.handleRemoved(gone); err != nil || n.life.now() != running {
+		t.Errorf("got %v, state %d, want nil, and that it runs", err, n.life.now())
+	}
+	if err := n.handleRemoved(context.Background()); err != nil || n.life.now() != removed {
+		t.Errorf("in time: got %v, state %d, want nil, and that it is removed", err, n.life.now())
+	}
+}
+
+// TestMovedNode: a node that is started with another raft port has its address changed: alone, by itself; in a cluster,
+// by the leader, unless it can be reached at the former one too.
+func TestMovedNode(t *testing.T) {
+	addressOf := func(n *testNode, id string) string {
+		if server := find(n.current.Load().servers(), id); server != nil {
+			return string(server.Address)
+		}
+		return ""
+	}
+	dir := t.TempDir()
+	alone := openNode(t, "n1", dir)
+	alone.waitLeader(t)
+	alone.stop()
+	alone = openNode(t, "n1", dir) // at another free address
+	waitFor(t, "a node alone to have moved", func() bool { return addressOf(alone, "n1") == alone.RaftAddress() })
+
+	nodes := openCluster(t, 3)
+	nodes[0].set(t, "x", "1")
+	checkReplicas(t, nodes...)
+	if err := nodes[0].moveMember(context.Background(), "n2", alone.RaftAddress()); err != nil {
+		t.Errorf("a member that answers where it is: got %v, want nil", err)
+	}
+	if got := addressOf(nodes[0], "n2"); got != nodes[1].RaftAddress() {
+		t.Errorf("a member that answers where it is: moved to %s", got)
+	}
+	dir = nodes[2].config.Dir
+	nodes[2].stop()
+	if err := nodes[0].moveMember(context.Background(), "n3", alone.RaftAddress()); !errors.Is(err, ErrConflict) {
+		t.Errorf("to another node's address: got %v, want ErrConflict", err)
+	}
+	nodes[2] = openNode(t, "n3", dir)
+	for _, n := range nodes {
+		waitFor(t, n.config.ID+" to have the new address of n3", func() bool {
+			return addressOf(n, "n3") == nodes[2].RaftAddress()
+		})
+	}
+	nodes[0].set(t, "x", "2")
+	checkReplicas(t, nodes...)
+
+	dir = nodes[2].config.Dir
+	for _, n := range nodes {
+		n.stop()
+	}
+	n3 := openNode(t, "n3", dir)
+	waitFor(t, "a warning, as no leader is there", func() bool {
+		line := n3.Health().Warnings()
+		return strings.Contains(line, n3.RaftAddress()+": no leader answers") && strings.Contains(n3.log.String(), line)
+	})
 }

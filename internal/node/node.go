@@ -52,7 +52,7 @@ type StateMachine interface {
 	Reset()
 }
 
-// Config is what a Node needs to know. All fields but HTTPURL and Dial are required.
+// Config is what a Node needs to know. All fields but HTTPURL, Dial and Progress are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
@@ -65,6 +65,9 @@ type Config struct {
 	RaftLog           hclog.Logger  // raft's own lines
 	Logf, Warnf       func(format string, args ...any)
 	Dial              peer.Dialer // reaches the raft ports of other nodes; nil: TCP
+
+	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
+	Progress func(fraction float64) error
 
 	// For tests; zero values mean none, catchUpTimeout, adoptTimeout, commitTimeout, lowSpace
 	// and majorityAt.
@@ -110,8 +113,9 @@ type instance struct {
 }
 
 // stop ends raft. Raft waits for its calls to other nodes, up to 10 s for one that
-// does not answer: closing their connections ends them.
+// does not answer: closing their connections ends them. It also waits for its snapshots.
 func (i *instance) stop() error {
+	i.volume.Snapshots.Abort()
 	stopped := i.raft.Shutdown()
 	return errors.Join(i.transport.Close(), stopped.Error())
 }
@@ -242,6 +246,7 @@ func (n *Node) bootstrap() error {
 
 // start opens the volume and runs raft on it.
 func (n *Node) start() error {
+	starting := n.newStarting()
 	v, err := storage.Open(n.config.Dir, storage.Options{
 		NodeID:       n.config.ID,
 		Logger:       n.config.RaftLog.Named("snapshot"),
@@ -251,6 +256,7 @@ func (n *Node) start() error {
 		EntryFormat:  command.EntryFormat,
 		MaxFormat:    command.Format,
 		Wrap:         n.config.disk,
+		Progress:     starting.verified,
 	})
 	if err != nil {
 		return err
@@ -270,7 +276,14 @@ func (n *Node) start() error {
 	if err != nil {
 		return errors.Join(err, t.Close(), v.Close())
 	}
+	starting.watch(v)
 	r, err := newRaft(config, n.machine, v, cache, t, recovery)
+	if aborted := starting.end(v); aborted != nil {
+		if err = aborted; r != nil {
+			stopped := r.Shutdown()
+			err = errors.Join(err, t.Close(), stopped.Error())
+		}
+	}
 	if err == nil && recovery != nil {
 		n.config.Logf("Recovered from %s as cluster %s: the members are now %v",
 			storage.RecoveryFile, n.port.ClusterID(), recovery.Servers)

@@ -56,8 +56,9 @@ func (n *Node) rpcHandler() http.Handler {
 	member("GET /readindex", n.handleReadIndex)
 	member("GET /committed", n.handleCommitted)
 	member("POST /differs", n.handleDiffers)
+	member("POST /moved", n.handleMoved)
 	member("POST /release", func(*instance, *http.Request) (any, error) { return nil, n.handleRelease() })
-	member("POST /removed", func(*instance, *http.Request) (any, error) { return nil, n.handleRemoved() })
+	member("POST /removed", func(_ *instance, r *http.Request) (any, error) { return nil, n.handleRemoved(r.Context()) })
 	member("POST /leave", func(_ *instance, r *http.Request) (any, error) {
 		_, err := n.Leave(r.Context(), r.URL.Query().Get("nodeId"))
 		return nil, err

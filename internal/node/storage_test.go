@@ -347,3 +347,38 @@ func TestSnapshotInstall(t *testing.T) {
 	})
 	checkReplicas(t, n1, n2)
 }
+
+// TestStopInASnapshot: raft waits for the snapshots that it takes, receives and sends when it shuts down. They end at
+// their next step, which is no failure of the disk.
+func TestStopInASnapshot(t *testing.T) {
+	n := openNode(t, "n1", t.TempDir())
+	n.waitLeader(t)
+	snapshotNow(t, n)
+	snapshots := n.current.Load().volume.Snapshots
+	sink, err := snapshots.Create(1, 100, 1, raft.Configuration{}, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sink.Write(make([]byte, 1024)); err != nil {
+		t.Fatal(err)
+	}
+	metas, err := snapshots.List()
+	if err != nil || len(metas) == 0 {
+		t.Fatalf("snapshots: %v, %v", metas, err)
+	}
+	_, state, err := snapshots.Open(metas[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = state.Close() })
+	n.stop()
+	if _, err := sink.Write(make([]byte, 1024)); err == nil {
+		t.Error("a snapshot that is written goes on after the node was stopped")
+	}
+	if _, err := state.Read(make([]byte, 1)); err == nil {
+		t.Error("a snapshot that is read goes on after the node was stopped")
+	}
+	if err := errors.Join(sink.Cancel(), snapshots.Failure()); err != nil {
+		t.Errorf("got %v, want nil", err)
+	}
+}

@@ -21,7 +21,8 @@ import (
 //
 // The file may be larger than memory. It is read a page at a time, of a page with overflow only the first page and
 // the keys. What is held is a page for each level of the tree, and a bit for each page of the file.
-func checkBolt(path string) (err error) {
+// It calls progress, unless that is nil, with the fraction that is done; an error of progress ends it.
+func checkBolt(path string, progress func(fraction float64) error) (err error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return err
@@ -31,8 +32,11 @@ func checkBolt(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	c := boltChecker{file: file, size: uint64(info.Size())}
+	c := boltChecker{file: file, size: uint64(info.Size()), progress: progress}
 	err = c.run()
+	if c.stopped != nil {
+		return c.stopped
+	}
 	if _, unreadable := errors.AsType[*fs.PathError](err); err == nil || unreadable {
 		return err
 	}
@@ -68,6 +72,10 @@ type boltChecker struct {
 	pages    uint64   // high-water mark: pages in use
 	seen     []byte   // pages reached, a bit each
 	free     [][]byte // buffers of a page that are not in use
+
+	progress func(fraction float64) error // nil: none
+	reached  uint64                       // pages
+	stopped  error                        // of progress
 }
 
 func (c *boltChecker) run() error {
@@ -135,6 +143,11 @@ func (c *boltChecker) page(id uint64, low, high []byte) error {
 			return fmt.Errorf("page %d is used twice", i)
 		}
 		c.seen[i/8] |= 1 << (i % 8)
+	}
+	if c.reached += 1 + overflow; c.progress != nil {
+		if c.stopped = c.progress(float64(c.reached) / float64(c.pages)); c.stopped != nil {
+			return c.stopped
+		}
 	}
 	p.size += overflow * c.pageSize
 	if err := c.elements(p, low, high); err != nil {

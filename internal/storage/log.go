@@ -35,6 +35,8 @@ type Log struct {
 	onAppend     func()                // called when entries were stored; must not block
 	entryFormat  func([]byte) int      // Options.EntryFormat
 	format       uint64                // that the volume states; used by writers of the log alone
+
+	onRead atomic.Pointer[func(index uint64) error]
 }
 
 // LogAndStable is what Log needs of raft-boltdb. Tests put failing disks here.
@@ -84,8 +86,23 @@ func (l *Log) Last() uint64 { return l.last.Load() }
 // LastIndex implements raft.LogStore.
 func (l *Log) LastIndex() (uint64, error) { return l.last.Load(), nil }
 
+// OnRead has f called before each read of an entry, from when it returns; nil: no more. An error of f is as that of a
+// disk: it ends the node.
+func (l *Log) OnRead(f func(index uint64) error) {
+	if f == nil {
+		l.onRead.Store(nil)
+		return
+	}
+	l.onRead.Store(&f)
+}
+
 // GetLog implements raft.LogStore. The only error that it returns is raft.ErrLogNotFound.
 func (l *Log) GetLog(index uint64, log *raft.Log) error {
+	if f := l.onRead.Load(); f != nil {
+		if err := (*f)(index); err != nil {
+			l.fatal("read the log", err)
+		}
+	}
 	err := readLog(l.disk, index, log)
 	if err != nil && !errors.Is(err, raft.ErrLogNotFound) {
 		l.fatal("read the log", err)

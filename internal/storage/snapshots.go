@@ -32,6 +32,9 @@ type Snapshots struct {
 	log hclog.Logger
 
 	written atomic.Uint64 // bytes of state, over all snapshots
+	failure atomic.Pointer[error]
+	aborted atomic.Bool
+	onRead  atomic.Pointer[func() error]
 
 	mu      sync.Mutex          // guards damaged
 	damaged map[string]struct{} // IDs of those that usable could not open
@@ -67,9 +70,46 @@ func openSnapshots(volume string, log hclog.Logger) (*Snapshots, error) {
 	return &Snapshots{FileSnapshotStore: files, dir: dir, log: log, damaged: make(map[string]struct{})}, nil
 }
 
+// errAborted is returned by what reads or writes a snapshot after Abort.
+var errAborted = errors.New("the node is shutting down")
+
+// Abort ends the reading and writing of snapshots within one step, for good. Raft waits for a snapshot that it takes,
+// receives or sends when it shuts down, and a large one takes longer than a process may that has got SIGTERM. What was
+// written so far is removed, or at the next start.
+func (s *Snapshots) Abort() { s.aborted.Store(true) }
+
+// OnRead has f called before each read of a snapshot's state, from when it returns; nil: no more. An error of f is
+// that of the read.
+func (s *Snapshots) OnRead(f func() error) {
+	if f == nil {
+		s.onRead.Store(nil)
+		return
+	}
+	s.onRead.Store(&f)
+}
+
+// Failure returns why the last snapshot could not be written, nil if it was or none was tried. What the sender of an
+// install or the state machine breaks off is no failure: they cancel it.
+func (s *Snapshots) Failure() error {
+	if err := s.failure.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // Create implements raft.SnapshotStore.
 func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
 	configurationIndex uint64, transport raft.Transport) (raft.SnapshotSink, error) {
+	sink, err := s.create(version, index, term, configuration, configurationIndex, transport)
+	if err != nil {
+		s.failure.Store(&err)
+		return nil, err
+	}
+	return sink, nil
+}
+
+func (s *Snapshots) create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
+	configurationIndex uint64, transport raft.Transport) (*pacedSink, error) {
 	header, err := encodeSnapshotHeader(snapshotHeader{index, term, configuration, configurationIndex})
 	if err != nil {
 		return nil, err
@@ -85,7 +125,7 @@ func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64, con
 	if err != nil {
 		return nil, errors.Join(err, sink.Cancel())
 	}
-	return &pacedSink{SnapshotSink: sink, written: &s.written, file: file, began: time.Now()}, nil
+	return &pacedSink{SnapshotSink: sink, snapshots: s, file: file, began: time.Now()}, nil
 }
 
 // List implements raft.SnapshotStore. It leaves out a snapshot whose metadata contradict its own name, and those that
@@ -126,12 +166,25 @@ func (s *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	}
 	bare := *meta
 	bare.Size -= headerSize
-	return &bare, &snapshotState{Reader: r, Closer: state}, nil
+	return &bare, &snapshotState{Reader: r, Closer: state, snapshots: s}, nil
 }
 
 type snapshotState struct {
 	io.Reader
 	io.Closer
+	snapshots *Snapshots
+}
+
+func (s *snapshotState) Read(b []byte) (int, error) {
+	if s.snapshots.aborted.Load() {
+		return 0, errAborted
+	}
+	if f := s.snapshots.onRead.Load(); f != nil {
+		if err := (*f)(); err != nil {
+			return 0, err
+		}
+	}
+	return s.Reader.Read(b)
 }
 
 // Written returns how many bytes of state were written since the volume was opened, over all snapshots: while an
@@ -280,10 +333,11 @@ func readSnapshotHeader(r *bufio.Reader, meta *raft.SnapshotMeta) (int64, error)
 // write meanwhile.
 type pacedSink struct {
 	raft.SnapshotSink
-	written *atomic.Uint64
-	file    *os.File // what the sink writes
-	step    int      // bytes since the last sync
-	began   time.Time
+	snapshots *Snapshots
+	file      *os.File // what the sink writes
+	step      int      // bytes since the last sync
+	began     time.Time
+	ended     bool // by Close or Cancel, which both may be called again
 }
 
 // snapshotStep is how many bytes of a snapshot are synced at once, and snapshotPause bounds the pause after it.
@@ -293,12 +347,18 @@ const (
 )
 
 func (p *pacedSink) Write(b []byte) (int, error) {
-	p.written.Add(uint64(len(b)))
+	if p.snapshots.aborted.Load() {
+		return 0, errAborted
+	}
+	p.snapshots.written.Add(uint64(len(b)))
 	n, err := p.SnapshotSink.Write(b)
 	if p.step += n; err == nil && p.step >= snapshotStep {
 		err = p.file.Sync()
 		time.Sleep(min(time.Since(p.began), snapshotPause))
 		p.step, p.began = 0, time.Now()
+	}
+	if err != nil {
+		p.snapshots.failure.Store(&err)
 	}
 	return n, err
 }
@@ -306,11 +366,20 @@ func (p *pacedSink) Write(b []byte) (int, error) {
 // Close implements raft.SnapshotSink. Raft calls it after the state machine has.
 func (p *pacedSink) Close() error {
 	_ = p.file.Close() // nothing was written through it
-	return p.SnapshotSink.Close()
+	err := p.SnapshotSink.Close()
+	switch {
+	case err != nil:
+		p.snapshots.failure.Store(&err)
+	case !p.ended:
+		p.snapshots.failure.Store(nil)
+	}
+	p.ended = true
+	return err
 }
 
 // Cancel implements raft.SnapshotSink.
 func (p *pacedSink) Cancel() error {
+	p.ended = true
 	_ = p.file.Close()
 	return p.SnapshotSink.Cancel()
 }

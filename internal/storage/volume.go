@@ -27,14 +27,15 @@ type Volume struct {
 	Snapshots *Snapshots
 	Cluster   ClusterID // the cluster whose entries the volume holds
 
-	dir  string
-	bolt *raftboltdb.BoltStore
+	dir    string
+	bolt   *raftboltdb.BoltStore
+	opened [2]fs.FileInfo // the directory and raft.db, as they were when they were opened
 }
 
 // ClusterID is the identity of a cluster (see peer.ClusterID).
 type ClusterID = [16]byte
 
-// Options of Open. All fields but Wrap are required.
+// Options of Open. All fields but Progress and Wrap are required.
 type Options struct {
 	NodeID string       // the node that the volume must belong to
 	Logger hclog.Logger // for lines about snapshots
@@ -50,6 +51,8 @@ type Options struct {
 	// one that this program can read. A volume states the greatest one of all entries that it has ever held.
 	EntryFormat func(data []byte) int
 	MaxFormat   int
+	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
+	Progress func(fraction float64) error
 
 	Wrap func(LogAndStable) LogAndStable // for tests: puts a disk that fails below the log; nil: none
 }
@@ -181,6 +184,11 @@ func Open(dir string, o Options) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
+	for k, path := range v.paths() {
+		if v.opened[k], err = os.Stat(path); err != nil {
+			return nil, errors.Join(err, v.bolt.Close())
+		}
+	}
 	// Entries beyond the end marker are those of a truncation that a crash cut short (Log.DeleteRange).
 	if err := v.bolt.DeleteRange(end+1, endMarker-1); err != nil {
 		return nil, errors.Join(err, v.bolt.Close())
@@ -194,13 +202,45 @@ func Open(dir string, o Options) (*Volume, error) {
 	return v, nil
 }
 
+// ErrGone is returned when the files of an open volume are no longer at its path. What is written to them still
+// succeeds, but nobody will ever read it: the node must end.
+var ErrGone = errors.New("it was removed, unmounted or replaced while this node had it open, and what this node writes " +
+	"is lost: put it back and start this node again, or replace the member: /leave, start with an empty volume, /join")
+
+// Check returns an error that wraps ErrGone if the directory or raft.db was removed, or if another is at its path. What
+// can't be looked at for want of a permission counts as there. It may be called at any time, by several goroutines.
+func (v *Volume) Check() error {
+	for k, path := range v.paths() {
+		info, err := os.Stat(path)
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+		case err != nil:
+			return fmt.Errorf("%w (%w)", ErrGone, err)
+		case !os.SameFile(info, v.opened[k]):
+			return fmt.Errorf("%w (another %s is there)", ErrGone, path)
+		}
+	}
+	return nil
+}
+
+// paths are those of the directory and of raft.db.
+func (v *Volume) paths() [2]string { return [2]string{v.dir, boltPath(v.dir)} }
+
 // Close closes raft.db. No method of Log may be called afterwards.
 func (v *Volume) Close() error { return v.bolt.Close() }
+
+// part returns Progress for the part of Open from one fraction to another, nil without Progress.
+func (o Options) part(from, to float64) func(fraction float64) error {
+	if o.Progress == nil {
+		return nil
+	}
+	return func(fraction float64) error { return o.Progress(from + (to-from)*fraction) }
+}
 
 // checkVolume reads and verifies all of raft.db and the newest snapshots, and writes nothing.
 func checkVolume(dir string, o Options, snaps *Snapshots) (cluster ClusterID, end, format uint64, err error) {
 	err = guard(func() (err error) {
-		if err := checkBolt(boltPath(dir)); err != nil {
+		if err := checkBolt(boltPath(dir), o.part(0, 0.5)); err != nil {
 			return err
 		}
 		bolt, err := openBolt(dir, true)
@@ -214,7 +254,7 @@ func checkVolume(dir string, o Options, snaps *Snapshots) (cluster ClusterID, en
 		if format, err = readFormat(bolt, o.MaxFormat); err != nil {
 			return err
 		}
-		end, err = checkLog(bolt, snaps)
+		end, err = checkLog(bolt, snaps, o.part(0.5, 1))
 		return err
 	})
 	return cluster, end, format, err
@@ -258,7 +298,7 @@ func readFormat(bolt raft.StableStore, maxFormat int) (format uint64, err error)
 
 // checkLog verifies every entry, and that the log together with the newest readable snapshot rebuilds all that the
 // node ever had. It returns the last index.
-func checkLog(bolt raft.LogStore, snaps *Snapshots) (end uint64, err error) {
+func checkLog(bolt raft.LogStore, snaps *Snapshots, progress func(fraction float64) error) (end uint64, err error) {
 	if end, err = readEnd(bolt); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -290,7 +330,13 @@ func checkLog(bolt raft.LogStore, snaps *Snapshots) (end uint64, err error) {
 		return 0, fmt.Errorf("the log begins at index %d, the newest readable snapshot ends at %d: %w",
 			first, base, ErrCorrupt)
 	}
-	for index := min(first, base+1); index <= end; index++ {
+	begin := min(first, base+1)
+	for index := begin; index <= end; index++ {
+		if progress != nil {
+			if err := progress(float64(index-begin) / float64(end-begin+1)); err != nil {
+				return 0, err
+			}
+		}
 		var entry raft.Log
 		err := readLog(bolt, index, &entry)
 		if errors.Is(err, raft.ErrLogNotFound) && index <= base {

@@ -285,3 +285,55 @@ func TestVolumeOfAnotherNode(t *testing.T) {
 		t.Errorf("got %v, want that it is n1's", err)
 	}
 }
+
+// TestVolumeCheck: what is at the path of an open volume must be what was opened.
+func TestVolumeCheck(t *testing.T) {
+	dir, _ := testVolume(t, 1)
+	v := mustOpen(t, dir)
+	if err := v.Check(); err != nil {
+		t.Errorf("got %v, want nil", err)
+	}
+	path := boltPath(dir)
+	if err := errors.Join(os.Rename(path, path+".2"), os.WriteFile(path, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Check(); !errors.Is(err, ErrGone) {
+		t.Errorf("another raft.db: got %v, want ErrGone", err)
+	}
+	if err := errors.Join(os.Rename(path+".2", path), v.Check()); err != nil {
+		t.Errorf("put back: got %v, want nil", err)
+	}
+}
+
+// TestOpenReportsProgress: from the pages and from the entries, never backwards, and an error ends it: which is no
+// damage.
+func TestOpenReportsProgress(t *testing.T) {
+	dir, _ := testVolume(t, 100)
+	snapshots, err := openSnapshots(dir, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []float64
+	o := testOptions(t)
+	o.Progress = func(fraction float64) error { all = append(all, fraction); return nil }
+	if _, _, _, err := checkVolume(dir, o, snapshots); err != nil {
+		t.Fatal(err)
+	}
+	pages := slices.IndexFunc(all, func(f float64) bool { return f > 0.5 })
+	if !slices.IsSorted(all) || pages < 2 || len(all)-pages < 90 || all[len(all)-1] > 1 {
+		t.Errorf("got %v, want fractions of pages up to 0.5 and of entries up to 1", all)
+	}
+	stopped := errors.New("stopped")
+	for _, at := range []int{0, pages + 1} {
+		calls := 0
+		o.Progress = func(float64) error {
+			if calls++; calls > at {
+				return stopped
+			}
+			return nil
+		}
+		if _, _, _, err := checkVolume(dir, o, snapshots); !errors.Is(err, stopped) || errors.Is(err, ErrCorrupt) {
+			t.Errorf("stopped after %d calls: got %v, want that error and no damage", at, err)
+		}
+	}
+}
