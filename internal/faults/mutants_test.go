@@ -69,6 +69,12 @@ type unitMutant struct {
 
 // unitMutants are the guards that no process shows in reasonable time.
 var unitMutants = []unitMutant{
+	{name: "the lock is on a file that older versions do not know", run: "TestLockIsThatOfOlderVersions",
+		edit: edit{"internal/storage/volume.go",
+			`	if runtime.GOOS == "windows" {
+		lock = flock`,
+			`	if true {
+		lock = flock`}},
 	{name: "a difference is forgotten when the member is away", run: "TestReplicasThatDiffer",
 		edit: edit{"internal/node/health.go",
 			`		case Equal:
