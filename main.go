@@ -21,7 +21,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/sirupsen/logrus"
 
 	"raftkv/internal/api"
@@ -47,10 +46,10 @@ func main() {
 	case err == nil:
 		os.Exit(0)
 	case errors.Is(err, errUsage):
-		fmt.Fprintf(os.Stderr, "raftkv: %v (raftkv -h lists all variables)\n", err)
+		console.Fatal(os.Stderr, os.Getenv("LOG_FORMAT"), err, " (raftkv -h lists all variables)")
 		os.Exit(2)
 	default:
-		fmt.Fprintf(os.Stderr, "raftkv: %v\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+		console.Fatal(os.Stderr, os.Getenv("LOG_FORMAT"), err, "")
 		os.Exit(1)
 	}
 }
@@ -110,9 +109,9 @@ type service struct {
 
 // start opens both ports and the volume, and serves HTTP. The console is out.
 func start(c config, out io.Writer) (*service, error) {
-	lines := console.New(out)
-	s := &service{console: lines, log: newLogger(lines, c.logLevel), served: make(chan error, 1)}
-	raftLog := hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.LevelFromString(c.logLevel), Output: lines})
+	format := console.Format(c.logFormat)
+	lines := console.New(out, format)
+	s := &service{console: lines, log: console.NewLogger(lines, c.logLevel, format), served: make(chan error, 1)}
 	s.machine = newFSM(s.log)
 	var err error
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
@@ -128,7 +127,7 @@ func start(c config, out io.Writer) (*service, error) {
 		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,
 		ElectionTimeout:   c.electionTimeout,
-		RaftLog:           raftLog,
+		RaftLog:           console.NewRaftLogger(lines, c.logLevel, format),
 		Logf:              s.log.Infof,
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
@@ -195,14 +194,4 @@ func portHint(err error, variable string) error {
 			err, strings.Replace(variable, "PORT", "HOST", 1))
 	}
 	return err
-}
-
-func newLogger(out io.Writer, level string) *logrus.Logger {
-	log := logrus.New()
-	log.SetOutput(out)
-	log.SetFormatter(console.Formatter{})
-	if l, err := logrus.ParseLevel(level); err == nil { // parseConfig has checked it
-		log.SetLevel(l)
-	}
-	return log
 }

@@ -69,6 +69,14 @@ type unitMutant struct {
 
 // unitMutants are the guards that no process shows in reasonable time.
 var unitMutants = []unitMutant{
+	{name: "a name that ends in a suffix is below it", run: "TestCheckOrigin",
+		edit: edit{"internal/api/origin.go", `strings.ToLower(name), "*")`, `strings.ToLower(name), "*.")`}},
+	{name: "a suffix is a name below itself", run: "TestCheckOrigin",
+		edit: edit{"internal/api/origin.go", ` && len(host) > len(suffix)`, ``}},
+	{name: "a value on the console is not escaped for JSON", run: "TestAppendCommandJSON",
+		edit: edit{"internal/console/format.go",
+			`		case strconv.IsPrint(r):`,
+			`		case true:`}},
 	{name: "the lock is on a file that older versions do not know", run: "TestLockIsThatOfOlderVersions",
 		edit: edit{"internal/storage/volume.go",
 			`	if runtime.GOOS == "windows" {
