@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 
 	"raftkv/internal/api"
@@ -85,8 +86,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // does nothing unless systemd waits for it
 	select {
 	case <-ctx.Done():
+		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 		s.log.Info("Shutting down; interrupt again to exit immediately")
 		return s.stop()
 	case err = <-s.node.Failed():
