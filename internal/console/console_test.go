@@ -161,6 +161,10 @@ func TestAppendCommand(t *testing.T) {
 
 // TestAppendCommandJSON: each line is one JSON object, whatever is in a key.
 func TestAppendCommandJSON(t *testing.T) {
+	transaction := &command.Transaction{
+		If:   []command.Compare{{Key: "k", What: command.Absent}},
+		Then: []command.Operation{{Op: command.OpSet, Key: "k", Value: []byte("v")}, {Op: command.OpRemove, Key: "l"}},
+	}
 	pair := func(key, value string) []command.Pair { return []command.Pair{{Key: key, Value: []byte(value)}} }
 	now := time.Date(2026, 11, 25, 14, 28, 11, 82e6, time.UTC)
 	const begin, end = `{"level":"info","time":"2026-11-25T14:28:11.082Z","msg":`, `,"index":12,"term":2}`
@@ -199,6 +203,14 @@ func TestAppendCommandJSON(t *testing.T) {
 			want: `"stage of a restore","pairs":1`},
 		{name: "restore", command: command.Command{Kind: command.Restore, Items: 5},
 			result: command.Result{Counted: true}, want: `"restore","keys":5,"complete":true`},
+		{name: "raise the format", command: command.Command{Kind: command.RaiseFormat, To: 2},
+			want: `"cluster format","format":2`},
+		{name: "a transaction and what it did", command: command.Command{Kind: command.Txn, Txn: transaction},
+			result: command.Result{Txn: &command.TxnResult{Held: true}},
+			want: `"transaction","conditions":1,"held":true` + "\n" + `"set","key":"k","value":"v"` + "\n" +
+				`"remove","key":"l"`},
+		{name: "a transaction whose conditions do not hold", command: command.Command{Kind: command.Txn, Txn: transaction},
+			result: command.Result{Txn: &command.TxnResult{}}, want: `"transaction","conditions":1,"held":false`},
 		{name: "a kind that is not known here", command: command.Command{Kind: 99}, want: `"command of kind 99"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {

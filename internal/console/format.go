@@ -160,18 +160,39 @@ func appendCommandJSON(line, prefix []byte, c command.Command, r command.Result,
 		}
 	}
 	end := func() { line = fmt.Appendf(line, `,"index":%d,"term":%d}`+"\n", index, term) }
+	set := func(key string, value []byte) {
+		begin("set")
+		line = appendField(line, "key", key)
+		line = appendField(line, "value", value)
+		end()
+	}
+	remove := func(key string) {
+		begin("remove")
+		line = appendField(line, "key", key)
+		end()
+	}
 	switch c.Kind {
-	case command.Set, command.Remove:
+	case command.Set:
 		for _, p := range c.Pairs {
-			if c.Kind == command.Set {
-				begin("set")
-				line = appendField(line, "key", p.Key)
-				line = appendField(line, "value", p.Value)
-			} else {
-				begin("remove")
-				line = appendField(line, "key", p.Key)
+			set(p.Key, p.Value)
+		}
+		return line
+	case command.Remove:
+		for _, p := range c.Pairs {
+			remove(p.Key)
+		}
+		return line
+	case command.Txn:
+		begin("transaction")
+		line = fmt.Appendf(line, `,"conditions":%d,"held":%t`, len(c.Txn.If), r.Txn != nil && r.Txn.Held)
+		end()
+		for _, o := range c.Txn.Branch(r) {
+			switch o.Op {
+			case command.OpSet:
+				set(o.Key, o.Value)
+			case command.OpRemove:
+				remove(o.Key)
 			}
-			end()
 		}
 		return line
 	case command.RemovePrefix:
@@ -188,6 +209,9 @@ func appendCommandJSON(line, prefix []byte, c command.Command, r command.Result,
 	case command.Restore:
 		begin("restore")
 		line = fmt.Appendf(line, `,"keys":%d,"complete":%t`, c.Items, r.Counted)
+	case command.RaiseFormat:
+		begin("cluster format")
+		line = fmt.Appendf(line, `,"format":%d`, c.To)
 	default:
 		begin(fmt.Sprintf("command of kind %d", c.Kind))
 	}
