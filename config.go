@@ -28,7 +28,8 @@ type config struct {
 	snapshotThreshold uint64
 	electionTimeout   time.Duration
 	logLevel          string
-	gcBallast         bool // the user has not set the garbage collector by GOGC or GOMEMLIMIT
+	logFormat         string // text or json
+	gcBallast         bool   // the user has not set the garbage collector by GOGC or GOMEMLIMIT
 
 	dial func(ctx context.Context, address string) (net.Conn, error) // reaches raft ports, for tests; nil: TCP
 }
@@ -64,8 +65,8 @@ var variables = []variable{
 		func(c *config, v string) error {
 			c.httpNames = strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' })
 			for _, name := range c.httpNames {
-				if strings.Contains(name, ":") || api.CheckHost(name) != nil {
-					return errors.New("want host names without ports, with commas between")
+				if strings.Contains(name, ":") || api.CheckHost(strings.TrimPrefix(name, "*.")) != nil {
+					return errors.New("want host names without ports, or *.suffix for all below one, with commas between")
 				}
 			}
 			return nil
@@ -99,6 +100,12 @@ var variables = []variable{
 		c.logLevel = v
 		if !slices.Contains([]string{"debug", "info", "warn", "error"}, v) {
 			return errors.New("want debug, info, warn or error")
+		}
+		return nil
+	}},
+	{"LOG_FORMAT", "text", "how the console shows it: text or json, one object a line", func(c *config, v string) error {
+		if c.logFormat = v; v != "text" && v != "json" {
+			return errors.New("want text or json")
 		}
 		return nil
 	}},

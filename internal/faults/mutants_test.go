@@ -114,6 +114,20 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/node/health.go",
 			`	if err := i.volume.Snapshots.Failure(); err != nil {`,
 			`	if err := i.volume.Snapshots.Failure(); false {`}},
+	{name: "a name that ends in a suffix is below it", run: "TestCheckOrigin",
+		edit: edit{"internal/api/origin.go", `strings.ToLower(name), "*")`, `strings.ToLower(name), "*.")`}},
+	{name: "a suffix is a name below itself", run: "TestCheckOrigin",
+		edit: edit{"internal/api/origin.go", ` && len(host) > len(suffix)`, ``}},
+	{name: "a value on the console is not escaped for JSON", run: "TestAppendCommandJSON",
+		edit: edit{"internal/console/format.go",
+			`		case strconv.IsPrint(r):`,
+			`		case true:`}},
+	{name: "the lock is on a file that older versions do not know", run: "TestLockIsThatOfOlderVersions",
+		edit: edit{"internal/storage/volume.go",
+			`	if runtime.GOOS == "windows" {
+		lock = flock`,
+			`	if true {
+		lock = flock`}},
 	{name: "a difference is forgotten when the member is away", run: "TestReplicasThatDiffer",
 		edit: edit{"internal/node/health.go",
 			`		case Equal:

@@ -10,10 +10,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/shirou/gopsutil/v4/disk"
 )
 
 const (
@@ -201,12 +201,12 @@ func (n *Node) removedAccordingTo(servers []raft.Server) bool {
 
 // checkSpace looks at the disk of the volume.
 func (n *Node) checkSpace() {
-	var s syscall.Statfs_t
-	if syscall.Statfs(n.config.Dir, &s) != nil {
+	usage, err := disk.Usage(n.config.Dir)
+	if err != nil {
 		return
 	}
 	line := ""
-	if free := uint64(s.Bavail) * uint64(s.Bsize); free < n.config.lowSpace {
+	if free := usage.Free; free < n.config.lowSpace { // what users other than root may take
 		line = fmt.Sprintf("the disk of %s has %d MiB left: make room, for the first write that fails ends this node",
 			n.config.Dir, free>>20)
 	}

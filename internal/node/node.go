@@ -85,7 +85,7 @@ type Node struct {
 	config  Config
 	machine StateMachine
 	port    *peer.Port
-	lock    *os.File   // of the volume
+	lock    io.Closer  // of the volume
 	failed  chan error // of capacity 1: the first failure
 
 	life       life // running, replacing, removed, closing, closed

@@ -1,17 +1,20 @@
 package storage
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
-	"syscall"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
@@ -60,26 +63,25 @@ type Options struct {
 // lockTimeout is how long to wait for another process to release the volume.
 const lockTimeout = time.Second
 
-// Lock makes dir this process's until the returned file is closed. Bbolt's own lock comes too late: before it, the
-// volume is read and leftovers are removed, and a new raft.db replaces the file that it is on.
-func Lock(dir string) (*os.File, error) {
-	d, err := os.Open(dir)
+// Lock makes dir this process's until the returned lock is closed. Bbolt's own lock comes too late: before it, the
+// volume is read and leftovers are removed, and a new raft.db replaces the file that it is on. So the directory itself
+// is locked, as it always was: older versions of the program, started on the same volume, are kept out too. Windows
+// can't lock a directory; there it is a file in it, called lock.
+func Lock(dir string) (io.Closer, error) {
+	lock := flock.New(dir, flock.SetFlag(os.O_RDONLY))
+	if runtime.GOOS == "windows" {
+		lock = flock.New(filepath.Join(dir, "lock"))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lockTimeout)
+	defer cancel()
+	_, err := lock.TryLockContext(ctx, 20*time.Millisecond)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, errors.New("it is open in another process: stop that, or give this node another volume")
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("lock: %w", err)
 	}
-	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return d, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, errors.Join(fmt.Errorf("lock: %w", err), d.Close())
-		}
-		if time.Since(start) > lockTimeout {
-			err := errors.New("it is open in another process: stop that, or give this node another volume")
-			return nil, errors.Join(err, d.Close())
-		}
-	}
+	return lock, nil
 }
 
 // IsNew reports whether dir holds no volume yet. Snapshots without a raft.db are an error: that is a volume which
@@ -383,8 +385,11 @@ func boltOptions(readOnly bool) *bbolt.Options {
 	}
 }
 
-// syncDir makes a rename in dir durable.
+// syncDir makes a rename in dir durable. Windows syncs no directories: NTFS keeps a journal of them.
 func syncDir(dir string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
