@@ -164,7 +164,8 @@ func (n *Node) watch() {
 		i := n.current.Load()
 		servers := i.servers()
 		n.port.RequireNamed(n.machine.Format() >= 2) // every member names itself and the node that it means
-		if n.versions.keep(servers); !i.leads() {    // the leader has just asked all of them
+		n.acknowledged.keep(servers)
+		if n.versions.keep(servers); !i.leads() { // the leader has just asked all of them
 			n.members.askAll(n.life.ctx, servers)
 		}
 		if _, leader := i.raft.LeaderWithID(); leader != "" || n.life.now() == removed {

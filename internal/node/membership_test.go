@@ -523,6 +523,9 @@ func TestMovedNode(t *testing.T) {
 	alone.waitLeader(t)
 	alone.stop()
 	alone = openNode(t, "n1", dir) // at another free address
+	if want := "The members know n1 at the address "; !strings.Contains(alone.log.String(), want) {
+		t.Errorf("at its start: want %q in its log", want)
+	}
 	waitFor(t, "a node alone to have moved", func() bool { return addressOf(alone, "n1") == alone.RaftAddress() })
 
 	nodes := openCluster(t, 3)

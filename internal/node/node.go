@@ -99,9 +99,11 @@ type Node struct {
 	idleTimer *time.Timer // fires when no entry has been appended for a while: see pollCommitIndex
 	members   *members    // calls to other nodes
 	versions  versions    // of the other members
-	leader    leaderURL
-	health    health
-	serving   serving
+
+	acknowledged acknowledged // by the other members
+	leader       leaderURL
+	health       health
+	serving      serving
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -172,7 +174,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		idleTimer: time.NewTimer(idleAfterOne),
 		members:   &members{self: config.ID, client: port.Client(), clusterID: port.ClusterID},
 	}
-	n.members.heard = n.versions.heard
+	n.members.heard = n.heard
 	port.Older = n.members.isOlder
 	n.reads = newReadIndex(config.ID, port.DialTerm, n.members.askMember)
 	n.life.init()
@@ -189,6 +191,15 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 				"if it was a member of a cluster, /leave and /join it there", err)
 		}
 		return nil, errors.Join(fmt.Errorf("volume %s: %w", config.Dir, err), port.Close())
+	}
+	if err := n.checkForgotten(); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), changeLimit)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("volume %s: %w", config.Dir, err), n.Close(ctx))
+	}
+	if own := n.movedFrom(n.current.Load().servers()); own != nil {
+		config.Warnf("The members know %s at the address %s, but it is at %s: it will have that changed",
+			own.ID, own.Address, n.port.Address())
 	}
 	port.Serve(n.rpcHandler(), n.term)
 	n.life.background.Go(n.watch)

@@ -37,8 +37,11 @@ type Info struct {
 	Removed      bool   `json:"removed,omitempty"` // the cluster has taken this node out
 	Health       Health `json:"health"`
 
-	MemberIDs     []string `json:"memberIds"`
-	SnapshotBytes uint64   `json:"snapshotBytes"` // received or written since its start: grows while an install goes on
+	MemberIDs    []string                `json:"memberIds"`
+	VolumeID     string                  `json:"volumeId"`               // empty: it was made by an older version
+	Acknowledged map[string]Acknowledged `json:"acknowledged,omitempty"` // by the other members, as far as this node has heard
+
+	SnapshotBytes uint64 `json:"snapshotBytes"` // received or written since its start: grows while an install goes on
 }
 
 // Member is one member of the cluster: what the configuration has about it and,
@@ -124,6 +127,8 @@ func (n *Node) Info() Info {
 		HTTPURL:      cmp.Or(n.config.HTTPURL, "http://"+reachable(n.config.HTTPAddress, n.port.Address())),
 		Removed:      n.life.now() == removed,
 		MemberIDs:    members,
+		VolumeID:     i.volume.ID,
+		Acknowledged: n.acknowledged.all(),
 
 		SnapshotBytes: i.volume.Snapshots.Written(),
 	}

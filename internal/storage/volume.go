@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ type Volume struct {
 	Log       *Log
 	Snapshots *Snapshots
 	Cluster   ClusterID // the cluster whose entries the volume holds
+	ID        string    // of this volume, random; empty: it was made before volumes had one
 
 	dir    string
 	bolt   *raftboltdb.BoltStore
@@ -154,6 +156,7 @@ func fillVolume(bolt *raftboltdb.BoltStore, nodeID string, cluster ClusterID, bo
 	for _, value := range []struct{ key, value []byte }{
 		{keyClusterID, cluster[:]},
 		{keyNodeID, []byte(nodeID)},
+		{keyVolumeID, []byte(rand.Text())},
 		{keyCurrentTerm, binary.BigEndian.AppendUint64(nil, term)},
 		{keyLastVoteTerm, make([]byte, 8)},
 		{keyLastVoteCand, nil},
@@ -195,6 +198,11 @@ func Open(dir string, o Options) (*Volume, error) {
 	if err := v.bolt.DeleteRange(end+1, endMarker-1); err != nil {
 		return nil, errors.Join(err, v.bolt.Close())
 	}
+	id, err := getStable(v.bolt, keyVolumeID)
+	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrCorrupt, err), v.bolt.Close())
+	}
+	v.ID = string(id)
 	var disk LogAndStable = v.bolt
 	if o.Wrap != nil {
 		disk = o.Wrap(disk)
@@ -355,6 +363,7 @@ func checkLog(bolt raft.LogStore, snaps *Snapshots, progress func(fraction float
 var (
 	keyClusterID     = []byte("ClusterID")
 	keyNodeID        = []byte("NodeID")
+	keyVolumeID      = []byte("VolumeID")      // missing in volumes of before there was one
 	keyFormat        = []byte("Format")        // missing: 1
 	keyRecoveredFrom = []byte("RecoveredFrom") // cluster ID before a recovery under way; else empty or missing
 	keyCurrentTerm   = []byte("CurrentTerm")
