@@ -155,6 +155,10 @@ var unitMutants = []unitMutant{
 			c := &all[k]`,
 			`		func(f func()) { f() }(func() {
 			c := &all[k]`}},
+	{name: "a volume of another user is opened", run: "TestOwner",
+		edit: edit{"internal/storage/volume.go",
+			`	if err := checkOwner(dir); err != nil {`,
+			`	if err := checkOwner(dir); false {`}},
 	{name: "a volume that has forgotten is opened", run: "TestForgottenVolume",
 		edit: edit{"internal/node/forgotten.go",
 			`known.VolumeID == i.volume.ID && known.Index > last {`,
