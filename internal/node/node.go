@@ -73,6 +73,7 @@ type Config struct {
 	// and majorityAt.
 	disk           func(storage.LogAndStable) storage.LogAndStable // put below the log
 	catchUp, adopt time.Duration
+	recovery       time.Duration // 0: recoveryTimeout
 	commit         time.Duration
 	lowSpace       uint64
 	maxFormat      int // that this node reports; 0: command.Format
@@ -161,6 +162,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		port.Dial = config.Dial
 	}
 	config.catchUp, config.adopt = cmp.Or(config.catchUp, catchUpTimeout), cmp.Or(config.adopt, adoptTimeout)
+	config.recovery = cmp.Or(config.recovery, recoveryTimeout)
 	config.commit, config.lowSpace = cmp.Or(config.commit, commitTimeout), cmp.Or(config.lowSpace, lowSpace)
 	n := &Node{
 		config:     config,
@@ -273,8 +275,15 @@ func (n *Node) start() error {
 		return err
 	}
 	recovery, err := storage.ReadRecovery(n.config.Dir, n.config.ID, n.port.Address())
-	if err == nil && recovery != nil {
-		err = v.Recover(*recovery)
+	switch {
+	case err != nil:
+	case recovery == nil:
+		err = v.ForgetRecovery()
+	default:
+		var cluster peer.ClusterID
+		if cluster, err = n.recoveredCluster(v, recovery, func() error { return starting.report(verifiedAt) }); err == nil {
+			err = v.Recover(cluster)
+		}
 	}
 	if err != nil {
 		return errors.Join(err, v.Close())

@@ -37,7 +37,9 @@ type Info struct {
 	Removed      bool   `json:"removed,omitempty"` // the cluster has taken this node out
 	Health       Health `json:"health"`
 
-	MemberIDs    []string                `json:"memberIds"`
+	MemberIDs     []string `json:"memberIds"`
+	RecoveredFrom string   `json:"recoveredFrom,omitempty"` // the cluster before a recovery
+
 	VolumeID     string                  `json:"volumeId"`               // empty: it was made by an older version
 	Acknowledged map[string]Acknowledged `json:"acknowledged,omitempty"` // by the other members, as far as this node has heard
 
@@ -107,6 +109,10 @@ func (n *Node) Info() Info {
 	if sum != [32]byte{} {
 		hash = hex.EncodeToString(sum[:])
 	}
+	recoveredFrom := ""
+	if former, ok := i.volume.RecoveredFrom(); ok {
+		recoveredFrom = hex.EncodeToString(former[:])
+	}
 	return Info{
 		NodeID:       n.config.ID,
 		ClusterID:    peer.ClusterID(i.volume.Cluster).String(),
@@ -128,6 +134,9 @@ func (n *Node) Info() Info {
 		Removed:      n.life.now() == removed,
 		MemberIDs:    members,
 		VolumeID:     i.volume.ID,
+
+		RecoveredFrom: recoveredFrom,
+
 		Acknowledged: n.acknowledged.all(),
 
 		SnapshotBytes: i.volume.Snapshots.Written(),

@@ -369,6 +369,7 @@ var (
 	keyVolumeID      = []byte("VolumeID")      // missing in volumes of before there was one
 	keyFormat        = []byte("Format")        // missing: 1
 	keyRecoveredFrom = []byte("RecoveredFrom") // cluster ID before a recovery under way; else empty or missing
+	keyFormerCluster = []byte("FormerCluster") // that the present one was recovered from; missing: none
 	keyCurrentTerm   = []byte("CurrentTerm")
 	keyLastVoteTerm  = []byte("LastVoteTerm")
 	keyLastVoteCand  = []byte("LastVoteCand")
