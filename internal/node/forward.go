@@ -96,24 +96,30 @@ func (n *Node) forward(ctx context.Context, request Request, o ForwardOptions, r
 		return nil, fmt.Errorf("%w: the leadership has moved", ErrNotLeader)
 	}
 	o.To(string(id))
+	return n.forwardTo(ctx, raft.Server{ID: id, Address: address}, reader, request, o, release)
+}
+
+// forwardTo sends what reader reads, of request, to one node.
+func (n *Node) forwardTo(ctx context.Context, to raft.Server, reader io.Reader, request Request, o ForwardOptions,
+	release func()) (*http.Response, error) {
 	cancelLimit := context.CancelFunc(func() {})
 	if !o.Long {
 		ctx, cancelLimit = context.WithTimeout(ctx, forwardLimit)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	stop := n.watchForward(id, address, cancel)
+	stop := n.watchForward(to.ID, to.Address, cancel)
 	end := func() { stop(); cancel(nil); cancelLimit() }
-	call, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+string(address)+"/forward", reader)
+	call, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+string(to.Address)+"/forward", reader)
 	if err != nil {
 		end()
 		return nil, fmt.Errorf("%w: %w", ErrNotApplied, err)
 	}
 	call.ContentLength = o.Length
-	call.Header = http.Header{headerTo: {string(id)}, "Content-Type": {"application/http"}}
+	call.Header = http.Header{headerTo: {string(to.ID)}, "Content-Type": {"application/http"}}
 	if o.Ask {
 		call.Header.Set("Expect", "100-continue")
 	}
-	response, err := n.port.ForwardClient().Do(call)
+	response, err := n.port.ForwardClient().Transport.RoundTrip(call)
 	if err != nil {
 		end()
 		if cause := context.Cause(ctx); errors.Is(cause, errForwardLost) {
@@ -123,12 +129,12 @@ func (n *Node) forward(ctx context.Context, request Request, o ForwardOptions, r
 		if !request.Begun() {
 			code = ErrNotApplied
 		}
-		return nil, fmt.Errorf("%w: sent on to the leader, %s at %s: %w", code, id, address, withoutURL(err))
+		return nil, fmt.Errorf("%w: sent on to the leader, %s at %s: %w", code, to.ID, to.Address, withoutURL(err))
 	}
 	if response.Header.Get(headerForwarded) == "" {
 		defer end()
 		defer func() { _ = response.Body.Close() }()
-		return nil, refusedForward(response, id, address)
+		return nil, refusedForward(response, to.ID, to.Address)
 	}
 	response.Header.Del(headerForwarded)
 	response.Body = &forwardedAnswer{ReadCloser: response.Body, end: func() { end(); release() }}
