@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strings"
 	"sync"
@@ -166,6 +167,57 @@ func TestForwardedBodyStreams(t *testing.T) {
 		t.Errorf("the heap grew by %d bytes, want that the body is not kept", grown)
 	}
 	checkReplicas(t, append(followers, leader)...)
+}
+
+// TestNoSecondHop: what another node has sent on is answered here, and nowhere else: two
+// followers that point at each other are no loop. And only what a leader does is answered.
+func TestNoSecondHop(t *testing.T) {
+	leader, followers, _ := startForwarding(t)
+	its := newHandler(followers[0].node, followers[0].machine.Store, followers[0].log, nil)
+	its.forwards = true
+	h := forward.Handler(its.leaders)
+	for _, tt := range []struct {
+		name, request string
+		status        int
+	}{
+		{name: "set", request: "GET /set?key=k&value=1", status: http.StatusServiceUnavailable},
+		{name: "value", request: "PUT /set?key=k", status: http.StatusServiceUnavailable},
+		{name: "join", request: "GET /join?nodeId=n9&raftPort=1", status: http.StatusServiceUnavailable},
+		{name: "restore", request: "PUT /restore", status: http.StatusServiceUnavailable},
+		{name: "what any node does", request: "GET /list", status: http.StatusNotFound},
+		{name: "no request", request: "what", status: http.StatusBadRequest},
+	} {
+		w := httptest.NewRecorder()
+		call := httptest.NewRequest(http.MethodPost, "/forward", strings.NewReader(tt.request+" HTTP/1.1\r\nHost: x\r\n\r\n"))
+		h.ServeHTTP(recorder{w}, call)
+		if w.Code != tt.status || w.Header().Get("Location") != "" || w.Header().Get(forward.Header) != "" {
+			t.Errorf("%s: got %d %q %v, want %d", tt.name, w.Code, w.Body, w.Header(), tt.status)
+		}
+	}
+	checkReplicas(t, append(followers, leader)...)
+}
+
+// TestForwardingOfAGuess: also a node that redirects sends a request on, where the leader
+// listens on all addresses and has not said by which clients reach it.
+func TestForwardingOfAGuess(t *testing.T) {
+	for _, advertised := range []string{"", "http://kv.example:8000"} {
+		nodes := make([]*service, 2)
+		for i, id := range []string{"n1", "n2"} {
+			nodes[i] = startNode(t, id, t.TempDir(), func(c *config) {
+				c.electionTimeout, c.httpAddress, c.httpURL = 2*time.Second, "0.0.0.0:0", advertised
+			})
+			leads(t, nodes[i])
+		}
+		join(t, nodes[0], nodes[1])
+		leader, others := testkit.Leader(t, nodes...)
+		a := ask(t, others[0], "/set?key=k&value=v")
+		sent := a.status == http.StatusOK && a.header.Get(forward.Header) == others[0].node.ID()
+		if redirected := a.status == http.StatusTemporaryRedirect; sent != (advertised == "") || sent == redirected {
+			t.Errorf("HTTP_ADVERTISE=%q: got %d %q %v, want that it is sent on only without it", advertised, a.status, a.body,
+				a.header)
+		}
+		checkReplicas(t, others[0], leader)
+	}
 }
 
 // TestForwardingWithoutALeader: what certainly was not done is a 503, and what may be is a 504.
