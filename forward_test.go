@@ -82,7 +82,7 @@ func TestForwarding(t *testing.T) {
 		{name: "remove", method: "POST", target: "/remove", body: "key=form", header: []string{"Content-Type", form},
 			status: 200, says: "removed=1"},
 		{name: "removal of nobody", method: "GET", target: "/leave?nodeId=n9", status: 404, says: "no such node"},
-		{name: "join of a member", method: "GET", target: "/join?nodeId=" + id + "&raftPort=" + port(follower.node.RaftAddress()),
+		{name: "join of a member", method: "GET", target: testkit.JoinPath(id, port(follower.node.RaftAddress())),
 			status: 200, says: "is a member already"},
 	} {
 		r := newRequest(t, tt.method, follower, tt.target, tt.body)
@@ -126,7 +126,8 @@ func TestForwarding(t *testing.T) {
 	// A node joins, leads and leaves by a follower.
 	n4 := startNode(t, "n4", t.TempDir(), nil)
 	leads(t, n4)
-	for _, target := range []string{testkit.JoinPath("n4", port(n4.node.RaftAddress())), "/leave?nodeId=n4", "/transfer?nodeId=" + id} {
+	for _, target := range []string{testkit.JoinPath("n4", port(n4.node.RaftAddress())), "/leave?nodeId=n4",
+		"/transfer?nodeId=" + id} {
 		if a := ask(t, follower, target); a.status != http.StatusOK || !strings.Contains(a.body, "OK ") ||
 			a.header.Get(forward.Header) != id {
 			t.Errorf("%s: got %d %q %v, want 200 OK, sent on", target, a.status, a.body, a.header)

@@ -56,7 +56,8 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	request, stream := h.limit(maxRequests), h.limit(maxStreams)
 
 	router := mux.NewRouter().SkipClean(true) // else //set is redirected, and clients drop the body
-	h.leaders = mux.NewRouter().SkipClean(true)
+	h.leaders = mux.NewRouter()
+	h.leaders.SkipClean(true)
 	leading := func(path string, answer endpoint, kind func(endpoint) http.Handler, long bool, methods ...string) {
 		answers := kind(h.leading(answer, long))
 		router.Handle(path, answers).Methods(methods...)

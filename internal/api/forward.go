@@ -9,7 +9,6 @@ import (
 	"io"
 	"math"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,9 +26,9 @@ import (
 type Forwarding struct {
 	// Length is how many bytes it has; -1: that is not known.
 	Length int64
-	// Patient is whether its body may be long in coming: then it should be asked for only once
+	// Ask is whether its body may be long in coming: then it should be asked for only once
 	// the leader is there to take it.
-	Patient bool
+	Ask bool
 
 	w    http.ResponseWriter
 	head []byte
@@ -50,8 +49,8 @@ type attempt struct {
 	closed atomic.Bool
 }
 
-// patientBytes is how long a body may be that is sent on at once.
-const patientBytes = 64 << 10
+// askBytes is how long a body may be that is sent on at once.
+const askBytes = 64 << 10
 
 // ownHeaders are those of a request that are of its connection, or that its new form has
 // in another way.
@@ -78,7 +77,7 @@ func NewForwarding(w http.ResponseWriter, r *http.Request, long bool) *Forwardin
 	if length >= 0 {
 		f.Length = int64(head.Len()) + length
 	}
-	f.Patient = length < 0 || length > patientBytes
+	f.Ask = length < 0 || length > askBytes
 	if f.whole.Store(length == 0); length != 0 {
 		f.body = r.Body
 		if guarded, ok := r.Body.(*guardedBody); ok {
@@ -269,7 +268,8 @@ func ReadForwarded(w http.ResponseWriter, call *http.Request) (*http.Request, er
 		return nil, badRequest("the request that was sent on: %v", err)
 	}
 	limited.N = math.MaxInt64
-	if sized := slices.Contains([]string{http.MethodPut, http.MethodPost}, r.Method); sized && r.Header["Content-Length"] == nil {
+	hasBody := r.Method == http.MethodPut || r.Method == http.MethodPost
+	if hasBody && r.Header["Content-Length"] == nil {
 		r.ContentLength, r.Body = -1, io.NopCloser(rest)
 	}
 	return r.WithContext(context.WithValue(call.Context(), forwardedKey{}, true)), nil

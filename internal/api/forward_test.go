@@ -18,15 +18,15 @@ func TestForwardingIsTheRequest(t *testing.T) {
 		name, method, target, body string
 		chunked                    bool
 		length                     int64 // as it is read
-		patient                    bool
+		ask                        bool
 	}{
 		{name: "no body", method: "GET", target: "/set?key=a%20b&value=%0d%0aX:1"},
 		{name: "body that nobody reads", method: "GET", target: "/set?key=a&value=1", body: "ignored"},
 		{name: "value", method: "PUT", target: "/set?key=a", body: "value", length: 5},
 		{name: "empty value", method: "PUT", target: "/set?key=a"},
-		{name: "chunks", method: "PUT", target: "/set?key=a", body: "value", chunked: true, length: -1, patient: true},
-		{name: "large value", method: "PUT", target: "/set?key=a", body: strings.Repeat("v", patientBytes+1),
-			length: patientBytes + 1, patient: true},
+		{name: "chunks", method: "PUT", target: "/set?key=a", body: "value", chunked: true, length: -1, ask: true},
+		{name: "large value", method: "PUT", target: "/set?key=a", body: strings.Repeat("v", askBytes+1),
+			length: askBytes + 1, ask: true},
 		{name: "large query", method: "POST", target: "/set?key=a&value=" + strings.Repeat("v", MaxQuery)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -39,8 +39,8 @@ func TestForwardingIsTheRequest(t *testing.T) {
 				r.Header.Set(name, "x")
 			}
 			f := NewForwarding(httptest.NewRecorder(), r, false)
-			if f.Patient != tt.patient {
-				t.Errorf("patient: got %v, want %v", f.Patient, tt.patient)
+			if f.Ask != tt.ask {
+				t.Errorf("ask: got %v, want %v", f.Ask, tt.ask)
 			}
 			reader, ok := f.Reader()
 			if again, ok2 := f.Reader(); !ok || !ok2 { // nothing of the body was read

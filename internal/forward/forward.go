@@ -29,7 +29,7 @@ func Request(w http.ResponseWriter, r *http.Request, n *node.Node, long bool,
 	request := api.NewForwarding(w, r, long)
 	w.Header().Set(Header, n.ID())
 	response, err := n.Forward(r.Context(), request, node.ForwardOptions{
-		Length: request.Length, Ask: request.Patient, Long: long,
+		Length: request.Length, Ask: request.Ask, Long: long,
 		To: func(id string) { logf("Not the leader: sending %s on to %s", r.URL.Path, id) },
 	})
 	if err == nil {

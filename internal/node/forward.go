@@ -107,7 +107,7 @@ func (n *Node) forwardTo(ctx context.Context, to raft.Server, reader io.Reader, 
 		ctx, cancelLimit = context.WithTimeout(ctx, forwardLimit)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	stop := n.watchForward(to.ID, to.Address, cancel)
+	stop := n.watchForward(to, cancel)
 	end := func() { stop(); cancel(nil); cancelLimit() }
 	call, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+string(to.Address)+"/forward", reader)
 	if err != nil {
@@ -173,14 +173,14 @@ var errForwardLost = fmt.Errorf("it has not been the leader for %v, and has not 
 
 // watchForward calls cancel when the node that has a request has not been the leader for
 // forwardLost: one that was cut off, or stands still, does not answer. stop ends it.
-func (n *Node) watchForward(id raft.ServerID, address raft.ServerAddress, cancel context.CancelCauseFunc) (stop func()) {
+func (n *Node) watchForward(to raft.Server, cancel context.CancelCauseFunc) (stop func()) {
 	var timer *time.Timer
 	last, done := time.Now(), make(chan struct{})
 	started := make(chan struct{})
 	timer = time.AfterFunc(forwardCheck, func() {
 		<-started
 		nowAt, now := n.current.Load().raft.LeaderWithID()
-		if now == id && nowAt == address {
+		if now == to.ID && nowAt == to.Address {
 			last = time.Now()
 		} else if time.Since(last) >= forwardLost {
 			cancel(errForwardLost)

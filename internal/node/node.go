@@ -7,7 +7,8 @@
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
 // followers learn at once what is committed; join.go, leave.go, adopt.go and transfer.go
 // change the membership; status.go, health.go and serving.go report; rpc.go is how nodes call each
-// other, forward.go how a follower sends a request on to the leader, errors.go what they may answer; life.go draws the states of a node.
+// other, forward.go how a follower sends a request on to the leader, errors.go what they may
+// answer; life.go draws the states of a node.
 package node
 
 import (
