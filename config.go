@@ -24,6 +24,7 @@ type config struct {
 	httpAddress       string // host:port to listen on
 	httpNames         []string
 	httpURL           string // where clients reach httpAddress; empty: there
+	forward           bool   // of HTTP_FOLLOWERS
 	raftAddress       string // host:port to listen on, and for other nodes to dial
 	snapshotThreshold uint64
 	electionTimeout   time.Duration
@@ -73,6 +74,13 @@ var variables = []variable{
 		}},
 	{"HTTP_ADVERTISE", "", "URL by which clients reach this node, http://HOST:PORT, if not where it listens",
 		func(c *config, v string) error { c.httpURL = v; return api.CheckURL(v) }},
+	{"HTTP_FOLLOWERS", "redirect", "a follower sends clients to the leader (redirect), or their requests (forward)",
+		func(c *config, v string) error {
+			if c.forward = v == "forward"; !c.forward && v != "redirect" {
+				return errors.New("want redirect or forward")
+			}
+			return nil
+		}},
 	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on and the other nodes dial",
 		func(c *config, v string) error {
 			if ip := net.ParseIP(v); ip != nil && ip.IsUnspecified() {

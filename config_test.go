@@ -116,6 +116,7 @@ func TestConfigRefuses(t *testing.T) {
 		"RAFT_NODE_ID": {" ", "a b", "a/b", "../n1", ".n1", "-n1", "_", "n1\n", "é", strings.Repeat("n", 65),
 			"n1;x", "\x1b[2J"},
 		"HTTP_SERVER_HOST":        {"127.0.0.1:80", "a b", "http://a", "-a", "a.", "[::1]", "a\nb", strings.Repeat("a", 254)},
+		"HTTP_FOLLOWERS":          {"Forward", "proxy", "on"},
 		"HTTP_ADVERTISE":          {"kv-1:8000", "http://0.0.0.0:8000", "http://kv-1:8000/", "http://"},
 		"RAFT_SERVER_HOST":        {"0.0.0.0", "::", "127.0.0.1:9000", "a b", "a/b"},
 		"RAFT_ELECTION_TIMEOUT":   {"500", "49ms", "61s", "-1s", "soon", "0"},

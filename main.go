@@ -26,6 +26,7 @@ import (
 
 	"raftkv/internal/api"
 	"raftkv/internal/console"
+	"raftkv/internal/forward"
 	"raftkv/internal/node"
 	"raftkv/internal/version"
 )
@@ -151,6 +152,8 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
 	h := newHandler(s.node, s.machine.Store, s.log, names)
+	h.forwards = c.forward
+	s.node.SetForwarded(forward.Handler(h.leaders))
 	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",
 		c.nodeID, version.String(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
 	starting.Ready(h)

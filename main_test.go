@@ -354,6 +354,7 @@ func startLinked(t testing.TB) (nodes []*service, network *testkit.Network) {
 		id := "n" + strconv.Itoa(i+1)
 		s := startNode(t, id, t.TempDir(), func(c *config) {
 			c.dial = network.Dialer(id)
+			c.forward = i != 1                         // so that both kinds of follower are there
 			c.electionTimeout = 500 * time.Millisecond // a leader that is cut off takes 300 ms to notice
 		})
 		network.Place(id, s.node.RaftAddress())

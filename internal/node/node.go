@@ -7,7 +7,8 @@
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
 // followers learn at once what is committed; join.go, leave.go, adopt.go and transfer.go
 // change the membership; status.go, health.go and serving.go report; rpc.go is how nodes call each
-// other, errors.go what they may answer; life.go draws the states of a node.
+// other, forward.go how a follower sends a request on to the leader, errors.go what they may
+// answer; life.go draws the states of a node.
 package node
 
 import (
@@ -16,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -105,6 +107,9 @@ type Node struct {
 	leader       leaderURL
 	health       health
 	serving      serving
+
+	forwarded atomic.Pointer[http.Handler] // of SetForwarded
+	forwards  chan struct{}                // a semaphore: see Forward
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -172,6 +177,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		membership: make(chan struct{}, 1),
 
 		transferred: make(chan struct{}, 1),
+		forwards:    make(chan struct{}, maxForwards),
 
 		idleTimer: time.NewTimer(idleAfterOne),
 		members:   &members{self: config.ID, client: port.Client(), clusterID: port.ClusterID},
@@ -406,6 +412,9 @@ func (n *Node) fail(err error) {
 // Failed receives the error that makes the node unable to go on. The process must
 // end: what raft does from then on is not answered for.
 func (n *Node) Failed() <-chan error { return n.failed }
+
+// ID is that of this node.
+func (n *Node) ID() string { return n.config.ID }
 
 // RaftAddress is where other nodes reach this one.
 func (n *Node) RaftAddress() string { return n.port.Address() }

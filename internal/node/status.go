@@ -180,6 +180,7 @@ type Leader struct {
 	URL         string // its scheme, host and port, such as http://127.0.0.1:8000
 	SameMachine bool   // it runs on the machine of this node
 	ReadsMark   bool   // its program is of the version that brought Info.HTTPURL, or newer
+	Guessed     bool   // it listens on all addresses, and the URL has the host of its raft port
 }
 
 // leaderURL remembers where the leader of a term answers HTTP.
@@ -213,6 +214,8 @@ func (n *Node) Leader(ctx context.Context) (Leader, error) {
 	if leader.ReadsMark = info.HTTPURL != ""; !leader.ReadsMark {
 		leader.URL = "http://" + reachable(info.HTTPAddress, string(address))
 	}
+	guess := reachable(info.HTTPAddress, info.RaftAddress)
+	leader.Guessed = guess != info.HTTPAddress && leader.URL == "http://"+guess
 	n.leader.set(term, address, leader)
 	return leader, nil
 }
