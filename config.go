@@ -24,7 +24,10 @@ type config struct {
 	httpAddress       string // host:port to listen on
 	httpNames         []string
 	httpURL           string // where clients reach httpAddress; empty: there
-	raftAddress       string // host:port to listen on, and for other nodes to dial
+	raftAddress       string // host:port to listen on
+	raftAdvertise     string // host:port or host for other nodes to dial; empty: raftAddress
+	join              []string
+	nonvoter          bool
 	snapshotThreshold uint64
 	electionTimeout   time.Duration
 	logLevel          string
@@ -73,10 +76,25 @@ var variables = []variable{
 		}},
 	{"HTTP_ADVERTISE", "", "URL by which clients reach this node, http://HOST:PORT, if not where it listens",
 		func(c *config, v string) error { c.httpURL = v; return api.CheckURL(v) }},
-	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on and the other nodes dial",
+	{"RAFT_ADVERTISE", "", "host:port, or host, that the other nodes dial, if not where the raft port listens",
 		func(c *config, v string) error {
-			if ip := net.ParseIP(v); ip != nil && ip.IsUnspecified() {
-				return errors.New("want an address that the other nodes can dial, such as this machine's own")
+			if c.raftAdvertise = v; v == "" {
+				return nil
+			}
+			return api.CheckDial(v, true)
+		}},
+	{"RAFT_JOIN", "", "host:port of all nodes, or one DNS name and port, the same on all: they make one cluster, or join it",
+		func(c *config, v string) (err error) { c.join, err = api.SplitJoin(v); return err }},
+	{"RAFT_SUFFRAGE", "voter", "how this node joins by RAFT_JOIN: voter or nonvoter", func(c *config, v string) error {
+		if c.nonvoter = v == "nonvoter"; v != "voter" && v != "nonvoter" {
+			return errors.New("want voter or nonvoter")
+		}
+		return nil
+	}},
+	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on; the other nodes dial it, unless RAFT_ADVERTISE is set",
+		func(c *config, v string) error {
+			if net.ParseIP(v).IsUnspecified() && c.raftAdvertise == "" {
+				return errors.New("want an address that the other nodes can dial, such as this machine's own, or set RAFT_ADVERTISE")
 			}
 			return setHost(&c.raftAddress, v)
 		}},

@@ -48,6 +48,9 @@ var noop = command.Append(nil, command.Command{Kind: command.Noop})
 //
 // A follower asks the leader for c and waits until it has applied c itself.
 func (n *Node) ReadIndex(ctx context.Context) error {
+	if line := n.waitsNow(); line != "" {
+		return fmt.Errorf("%w: %s", ErrNotLinearizable, line)
+	}
 	index, err := n.reads.next(ctx, n.confirm)
 	if err != nil {
 		return err

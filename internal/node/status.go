@@ -42,6 +42,11 @@ type Info struct {
 	Acknowledged map[string]Acknowledged `json:"acknowledged,omitempty"` // by the other members, as far as this node has heard
 
 	SnapshotBytes uint64 `json:"snapshotBytes"` // received or written since its start: grows while an install goes on
+
+	LeaderAddress string   `json:"leaderAddress,omitempty"` // of its raft port
+	Waiting       string   `json:"waiting,omitempty"`       // what a node without a cluster waits for; empty: it has one
+	Seen          []string `json:"seen,omitempty"`          // while it waits: who answers at the addresses of Join
+	Nonvoter      bool     `json:"nonvoter,omitempty"`      // it asks to be joined without a vote
 }
 
 // Member is one member of the cluster: what the configuration has about it and,
@@ -70,13 +75,16 @@ type Freshness struct {
 }
 
 // Freshness returns how old what this node holds may be. A node that was removed from
-// its cluster does not serve it: an error as of ReadIndex.
+// its cluster, or has none yet, does not serve it: an error as of ReadIndex.
 func (n *Node) Freshness() (Freshness, error) {
 	switch n.life.now() {
 	case removed:
 		return Freshness{}, errRemoved
 	case replacing: // the state machine may already be that of the next instance
 		return Freshness{}, errReplacing
+	}
+	if line := n.waitsNow(); line != "" {
+		return Freshness{}, fmt.Errorf("%w: %s", ErrNoLeader, line)
 	}
 	r := n.current.Load().raft
 	_, leader := r.LeaderWithID()
@@ -97,7 +105,8 @@ func (n *Node) Leads() bool { return n.current.Load().leads() }
 func (n *Node) Info() Info {
 	i := n.current.Load()
 	r := i.raft
-	_, leader := r.LeaderWithID()
+	leaderAddress, leader := r.LeaderWithID()
+	waiting, seen := n.waitsFor(i)
 	var members []string
 	for _, server := range i.servers() {
 		members = append(members, string(server.ID))
@@ -129,6 +138,11 @@ func (n *Node) Info() Info {
 		MemberIDs:    members,
 		VolumeID:     i.volume.ID,
 		Acknowledged: n.acknowledged.all(),
+
+		LeaderAddress: string(leaderAddress),
+		Waiting:       waiting,
+		Seen:          seen,
+		Nonvoter:      n.config.Nonvoter,
 
 		SnapshotBytes: i.volume.Snapshots.Written(),
 	}
@@ -189,6 +203,9 @@ func (n *Node) Leader(ctx context.Context) (Leader, error) {
 	address, id := r.LeaderWithID()
 	if n.life.now() == removed {
 		return Leader{}, errRemoved
+	}
+	if line := n.waitsNow(); line != "" {
+		return Leader{}, fmt.Errorf("%w: %s", ErrNoLeader, line)
 	}
 	if address == "" {
 		return Leader{}, ErrNoLeader

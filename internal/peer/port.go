@@ -93,6 +93,19 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 // Address is where other nodes reach this port: host:port.
 func (p *Port) Address() string { return p.address }
 
+// Advertise makes address that of Address: host:port, or a host with the port that is listened on. It is for a node
+// that others reach elsewhere than where it listens. It is called before Serve and Stream; empty: it changes nothing.
+func (p *Port) Advertise(address string) {
+	if address == "" {
+		return
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		_, port, _ := net.SplitHostPort(p.address)
+		address = net.JoinHostPort(address, port)
+	}
+	p.address = address
+}
+
 // ClusterID is the cluster that this node belongs to.
 func (p *Port) ClusterID() ClusterID {
 	p.mu.Lock()
