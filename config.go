@@ -83,7 +83,7 @@ var variables = []variable{
 			}
 			return api.CheckDial(v, true)
 		}},
-	{"RAFT_JOIN", "", "host:port of all nodes, or one DNS name and port, the same on all: they make one cluster, or join it",
+	{"RAFT_JOIN", "", "host:port of all nodes, or one DNS name and port: they form a cluster, or join it",
 		func(c *config, v string) (err error) { c.join, err = api.SplitJoin(v); return err }},
 	{"RAFT_SUFFRAGE", "voter", "how this node joins by RAFT_JOIN: voter or nonvoter", func(c *config, v string) error {
 		if c.nonvoter = v == "nonvoter"; v != "voter" && v != "nonvoter" {
@@ -91,10 +91,10 @@ var variables = []variable{
 		}
 		return nil
 	}},
-	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on; the other nodes dial it, unless RAFT_ADVERTISE is set",
+	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on, and the other nodes dial",
 		func(c *config, v string) error {
 			if net.ParseIP(v).IsUnspecified() && c.raftAdvertise == "" {
-				return errors.New("want an address that the other nodes can dial, such as this machine's own, or set RAFT_ADVERTISE")
+				return errors.New("want an address that the other nodes can dial, or set RAFT_ADVERTISE to one")
 			}
 			return setHost(&c.raftAddress, v)
 		}},
@@ -146,7 +146,7 @@ func parseConfig(getenv func(string) string) (config, error) {
 	httpHost, httpPort, _ := net.SplitHostPort(c.httpAddress)
 	raftHost, raftPort, _ := net.SplitHostPort(c.raftAddress)
 	ip := net.ParseIP(httpHost)
-	overlap := httpHost == raftHost || (ip != nil && ip.IsUnspecified())
+	overlap := httpHost == raftHost || ip.IsUnspecified() || net.ParseIP(raftHost).IsUnspecified()
 	if httpPort == raftPort && httpPort != "0" && overlap {
 		return c, fmt.Errorf("%w: HTTP_SERVER_PORT and RAFT_SERVER_PORT are the same: give each its own", errUsage)
 	}

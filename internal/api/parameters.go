@@ -233,6 +233,9 @@ func CheckDial(address string, hostAlone bool) error {
 // SplitJoin splits the addresses of the nodes that make a cluster, host:port with commas between: two or more, or one
 // DNS name that stands for several. Empty: none are given.
 func SplitJoin(list string) (addresses []string, err error) {
+	if list == "" {
+		return nil, nil
+	}
 	addresses = strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 	for _, address := range addresses {
 		if err := CheckDial(address, false); err != nil {
@@ -240,8 +243,10 @@ func SplitJoin(list string) (addresses []string, err error) {
 		}
 	}
 	slices.Sort(addresses)
-	if addresses = slices.Compact(addresses); len(addresses) == 1 {
-		if host, _, _ := net.SplitHostPort(addresses[0]); net.ParseIP(host) != nil {
+	addresses = slices.Compact(addresses)
+	if len(addresses) < 2 {
+		host, _, _ := net.SplitHostPort(strings.Join(addresses, ""))
+		if host == "" || net.ParseIP(host) != nil {
 			return nil, errors.New("want host:port of all nodes, with commas between, or one DNS name of several addresses")
 		}
 	}

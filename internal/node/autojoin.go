@@ -77,12 +77,16 @@ func (n *Node) waitsFor(i *instance) (line string, seen []string) {
 		return "", nil
 	}
 	line, seen = n.auto.get()
-	return "waiting for a cluster (RAFT_JOIN): " + cmp.Or(line, "it is about to ask "+strings.Join(n.config.Join, ", ")), seen
+	line = cmp.Or(line, "it is about to ask "+strings.Join(n.config.Join, ", "))
+	return "waiting for a cluster (RAFT_JOIN): " + line, seen
 }
 
-func (n *Node) waitsNow() string {
-	line, _ := n.waitsFor(n.current.Load())
-	return line
+// errWaiting returns what this node waits for as an error that wraps ErrNotApplied; nil: nothing.
+func (n *Node) errWaiting() error {
+	if line, _ := n.waitsFor(n.current.Load()); line != "" {
+		return fmt.Errorf("%w: %s", ErrNotApplied, line)
+	}
+	return nil
 }
 
 // create makes the first volume of this node: that of a new cluster of one or, with Join, one
@@ -276,7 +280,7 @@ func decide(nodeID, clusterID string, seeds []seed) (d decision) {
 	case sameName != "":
 		d.line = "two nodes have the name " + sameName + ": give each its own RAFT_NODE_ID"
 	case len(nodes) < 2:
-		d.line = "RAFT_JOIN leads to one node, " + seeds[0].info.NodeID + ": name all nodes, or begin with one without RAFT_JOIN"
+		d.line = "RAFT_JOIN leads to " + seeds[0].info.NodeID + " alone: name all nodes, or begin with one without RAFT_JOIN"
 	case first == nil:
 		d.line = "none of these is to be a voter (RAFT_SUFFRAGE)"
 	case first.identity() != own:

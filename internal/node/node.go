@@ -60,7 +60,7 @@ type Config struct {
 	Dir               string        // the volume; made if it is not there
 	RaftAddress       string        // host:port to listen on
 	Advertise         string        // host:port or host, with the same port, to be reached at; empty: at RaftAddress
-	Join              []string      // host:port of the nodes that make a cluster; empty: it bootstraps itself (autojoin.go)
+	Join              []string      // host:port of the nodes that form a cluster (autojoin.go); nil: it bootstraps itself
 	Nonvoter          bool          // with Join: it asks for no vote
 	HTTPAddress       string        // host:port that HTTP listens on; the host may be unspecified
 	HTTPURL           string        // where clients reach that; empty: at HTTPAddress, or the host of RaftAddress

@@ -83,8 +83,8 @@ func (n *Node) Freshness() (Freshness, error) {
 	case replacing: // the state machine may already be that of the next instance
 		return Freshness{}, errReplacing
 	}
-	if line := n.waitsNow(); line != "" {
-		return Freshness{}, fmt.Errorf("%w: %s", ErrNoLeader, line)
+	if err := n.errWaiting(); err != nil {
+		return Freshness{}, err
 	}
 	r := n.current.Load().raft
 	_, leader := r.LeaderWithID()
@@ -204,8 +204,8 @@ func (n *Node) Leader(ctx context.Context) (Leader, error) {
 	if n.life.now() == removed {
 		return Leader{}, errRemoved
 	}
-	if line := n.waitsNow(); line != "" {
-		return Leader{}, fmt.Errorf("%w: %s", ErrNoLeader, line)
+	if err := n.errWaiting(); err != nil {
+		return Leader{}, err
 	}
 	if address == "" {
 		return Leader{}, ErrNoLeader
