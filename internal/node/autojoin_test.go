@@ -232,6 +232,24 @@ func TestReleasedWaits(t *testing.T) {
 	}
 }
 
+// TestVoteIsAskedFor: a node whose leader failed between the two steps of its join gets its vote.
+func TestVoteIsAskedFor(t *testing.T) {
+	n1 := openNode(t, "n1", t.TempDir())
+	n1.waitLeader(t)
+	n2 := openNode(t, "n2", t.TempDir())
+	n2.waitLeader(t)
+	_, err := n1.Join(context.Background(), JoinRequest{ID: "n2", Address: n2.RaftAddress(), Nonvoter: true})
+	if err != nil {
+		t.Fatalf("Join: %v", err)
+	}
+	n2.stop()
+	list := []string{n1.RaftAddress(), n2.RaftAddress()}
+	n2 = openNode(t, "n2", n2.config.Dir, joinsByItself(n2.RaftAddress(), list))
+	waitMembers(t, 2, 0, n1, n2)
+	n1.setSoon(t, "a", "1")
+	checkReplicas(t, n1, n2)
+}
+
 // TestAdvertise: a node behind a proxy is known by the address of that alone, and all goes through it.
 func TestAdvertise(t *testing.T) {
 	n1 := openNode(t, "n1", t.TempDir())
