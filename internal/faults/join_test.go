@@ -110,8 +110,11 @@ func fiveAtOnce(t *testing.T, random *rand.Rand, round int, nodes []*node) {
 		t.Errorf("seed %d, round %d: %d clusters were begun, want 1; %v", *seed, round, begun, err)
 		return
 	}
-	if _, err := nodes[random.IntN(len(nodes))].ask(bound, "/readyz", nil); err != nil {
-		t.Errorf("seed %d, round %d: %v", *seed, round, err)
+	for _, n := range nodes {
+		err := testkit.Poll(bound, func() error { _, err := n.ask(bound, "/readyz", nil); return err })
+		if err != nil {
+			t.Errorf("seed %d, round %d: %v", *seed, round, err)
+		}
 	}
 	replicas, err := testkit.Replicas(bound, nodes...)
 	if err == nil {

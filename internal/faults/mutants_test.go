@@ -564,6 +564,10 @@ var unitMutants = []unitMutant{
 			`	port.Advertise(config.Advertise)
 `,
 			``}},
+	{name: "a call comes from the former cluster", run: "TestCallUnderWay",
+		edit: edit{"internal/peer/port.go",
+			`p.outgoing.Swap(p.newOutgoing()).CloseIdleConnections()`,
+			`p.outgoing.Load().CloseIdleConnections()`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -42,6 +43,7 @@ type Port struct {
 	address  string
 	logf     func(format string, args ...any)
 	client   *http.Client
+	outgoing atomic.Pointer[http.Transport] // of client; another with each cluster ID
 	server   *http.Server
 	calls    *queue                     // connections of node-to-node HTTP calls, to server
 	term     func(nodeID string) uint64 // of Serve
@@ -80,15 +82,27 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 		p.address = net.JoinHostPort(host, port)
 	}
 	p.calls = newQueue(listener.Addr())
-	p.client = &http.Client{Transport: &http.Transport{
+	p.outgoing.Store(p.newOutgoing())
+	p.client = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+		return p.outgoing.Load().RoundTrip(r)
+	})}
+	return p, nil
+}
+
+// newOutgoing returns a pool of connections for calls to other nodes, whose preface carries the present cluster ID.
+func (p *Port) newOutgoing() *http.Transport {
+	return &http.Transport{
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 			return dial(ctx, p.Dial, address, preface{magic: magicHTTP, cluster: p.ClusterID()})
 		},
 		MaxIdleConnsPerHost: 4,
 		IdleConnTimeout:     30 * time.Second,
-	}}
-	return p, nil
+	}
 }
+
+type roundTripper func(r *http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // Address is where other nodes reach this port: host:port.
 func (p *Port) Address() string { return p.address }
@@ -119,7 +133,9 @@ func (p *Port) SetClusterID(id ClusterID) {
 	p.mu.Lock()
 	p.cluster = id
 	p.mu.Unlock()
-	p.client.CloseIdleConnections() // their preface carries the former ID
+	// The preface of connections that are there carries the former ID, also of those that a call uses now and that
+	// become idle later: no call may use one again.
+	p.outgoing.Swap(p.newOutgoing()).CloseIdleConnections()
 }
 
 // RequireNamed sets whether raft streams whose preface does not name the node that is meant are refused; those that are
@@ -225,7 +241,7 @@ func (p *Port) Close() error {
 	if p.server != nil {
 		_ = p.server.Close()
 	}
-	p.client.CloseIdleConnections()
+	p.outgoing.Load().CloseIdleConnections()
 	p.done.Wait()
 	if errors.Is(err, net.ErrClosed) {
 		return nil
