@@ -91,7 +91,7 @@ var variables = []variable{
 		}
 		return nil
 	}},
-	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on, and the other nodes dial",
+	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on and the other nodes dial",
 		func(c *config, v string) error {
 			if net.ParseIP(v).IsUnspecified() && c.raftAdvertise == "" {
 				return errors.New("want an address that the other nodes can dial, or set RAFT_ADVERTISE to one")

@@ -434,7 +434,7 @@ var unitMutants = []unitMutant{
 			`w.Header().Set("Connection", "keep-alive")`}},
 	{name: "a node refuses its own name", run: "TestAdvertisedAddress",
 		edit: edit{"main.go",
-			`api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress)`,
+			`api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress, c.raftAdvertise)`,
 			`api.OwnNames(c.httpNames, "")`}},
 	{name: "any port's page", run: "TestCheckOrigin",
 		edit: edit{"internal/api/origin.go",
