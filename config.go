@@ -25,7 +25,10 @@ type config struct {
 	httpNames         []string
 	httpURL           string // where clients reach httpAddress; empty: there
 	forward           bool   // of HTTP_FOLLOWERS
-	raftAddress       string // host:port to listen on, and for other nodes to dial
+	raftAddress       string // host:port to listen on
+	raftAdvertise     string // host:port or host for other nodes to dial; empty: raftAddress
+	join              []string
+	nonvoter          bool
 	snapshotThreshold uint64
 	electionTimeout   time.Duration
 	logLevel          string
@@ -81,10 +84,25 @@ var variables = []variable{
 			}
 			return nil
 		}},
+	{"RAFT_ADVERTISE", "", "host:port, or host, that the other nodes dial, if not where the raft port listens",
+		func(c *config, v string) error {
+			if c.raftAdvertise = v; v == "" {
+				return nil
+			}
+			return api.CheckDial(v, true)
+		}},
+	{"RAFT_JOIN", "", "host:port of all nodes, or one DNS name and port: they form a cluster, or join it",
+		func(c *config, v string) (err error) { c.join, err = api.SplitJoin(v); return err }},
+	{"RAFT_SUFFRAGE", "voter", "how this node joins by RAFT_JOIN: voter or nonvoter", func(c *config, v string) error {
+		if c.nonvoter = v == "nonvoter"; v != "voter" && v != "nonvoter" {
+			return errors.New("want voter or nonvoter")
+		}
+		return nil
+	}},
 	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on and the other nodes dial",
 		func(c *config, v string) error {
-			if ip := net.ParseIP(v); ip != nil && ip.IsUnspecified() {
-				return errors.New("want an address that the other nodes can dial, such as this machine's own")
+			if net.ParseIP(v).IsUnspecified() && c.raftAdvertise == "" {
+				return errors.New("want an address that the other nodes can dial, or set RAFT_ADVERTISE to one")
 			}
 			return setHost(&c.raftAddress, v)
 		}},
@@ -136,7 +154,7 @@ func parseConfig(getenv func(string) string) (config, error) {
 	httpHost, httpPort, _ := net.SplitHostPort(c.httpAddress)
 	raftHost, raftPort, _ := net.SplitHostPort(c.raftAddress)
 	ip := net.ParseIP(httpHost)
-	overlap := httpHost == raftHost || (ip != nil && ip.IsUnspecified())
+	overlap := httpHost == raftHost || ip.IsUnspecified() || net.ParseIP(raftHost).IsUnspecified()
 	if httpPort == raftPort && httpPort != "0" && overlap {
 		return c, fmt.Errorf("%w: HTTP_SERVER_PORT and RAFT_SERVER_PORT are the same: give each its own", errUsage)
 	}

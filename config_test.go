@@ -84,6 +84,14 @@ func TestConfig(t *testing.T) {
 			want: with(func(c *config) { c.httpURL = "https://kv-1.example" })},
 		{name: "names of subdomains", env: environment{"HTTP_SERVER_NAMES": "*.kv.example,kv.example"},
 			want: with(func(c *config) { c.httpNames = []string{"*.kv.example", "kv.example"} })},
+		{name: "behind NAT", env: environment{"RAFT_SERVER_HOST": "0.0.0.0", "RAFT_ADVERTISE": "kv-1.example:9100"},
+			want: with(func(c *config) { c.raftAddress, c.raftAdvertise = "0.0.0.0:9000", "kv-1.example:9100" })},
+		{name: "to be dialed at the same port", env: environment{"RAFT_ADVERTISE": "fd00::1"},
+			want: with(func(c *config) { c.raftAdvertise = "fd00::1" })},
+		{name: "join by itself", env: environment{"RAFT_JOIN": "n2:9000,n1:9000, n2:9000", "RAFT_SUFFRAGE": "nonvoter"},
+			want: with(func(c *config) { c.join, c.nonvoter = []string{"n1:9000", "n2:9000"}, true })},
+		{name: "join by one name", env: environment{"RAFT_JOIN": "kv.example:9000"},
+			want: with(func(c *config) { c.join = []string{"kv.example:9000"} })},
 		{name: "least", env: environment{"RAFT_ELECTION_TIMEOUT": "50ms", "RAFT_SNAPSHOT_THRESHOLD": "1",
 			"LOG_LEVEL": "error", "LOG_FORMAT": "json"}, want: with(func(c *config) {
 			c.electionTimeout, c.snapshotThreshold, c.logLevel, c.logFormat = 50*time.Millisecond, 1, "error", "json"
@@ -115,9 +123,13 @@ func TestConfigRefuses(t *testing.T) {
 		"RAFT_SERVER_PORT": {"-1", "65536", "raft", "09000", "9000\x00"},
 		"RAFT_NODE_ID": {" ", "a b", "a/b", "../n1", ".n1", "-n1", "_", "n1\n", "é", strings.Repeat("n", 65),
 			"n1;x", "\x1b[2J"},
-		"HTTP_SERVER_HOST":        {"127.0.0.1:80", "a b", "http://a", "-a", "a.", "[::1]", "a\nb", strings.Repeat("a", 254)},
-		"HTTP_FOLLOWERS":          {"Forward", "proxy", "on"},
-		"HTTP_ADVERTISE":          {"kv-1:8000", "http://0.0.0.0:8000", "http://kv-1:8000/", "http://"},
+		"HTTP_SERVER_HOST": {"127.0.0.1:80", "a b", "http://a", "-a", "a.", "[::1]", "a\nb", strings.Repeat("a", 254)},
+		"HTTP_FOLLOWERS":   {"Forward", "proxy", "on"},
+		"HTTP_ADVERTISE":   {"kv-1:8000", "http://0.0.0.0:8000", "http://kv-1:8000/", "http://"},
+		"RAFT_ADVERTISE": {"0.0.0.0", "0.0.0.0:9000", "[::]:9000", ":9000", "n1:", "n1:0", "n1:65536", "n1:raft", "a b",
+			"http://n1:9000", "n1:9000,n2:9000"},
+		"RAFT_JOIN":               {"n1,n2", "n1:9000,n2", "n1:0,n2:9000", "n1:9000,0.0.0.0:9000", "10.0.0.1:9000", ",", "n1"},
+		"RAFT_SUFFRAGE":           {"Voter", "none", "read"},
 		"RAFT_SERVER_HOST":        {"0.0.0.0", "::", "127.0.0.1:9000", "a b", "a/b"},
 		"RAFT_ELECTION_TIMEOUT":   {"500", "49ms", "61s", "-1s", "soon", "0"},
 		"RAFT_SNAPSHOT_THRESHOLD": {"0", "-1", "1.5", "many", "9223372036854775808", "18446744073709551616"},
@@ -147,6 +159,7 @@ func TestConfigRefuses(t *testing.T) {
 	for _, env := range []environment{
 		{"HTTP_SERVER_PORT": "9000"},
 		{"RAFT_SERVER_PORT": "8000"},
+		{"RAFT_SERVER_PORT": "8000", "RAFT_SERVER_HOST": "0.0.0.0", "RAFT_ADVERTISE": "10.0.0.1"},
 		{"HTTP_SERVER_PORT": "7000", "RAFT_SERVER_PORT": "7000", "HTTP_SERVER_HOST": "::1", "RAFT_SERVER_HOST": "::1"},
 	} {
 		_, err := parseConfig(env.get)

@@ -126,7 +126,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		s.console.Close()
 		return nil, fmt.Errorf("HTTP port: %w", portHint(err, "HTTP_SERVER_PORT"))
 	}
-	names := api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress)
+	names := api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress, c.raftAdvertise)
 	starting := api.NewStarting(names)
 	s.server = api.NewServer(starting, s.log.Warnf)
 	go func() { s.served <- api.Serve(s.server, s.listener) }()
@@ -135,6 +135,9 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Version:           version.String(),
 		Dir:               c.volume,
 		RaftAddress:       c.raftAddress,
+		Advertise:         c.raftAdvertise,
+		Join:              c.join,
+		Nonvoter:          c.nonvoter,
 		HTTPAddress:       s.listener.Addr().String(),
 		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,

@@ -54,7 +54,7 @@ func CheckOrigin(r *http.Request, names []string) error {
 }
 
 // OwnNames returns the host names that requests to this node may use: names, and those that
-// it gives to others, in a URL (empty: none) and in addresses, host:port.
+// it gives to others, in a URL (empty: none) and in addresses, host:port or a host.
 func OwnNames(names []string, httpURL string, addresses ...string) []string {
 	names = slices.Clone(names)
 	add := func(host string) {
@@ -66,7 +66,10 @@ func OwnNames(names []string, httpURL string, addresses ...string) []string {
 		add(u.Hostname())
 	}
 	for _, address := range addresses {
-		host, _, _ := net.SplitHostPort(address)
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			host = address
+		}
 		add(host)
 	}
 	return names

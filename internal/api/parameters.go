@@ -11,6 +11,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"raftkv/internal/command"
@@ -213,6 +214,43 @@ func CheckNodeID(id string) error {
 		return errors.New("want 1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit")
 	}
 	return nil
+}
+
+// CheckDial returns an error unless address is host:port that other nodes can dial: a host as of CheckHost, not an
+// unspecified one such as 0.0.0.0, and a port from 1 to 65535. With hostAlone, it may be a host without a port.
+func CheckDial(address string, hostAlone bool) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil && hostAlone {
+		host, port, err = address, "1", nil
+	}
+	number, portErr := strconv.ParseUint(port, 10, 16)
+	if err != nil || portErr != nil || number == 0 || CheckHost(host) != nil || net.ParseIP(host).IsUnspecified() {
+		return errors.New("want host:port that the other nodes can dial, with a port from 1 to 65535")
+	}
+	return nil
+}
+
+// SplitJoin splits the addresses of the nodes that make a cluster, host:port with commas between: two or more, or one
+// DNS name that stands for several. Empty: none are given.
+func SplitJoin(list string) (addresses []string, err error) {
+	if list == "" {
+		return nil, nil
+	}
+	addresses = strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
+	for _, address := range addresses {
+		if err := CheckDial(address, false); err != nil {
+			return nil, fmt.Errorf("%q: %w", address, err)
+		}
+	}
+	slices.Sort(addresses)
+	addresses = slices.Compact(addresses)
+	if len(addresses) < 2 {
+		host, _, _ := net.SplitHostPort(strings.Join(addresses, ""))
+		if host == "" || net.ParseIP(host) != nil {
+			return nil, errors.New("want host:port of all nodes, with commas between, or one DNS name of several addresses")
+		}
+	}
+	return addresses, nil
 }
 
 // CheckHost returns an error unless host is an IP address or a host name. A port behind

@@ -48,7 +48,7 @@ func (n *Node) handleRelease() error {
 				return nil
 			}
 			n.config.Logf("Released by cluster %s", n.port.ClusterID())
-			return n.bootstrap()
+			return n.create()
 		}, refuseVoter()
 	})
 }

@@ -173,7 +173,7 @@ func (n *Node) watch() {
 			continue
 		}
 		if len(servers) == 0 {
-			if time.Since(began) > n.config.adopt {
+			if len(n.config.Join) == 0 && time.Since(began) > n.config.adopt {
 				began = time.Now()
 				_ = n.handleRelease() // tried again, should it be refused
 			}

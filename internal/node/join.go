@@ -252,7 +252,8 @@ func (n *Node) reachedBy(ctx context.Context, j JoinRequest, info *Info) error {
 	defer cancel()
 	path := "/reach?" + url.Values{"nodeId": {n.config.ID}, "address": {n.port.Address()}}.Encode()
 	if err := n.members.call(ctx, http.MethodGet, j.server(), path, nil); err != nil {
-		return fmt.Errorf("%w: %s at %s does not reach %s at %s: %v; start %s with a RAFT_SERVER_HOST that %s reaches",
+		return fmt.Errorf("%w: %s at %s does not reach %s at %s: %v; start %s with a RAFT_SERVER_HOST or RAFT_ADVERTISE "+
+			"that %s reaches",
 			ErrConflict, j.ID, j.Address, n.config.ID, n.port.Address(), err, n.config.ID, j.ID)
 	}
 	return nil

@@ -5,10 +5,10 @@
 //
 // A Node is made of parts that are read one by one: batch.go has group commit, the way of a
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
-// followers learn at once what is committed; join.go, leave.go, adopt.go and transfer.go
-// change the membership; status.go, health.go and serving.go report; rpc.go is how nodes call each
-// other, forward.go how a follower sends a request on to the leader, errors.go what they may
-// answer; life.go draws the states of a node.
+// followers learn at once what is committed; join.go, leave.go, adopt.go, autojoin.go and
+// transfer.go change the membership; status.go, health.go and serving.go report; rpc.go is how
+// nodes call each other, forward.go how a follower sends a request on to the leader, errors.go
+// what they may answer; life.go draws the states of a node.
 package node
 
 import (
@@ -54,12 +54,16 @@ type StateMachine interface {
 	Reset()
 }
 
-// Config is what a Node needs to know. All fields but HTTPURL, Dial and Progress are required.
+// Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL,
+// Dial and Progress are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
 	Dir               string        // the volume; made if it is not there
-	RaftAddress       string        // host:port to listen on, and to be reached at
+	RaftAddress       string        // host:port to listen on
+	Advertise         string        // host:port or host, with the same port, to be reached at; empty: at RaftAddress
+	Join              []string      // host:port of the nodes that form a cluster (autojoin.go); nil: it bootstraps itself
+	Nonvoter          bool          // with Join: it asks for no vote
 	HTTPAddress       string        // host:port that HTTP listens on; the host may be unspecified
 	HTTPURL           string        // where clients reach that; empty: at HTTPAddress, or the host of RaftAddress
 	SnapshotThreshold uint64        // entries in the log before a snapshot is taken
@@ -110,6 +114,7 @@ type Node struct {
 
 	forwarded atomic.Pointer[http.Handler] // of SetForwarded
 	forwards  chan struct{}                // a semaphore: see Forward
+	auto      autojoin
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -156,13 +161,14 @@ const writeLimit = 20 * time.Second
 const snapshotCheck = 5 * time.Second
 
 // Open opens the raft port and the volume and starts raft. A node whose volume is
-// empty bootstraps itself as a cluster of one.
+// empty bootstraps itself as a cluster of one, unless it is to Join others.
 func Open(config Config, machine StateMachine) (*Node, error) {
 	port, err := peer.Listen(config.RaftAddress, config.Logf)
 	if err != nil {
 		return nil, fmt.Errorf("raft port: %w", err)
 	}
 	port.NodeID = config.ID
+	port.Advertise(config.Advertise)
 	if config.Dial != nil {
 		port.Dial = config.Dial
 	}
@@ -213,6 +219,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)
 	n.life.background.Go(n.watchTransfers)
+	n.life.background.Go(n.joinByItself)
 	n.serving.set(nil, nil)
 	n.life.background.Go(n.watchServing)
 	return n, nil
@@ -243,7 +250,7 @@ func (n *Node) openLocked() error {
 			storage.RecoveryFile)
 	}
 	if fresh {
-		if err := n.bootstrap(); err != nil {
+		if err := n.create(); err != nil {
 			return err
 		}
 	}

@@ -28,7 +28,8 @@ var noop = command.Append(nil, command.Command{Kind: command.Noop})
 
 // ReadIndex returns when what this node's state machine holds is at least as new as
 // all that any node had acknowledged when ReadIndex was called. It works on every
-// node, within ctx. Its error wraps ErrNotLinearizable, or is that of a removed node.
+// node, within ctx. Its error wraps ErrNotLinearizable, or is that of a removed node
+// or of one without a cluster.
 //
 // It is the read index of the Raft dissertation, section 6.4. Raft's VerifyLeader
 // is not enough for it: an answer to a heartbeat that was sent before the read began
@@ -48,6 +49,9 @@ var noop = command.Append(nil, command.Command{Kind: command.Noop})
 //
 // A follower asks the leader for c and waits until it has applied c itself.
 func (n *Node) ReadIndex(ctx context.Context) error {
+	if err := n.errWaiting(); err != nil {
+		return err
+	}
 	index, err := n.reads.next(ctx, n.confirm)
 	if err != nil {
 		return err

@@ -26,8 +26,8 @@ const maxRPCAnswer = 1 << 20
 // call. Older programs neither send it nor look at it.
 const headerTo = "Raftkv-To"
 
-// rpcHandler answers the node-to-node HTTP calls that arrive at the raft port. /info, /reach
-// and /adopt may come from another cluster; all others must come from a member of the cluster
+// rpcHandler answers the node-to-node HTTP calls that arrive at the raft port. /info, /reach,
+// /joinme and /adopt may come from another cluster; all others must come from a member of the cluster
 // that the present instance of raft is in. A call that is meant for another node is refused. An error is answered as an
 // Error.
 func (n *Node) rpcHandler() http.Handler {
@@ -58,6 +58,7 @@ func (n *Node) rpcHandler() http.Handler {
 	handle("GET /info", func(*instance, *http.Request) (any, error) { return n.Info(), nil })
 	handle("POST /adopt", func(_ *instance, r *http.Request) (any, error) { return nil, n.handleAdopt(peer.Caller(r)) })
 	handle("GET /reach", func(_ *instance, r *http.Request) (any, error) { return nil, n.handleReach(r) })
+	handle("POST /joinme", func(_ *instance, r *http.Request) (any, error) { return nil, n.handleJoinMe(r) })
 	member("GET /readindex", n.handleReadIndex)
 	member("GET /committed", n.handleCommitted)
 	member("POST /differs", n.handleDiffers)

@@ -44,6 +44,11 @@ type Info struct {
 	Acknowledged map[string]Acknowledged `json:"acknowledged,omitempty"` // by the other members, as far as this node has heard
 
 	SnapshotBytes uint64 `json:"snapshotBytes"` // received or written since its start: grows while an install goes on
+
+	LeaderAddress string   `json:"leaderAddress,omitempty"` // of its raft port
+	Waiting       string   `json:"waiting,omitempty"`       // what a node without a cluster waits for; empty: it has one
+	Seen          []string `json:"seen,omitempty"`          // while it waits: who answers at the addresses of Join
+	Nonvoter      bool     `json:"nonvoter,omitempty"`      // it asks to be joined without a vote
 }
 
 // Member is one member of the cluster: what the configuration has about it and,
@@ -72,13 +77,16 @@ type Freshness struct {
 }
 
 // Freshness returns how old what this node holds may be. A node that was removed from
-// its cluster does not serve it: an error as of ReadIndex.
+// its cluster, or has none yet, does not serve it: an error as of ReadIndex.
 func (n *Node) Freshness() (Freshness, error) {
 	switch n.life.now() {
 	case removed:
 		return Freshness{}, errRemoved
 	case replacing: // the state machine may already be that of the next instance
 		return Freshness{}, errReplacing
+	}
+	if err := n.errWaiting(); err != nil {
+		return Freshness{}, err
 	}
 	r := n.current.Load().raft
 	_, leader := r.LeaderWithID()
@@ -99,7 +107,8 @@ func (n *Node) Leads() bool { return n.current.Load().leads() }
 func (n *Node) Info() Info {
 	i := n.current.Load()
 	r := i.raft
-	_, leader := r.LeaderWithID()
+	leaderAddress, leader := r.LeaderWithID()
+	waiting, seen := n.waitsFor(i)
 	var members []string
 	for _, server := range i.servers() {
 		members = append(members, string(server.ID))
@@ -138,6 +147,11 @@ func (n *Node) Info() Info {
 		RecoveredFrom: recoveredFrom,
 
 		Acknowledged: n.acknowledged.all(),
+
+		LeaderAddress: string(leaderAddress),
+		Waiting:       waiting,
+		Seen:          seen,
+		Nonvoter:      n.config.Nonvoter,
 
 		SnapshotBytes: i.volume.Snapshots.Written(),
 	}
@@ -199,6 +213,9 @@ func (n *Node) Leader(ctx context.Context) (Leader, error) {
 	address, id := r.LeaderWithID()
 	if n.life.now() == removed {
 		return Leader{}, errRemoved
+	}
+	if err := n.errWaiting(); err != nil {
+		return Leader{}, err
 	}
 	if address == "" {
 		return Leader{}, ErrNoLeader

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -45,6 +46,7 @@ type Port struct {
 	logf     func(format string, args ...any)
 	client   *http.Client
 	forward  *http.Client // of ForwardClient
+	pools    [2]*pool     // of client and of forward
 	server   *http.Server
 	calls    *queue                     // connections of node-to-node HTTP calls, to server
 	term     func(nodeID string) uint64 // of Serve
@@ -83,8 +85,20 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 		p.address = net.JoinHostPort(host, port)
 	}
 	p.calls = newQueue(listener.Addr())
-	calling := func(maxIdle int) *http.Client {
-		return &http.Client{Transport: &http.Transport{
+	p.pools = [2]*pool{p.newPool(4), p.newPool(maxForwards)}
+	p.client, p.forward = &http.Client{Transport: p.pools[0]}, &http.Client{Transport: p.pools[1]}
+	return p, nil
+}
+
+// pool is the connections for calls to other nodes. It may be used by several goroutines at once.
+type pool struct {
+	transport atomic.Pointer[http.Transport] // another with each cluster ID
+	open      func() *http.Transport
+}
+
+func (p *Port) newPool(maxIdle int) *pool {
+	c := &pool{open: func() *http.Transport {
+		return &http.Transport{
 			DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 				return dial(ctx, p.Dial, address, preface{magic: magicHTTP, cluster: p.ClusterID()})
 			},
@@ -92,14 +106,36 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 			IdleConnTimeout:       30 * time.Second, // less than that of a server: see Serve
 			ExpectContinueTimeout: p.header,
 			DisableCompression:    true,
-		}}
-	}
-	p.client, p.forward = calling(4), calling(maxForwards)
-	return p, nil
+		}
+	}}
+	c.transport.Store(c.open())
+	return c
 }
+
+// RoundTrip implements http.RoundTripper.
+func (c *pool) RoundTrip(r *http.Request) (*http.Response, error) {
+	return c.transport.Load().RoundTrip(r)
+}
+
+// renew has no call use again a connection that is there: its preface carries a former cluster ID. That holds also for
+// those that a call uses now and that become idle later.
+func (c *pool) renew() { c.transport.Swap(c.open()).CloseIdleConnections() }
 
 // Address is where other nodes reach this port: host:port.
 func (p *Port) Address() string { return p.address }
+
+// Advertise makes address that of Address: host:port, or a host with the port that is listened on. It is for a node
+// that others reach elsewhere than where it listens. It is called before Serve and Stream; empty: it changes nothing.
+func (p *Port) Advertise(address string) {
+	if address == "" {
+		return
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		_, port, _ := net.SplitHostPort(p.address)
+		address = net.JoinHostPort(address, port)
+	}
+	p.address = address
+}
 
 // ClusterID is the cluster that this node belongs to.
 func (p *Port) ClusterID() ClusterID {
@@ -114,8 +150,9 @@ func (p *Port) SetClusterID(id ClusterID) {
 	p.mu.Lock()
 	p.cluster = id
 	p.mu.Unlock()
-	p.client.CloseIdleConnections() // their preface carries the former ID
-	p.forward.CloseIdleConnections()
+	for _, pool := range p.pools {
+		pool.renew()
+	}
 }
 
 // RequireNamed sets whether raft streams whose preface does not name the node that is meant are refused; those that are
@@ -225,8 +262,9 @@ func (p *Port) Close() error {
 	if p.server != nil {
 		_ = p.server.Close()
 	}
-	p.client.CloseIdleConnections()
-	p.forward.CloseIdleConnections()
+	for _, pool := range p.pools {
+		pool.transport.Load().CloseIdleConnections()
+	}
 	p.done.Wait()
 	if errors.Is(err, net.ErrClosed) {
 		return nil

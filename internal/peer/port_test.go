@@ -129,6 +129,37 @@ func TestHTTPCallNamesItsCluster(t *testing.T) {
 	}
 }
 
+// TestCallUnderWay: a call that is under way when the node becomes one of another cluster, as the one that asks for just
+// that, leaves no connection behind by which later calls come from the former cluster.
+func TestCallUnderWay(t *testing.T) {
+	a, b := openPort(t, ClusterID{1}), openPort(t, ClusterID{2})
+	begin := func() *http.Response {
+		t.Helper()
+		response, err := a.Client().Get("http://" + b.Address() + "/caller")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response
+	}
+	end := func(response *http.Response) string {
+		t.Helper()
+		body, err := io.ReadAll(response.Body)
+		if err := errors.Join(err, response.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return string(body)
+	}
+	under := begin()
+	a.SetClusterID(ClusterID{2})
+	end(begin())
+	end(under)
+	for range 5 {
+		if got, want := end(begin()), (ClusterID{2}).String(); got != want {
+			t.Fatalf("caller: got %s, want %s", got, want)
+		}
+	}
+}
+
 // TestStrangersAreRefused: whatever is not a preface is closed within a bound.
 func TestStrangersAreRefused(t *testing.T) {
 	p := openPort(t, ClusterID{1})
