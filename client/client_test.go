@@ -413,6 +413,9 @@ func TestWatch(t *testing.T) {
 	var mu sync.Mutex
 	next := 0
 	node := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/watch" {
+			return
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		a := answers[next]
