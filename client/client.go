@@ -103,7 +103,8 @@ func New(config Config) (*Client, error) {
 // baseOf returns scheme and host of a URL that has nothing else.
 func baseOf(endpoint string) (string, error) {
 	u, err := url.Parse(strings.TrimSuffix(endpoint, "/"))
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || u.String() != u.Scheme+"://"+u.Host {
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" ||
+		u.String() != u.Scheme+"://"+u.Host {
 		return "", errors.New("want http://HOST:PORT or https://HOST:PORT, without a path")
 	}
 	return u.String(), nil

@@ -153,6 +153,20 @@ func TestOutcomeOfWrites(t *testing.T) {
 	}
 }
 
+// TestReusedConnection: that net/http finds a connection broken which it has used before does not make
+// it send the write again by itself, and tell of the second attempt alone.
+func TestReusedConnection(t *testing.T) {
+	node := newFake(t, done, broken, busy)
+	c := newClient(t, Config{Endpoints: []string{node.URL}})
+	if _, err := c.Set(t.Context(), "k", []byte("v")); err != nil {
+		t.Fatal(err)
+	}
+	c.retryFor = 300 * time.Millisecond
+	if _, err := c.Set(t.Context(), "k", []byte("v")); !errors.Is(err, ErrUnknown) || errors.Is(err, ErrNotApplied) {
+		t.Errorf("got %v, want %v", err, ErrUnknown)
+	}
+}
+
 // hasWord reports whether text has the words; "not found" is not in "not applied".
 func hasWord(text, words string) bool { return strings.Contains(" "+text+" ", " "+words+" ") }
 
@@ -160,7 +174,8 @@ func hasWord(text, words string) bool { return strings.Contains(" "+text+" ", " 
 // and the next write goes to where it led.
 func TestRedirect(t *testing.T) {
 	leader := newFake(t, done)
-	follower := newFake(t, answer{status: 307, header: http.Header{"Location": {leader.URL + "/set?key=k&raftkv-length=5"}}})
+	location := http.Header{"Location": {leader.URL + "/set?key=k&raftkv-length=5"}}
+	follower := newFake(t, answer{status: 307, header: location})
 	c := newClient(t, Config{Endpoints: []string{follower.URL}})
 	for range 2 {
 		if _, err := c.Set(t.Context(), "k", []byte("value")); err != nil {
@@ -273,7 +288,8 @@ func TestMembersAreFound(t *testing.T) {
 			http.Error(w, "busy", http.StatusServiceUnavailable)
 			return
 		}
-		_, _ = fmt.Fprintf(w, `{"leader":"n2","members":[{"nodeId":"n3"},{"nodeId":"n2","info":{"state":"Leader","httpUrl":%q}}]}`, leader.URL)
+		_, _ = fmt.Fprintf(w, `{"leader":"n2","members":[{"nodeId":"n3"},`+
+			`{"nodeId":"n2","info":{"state":"Leader","httpUrl":%q}}]}`, leader.URL)
 	}))
 	t.Cleanup(follower.Close)
 	if _, err := newClient(t, Config{Endpoints: []string{follower.URL}}).Set(t.Context(), "k", []byte("v")); err != nil {
@@ -359,7 +375,8 @@ func TestTxn(t *testing.T) {
 		outcome  error
 		outcomes int
 	}{
-		{name: "writes", txn: Txn{If: []Compare{HasETag("a", `"1-aa"`), Absent("b"), Exists("c"), HasValue("d", []byte{0xff})},
+		{name: "writes", txn: Txn{
+			If:   []Compare{HasETag("a", `"1-aa"`), Absent("b"), Exists("c"), HasValue("d", []byte{0xff})},
 			Then: []Op{SetOp("a", []byte("1"))}, Else: []Op{RemoveOp("\xff")}}, answers: []answer{lost, result},
 			body: `{"else":[{"remove64":"/w=="}],"if":[{"etag":"1-aa","key":"a"},{"absent":true,"key":"b"},` +
 				`{"absent":false,"key":"c"},{"key":"d","value64":"/w=="}],"then":[{"set":"a","value":"1"}]}`,
@@ -393,7 +410,8 @@ func TestTxn(t *testing.T) {
 // TestWatch: no event is left out or comes twice, whatever ends a connection.
 func TestWatch(t *testing.T) {
 	event := func(id int) string {
-		return fmt.Sprintf("id: %d-aa\ndata: {\"index\":%d,\"changes\":[{\"op\":\"set\",\"key\":\"k\",\"value\":\"%d\"}]}\n\n", id, id, id)
+		return fmt.Sprintf("id: %d-aa\ndata: {\"index\":%[1]d,"+
+			"\"changes\":[{\"op\":\"set\",\"key\":\"k\",\"value\":\"%[1]d\"}]}\n\n", id)
 	}
 	answers := []struct {
 		last string // Last-Event-ID that must have come
@@ -402,7 +420,8 @@ func TestWatch(t *testing.T) {
 		{"3-aa", answer{status: 200, body: event(4) + "id: 5-aa\ndata: {\"index\":5"}}, // cut off
 		{"4-aa", answer{status: 200, body: event(5) + ": keep-alive\nid: 8-aa\n\n"}},   // closed
 		{"8-aa", answer{status: 503}}, //
-		{"8-aa", answer{status: 200, body: "event: end\nid: 9-aa\ndata: {\"reason\":\"r\"}\n\n" + event(1)}}, // nothing behind end counts
+		// Nothing behind an end counts.
+		{"8-aa", answer{status: 200, body: "event: end\nid: 9-aa\ndata: {\"reason\":\"r\"}\n\n" + event(1)}},
 		{"9-aa", answer{status: 410, body: "gone\n"}},                                                        //
 		{"", answer{status: 503}}, //
 		{"", answer{status: 200, body: ": watching\nid: 20-aa\n\n" + event(21)}}, // where it goes on
@@ -542,14 +561,15 @@ func TestJoin(t *testing.T) {
 	node := newFake(t, lost, done)
 	c := newClient(t, Config{Endpoints: []string{node.URL}})
 	if err := c.Transfer(t.Context(), ""); !errors.Is(err, ErrUnknown) || len(node.requests()) != 1 {
-		t.Errorf("a transfer whose outcome is unknown: got %v after %d requests, want %v after 1", err, len(node.requests()), ErrUnknown)
+		t.Errorf("an unclear transfer: got %v after %d requests, want %v after 1", err, len(node.requests()), ErrUnknown)
 	}
 }
 
 // TestRestore: each node that is asked gets the whole backup, with its length.
 func TestRestore(t *testing.T) {
 	node := newFake(t, busy, done)
-	if err := newClient(t, Config{Endpoints: []string{node.URL}}).Restore(t.Context(), bytes.NewReader([]byte("backup"))); err != nil {
+	c := newClient(t, Config{Endpoints: []string{node.URL}})
+	if err := c.Restore(t.Context(), bytes.NewReader([]byte("backup"))); err != nil {
 		t.Fatal(err)
 	}
 	got := node.requests()
@@ -559,7 +579,7 @@ func TestRestore(t *testing.T) {
 }
 
 func TestConfig(t *testing.T) {
-	for _, endpoint := range []string{"", "127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://127.0.0.1/path", "http://h?q"} {
+	for _, endpoint := range []string{"", "127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://h/path", "http://h?q"} {
 		if _, err := New(Config{Endpoints: []string{endpoint}}); err == nil {
 			t.Errorf("endpoint %q: got no error", endpoint)
 		}

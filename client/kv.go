@@ -85,7 +85,8 @@ func read(path string, query url.Values, options []ReadOption) *call {
 	for _, option := range options {
 		option(query)
 	}
-	return &call{method: http.MethodGet, path: path, query: query, header: make(http.Header), anywhere: query.Has("consistency")}
+	return &call{method: http.MethodGet, path: path, query: query, header: make(http.Header),
+		anywhere: query.Has("consistency")}
 }
 
 // Set sets a key. Errors of writes are described at ErrNotApplied and ErrUnknown.

@@ -264,7 +264,8 @@ func TestGoClient(t *testing.T) {
 	if _, err := c.Set(ctx, "big", nil, client.IfMatch(`"1-00000000"`)); !errors.Is(err, client.ErrPreconditionFailed) {
 		t.Errorf("set with another ETag: got %v, want %v", err, client.ErrPreconditionFailed)
 	}
-	result, err := follower.Txn(ctx, client.Txn{If: []client.Compare{client.HasETag("big", item.ETag), client.Absent("new")},
+	result, err := follower.Txn(ctx, client.Txn{
+		If:   []client.Compare{client.HasETag("big", item.ETag), client.Absent("new")},
 		Then: []client.Op{client.SetOp("new", []byte{0xfe}), client.RemoveOp("big"), client.GetOp("new")}})
 	check("txn", err)
 	if len(result.Results) != 3 || !result.Held || !bytes.Equal(result.Results[2].Value, []byte{0xfe}) {

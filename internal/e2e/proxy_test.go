@@ -117,7 +117,8 @@ func TestProxies(t *testing.T) {
 			if a := proxy.Definite(t, "GET", "/get?key=k", "", "Origin", proxy.Base); a.Status != http.StatusOK {
 				t.Errorf("a page of this host: got %d %q, want 200", a.Status, a.Body)
 			}
-			if a := proxy.Definite(t, "GET", "/get?key=k", "", "Origin", "http://other.example.org"); a.Status != http.StatusForbidden {
+			a := proxy.Definite(t, "GET", "/get?key=k", "", "Origin", "http://other.example.org")
+			if a.Status != http.StatusForbidden {
 				t.Errorf("a page of another host: got %d %q, want 403", a.Status, a.Body)
 			}
 			proxyWatch(t, proxy)
