@@ -422,7 +422,7 @@ func TestWatch(t *testing.T) {
 		{"8-aa", answer{status: 503}}, //
 		// Nothing behind an end counts.
 		{"8-aa", answer{status: 200, body: "event: end\nid: 9-aa\ndata: {\"reason\":\"r\"}\n\n" + event(1)}},
-		{"9-aa", answer{status: 410, body: "gone\n"}},                                                        //
+		{"9-aa", answer{status: 410, body: "gone\n"}}, //
 		{"", answer{status: 503}}, //
 		{"", answer{status: 200, body: ": watching\nid: 20-aa\n\n" + event(21)}}, // where it goes on
 		{"21-aa", answer{status: 200, body: "event: reset\nid: 30-aa\ndata: {\"index\":30}\n\n" +
