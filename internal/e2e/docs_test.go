@@ -27,6 +27,7 @@ import (
 // of that terminal: they must all appear there after those of the block before (other
 // lines may stand between them). ^C is a Ctrl-C in that terminal, whose program must then
 // end with exit code 0. A block marked "text" alone shows something that is not run.
+// The configurations of proxies are run by TestProxies.
 //
 // Everything is compared literally, index numbers included, but for times, random IDs and
 // hashes. Where a page has …, anything may be printed; a line that is only … stands for
@@ -170,6 +171,9 @@ func (r *reader) command(text string) *exec.Cmd {
 
 var fenced = regexp.MustCompile("(?ms)^```(console|text)(?: (\\w+))?\n(.*?)^```$")
 
+// proxied begins a block that TestProxies runs.
+var proxied = regexp.MustCompile("(?m)^```(nginx|haproxy|caddy)$")
+
 // noIndex is an index, or an ETag, in whose place a page has ….
 var noIndex = regexp.MustCompile(`(?mi)(index"?[=:] ?"?|etag: "|^id: )….*`)
 
@@ -177,7 +181,7 @@ var noIndex = regexp.MustCompile(`(?mi)(index"?[=:] ?"?|etag: "|^id: )….*`)
 func (r *reader) read(page string) {
 	t := r.t
 	blocks := fenced.FindAllStringSubmatch(page, -1)
-	if fences := strings.Count("\n"+page, "\n```"); fences != 2*len(blocks) {
+	if fences := strings.Count("\n"+page, "\n```"); fences != 2*len(blocks)+2*len(proxied.FindAllString(page, -1)) {
 		t.Errorf("%d fences, but %d blocks marked console or text: a block that is not run can rot", fences, len(blocks))
 	}
 	for _, index := range noIndex.FindAllString(page, -1) {

@@ -1,0 +1,215 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"raftkv/internal/testkit"
+)
+
+// proxyConfig returns the configuration of a proxy as docs/http.md has it: the first block that is
+// marked with its name.
+func proxyConfig(t *testing.T, name string) string {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/http.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile("(?s)\n```" + name + "\n(.*?)\n```\n").FindSubmatch(page)
+	if found == nil {
+		t.Fatalf("docs/http.md has no block %q", name)
+	}
+	return string(found[1]) + "\n"
+}
+
+// startProxy runs the proxy of docs/http.md before nodes, on a port and in a directory of its own, and
+// returns a client that goes through it. The edits are old, new, old and so on, in the configuration.
+func startProxy(t *testing.T, name string, nodes []*testkit.Node, edits ...string) testkit.Client {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path, err = exec.LookPath("/usr/sbin/" + name)
+	}
+	if err != nil {
+		t.Skipf("%s is not installed; .ci/run installs it where it can", name)
+	}
+	config, port, dir := proxyConfig(t, name), testkit.FreePort(t), t.TempDir()
+	replace := append(edits, "http://kv.example.org:8080 {", "http://localhost:"+port+" {\n\tbind 127.0.0.1",
+		"bind :8080", "bind 127.0.0.1:"+port, "listen 8080", "listen 127.0.0.1:"+port, "kv.example.org", "localhost")
+	for i, n := range nodes {
+		replace = append(replace, fmt.Sprintf("10.0.0.%d:8000", i+1), "127.0.0.1:"+n.HTTPPort)
+	}
+	config = strings.NewReplacer(replace...).Replace(config)
+	file := filepath.Join(dir, name+".conf")
+	var args []string
+	switch name {
+	case "nginx":
+		config = "daemon off;\nworker_processes 1;\npid " + dir + "/pid;\nevents {}\nhttp {\naccess_log off;\n" +
+			"client_body_temp_path " + dir + "/body;\nproxy_temp_path " + dir + "/proxy;\nfastcgi_temp_path " + dir +
+			"/fastcgi;\nuwsgi_temp_path " + dir + "/uwsgi;\nscgi_temp_path " + dir + "/scgi;\n" + config + "}\n"
+		if os.Geteuid() == 0 {
+			config = "user root;\n" + config // else its workers could not write to the directory
+		}
+		args = []string{"-p", dir, "-e", filepath.Join(dir, "error.log"), "-c", file}
+	case "haproxy":
+		args = []string{"-db", "-f", file}
+	case "caddy":
+		config = "{\n\tadmin off\n\tauto_https off\n}\n" + config
+		args = []string{"run", "--adapter", "caddyfile", "--config", file}
+	}
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	// nginx has workers, which end with it when it is asked to end, and not when it is killed.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p := testkit.Start(t, cmd)
+	c := testkit.Client{ID: name, Base: "http://localhost:" + port}
+	testkit.Eventually(t, name+" ready", func() error {
+		if !p.Running() {
+			t.Fatalf("%s has ended", name)
+		}
+		return c.Ready()
+	})
+	return c
+}
+
+// TestProxies runs the configurations of docs/http.md by the real programs: what is set and got, what a
+// watch sees at once, and what happens while a node is away.
+func TestProxies(t *testing.T) {
+	slow(t)
+	for _, name := range []string{"nginx", "haproxy", "caddy"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			nodes := startThree(t)
+			proxy := startProxy(t, name, nodes)
+
+			if a := proxy.Definite(t, "POST", "/set", "key=k&value=1"); a.Status != http.StatusOK {
+				t.Fatalf("set: got %d %q, want 200", a.Status, a.Body)
+			}
+			value := strings.Repeat("v", 1<<20)
+			for _, a := range []testkit.Answer{
+				proxy.Definite(t, "PUT", "/set?key=big", value),
+				proxy.Definite(t, "POST", "/txn", `{"if":[{"key":"k","value":"1"}],"then":[{"set":"k","value":"2"}]}`),
+			} {
+				if a.Status != http.StatusOK {
+					t.Errorf("got %d %q, want 200", a.Status, a.Body)
+				}
+			}
+			if a := proxy.Definite(t, "GET", "/get?key=big", ""); a.Body != value {
+				t.Errorf("get: got %d, %d bytes, want what was set", a.Status, len(a.Body))
+			}
+			if a := proxy.Definite(t, "GET", "/list", ""); strings.Count(a.Body, "\n") != 2 {
+				t.Errorf("list: got %d lines, want 2", strings.Count(a.Body, "\n"))
+			}
+			// The Host of a client reaches the node: a page that is served here may write, others may not.
+			if a := proxy.Definite(t, "GET", "/get?key=k", "", "Origin", proxy.Base); a.Status != http.StatusOK {
+				t.Errorf("a page of this host: got %d %q, want 200", a.Status, a.Body)
+			}
+			a := proxy.Definite(t, "GET", "/get?key=k", "", "Origin", "http://other.example.org")
+			if a.Status != http.StatusForbidden {
+				t.Errorf("a page of another host: got %d %q, want 403", a.Status, a.Body)
+			}
+			proxyWatch(t, proxy)
+
+			// While the leader is away, the proxy finds the next.
+			leader, others := testkit.Leader(t, nodes...)
+			leader.Kill(t)
+			testkit.Leader(t, others...)
+			if a := proxy.Definite(t, "POST", "/set", "key=k&value=3"); a.Status != http.StatusOK {
+				t.Errorf("set after the leader's end: got %d %q, want 200", a.Status, a.Body)
+			}
+			if a := proxy.Definite(t, "GET", "/get?key=k", ""); a.Body != "3" {
+				t.Errorf("get after the leader's end: got %d %q, want 3", a.Status, a.Body)
+			}
+			leader.Start(t)
+			testkit.CheckReplicas(t, nodes...)
+		})
+	}
+}
+
+// proxyWatch checks that an event comes through while the watch is open and nothing follows it.
+func proxyWatch(t *testing.T, proxy testkit.Client) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Bound)
+	defer cancel()
+	response, err := testkit.Following.Do(proxy.Request(t, "GET", "/watch", "").WithContext(ctx))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	lines := bufio.NewScanner(response.Body)
+	begun := false
+	for lines.Scan() {
+		switch line := lines.Text(); {
+		case strings.HasPrefix(line, "id: ") && !begun:
+			begun = true
+			go func() {
+				_, _ = testkit.Send(testkit.Following, proxy.Request(t, "POST", "/set", "key=watched&value=1"))
+			}()
+		case strings.Contains(line, "keep-alive"):
+			t.Errorf("got a keep-alive, want the event at once, not with what comes behind it")
+			return
+		case strings.HasPrefix(line, "data: "):
+			if !strings.Contains(line, `"watched"`) {
+				t.Errorf("got %s, want the set", line)
+			}
+			return
+		}
+	}
+	t.Errorf("the watch has ended without an event: %v", lines.Err())
+}
+
+// TestWhatNginxSendsAgain: by its default, nginx sends a GET whose connection breaks to the next node, and a
+// POST not. It is why changes go by POST, and why the page has another line for them.
+func TestWhatNginxSendsAgain(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	for _, tt := range []struct {
+		name, method string
+		edits        []string
+		want         int
+	}{
+		{name: "the page", method: "GET", want: 1},
+		{name: "the page", method: "POST", want: 1},
+		{name: "default", method: "GET", edits: []string{"proxy_next_upstream http_503 non_idempotent;", ""}, want: 3},
+		{name: "default", method: "POST", edits: []string{"proxy_next_upstream http_503 non_idempotent;", ""}, want: 1},
+	} {
+		t.Run(tt.name+" "+tt.method, func(t *testing.T) {
+			var sent atomic.Int32
+			var breaking []*testkit.Node // each breaks the connection in the place of an answer
+			for range 3 {
+				port := testkit.FreePort(t)
+				server := &http.Server{Addr: "127.0.0.1:" + port, Handler: http.HandlerFunc(
+					func(w http.ResponseWriter, r *http.Request) {
+						if r.URL.Path == "/set" {
+							sent.Add(1)
+							panic(http.ErrAbortHandler)
+						}
+					})}
+				go func() { _ = server.ListenAndServe() }()
+				t.Cleanup(func() { _ = server.Close() })
+				breaking = append(breaking, &testkit.Node{HTTPPort: port})
+			}
+			proxy := startProxy(t, "nginx", breaking, tt.edits...)
+			a, err := testkit.Send(testkit.Direct, proxy.Request(t, tt.method, "/set?key=k&value=1", ""))
+			if err != nil || a.Status != http.StatusBadGateway {
+				t.Errorf("got %d, %v, want 502", a.Status, err)
+			}
+			if got := int(sent.Load()); got != tt.want {
+				t.Errorf("sent %d times, want %d", got, tt.want)
+			}
+		})
+	}
+}
