@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 )
 
 // Listener hands on the connections of another listener, with two bounds. A connection is
@@ -45,13 +46,21 @@ func Listen(l net.Listener, maxConns, maxHeaderBytes int) *Listener {
 	return limited
 }
 
+// Counts are of all Listeners of the process since its start.
+type Counts struct{ Open, Accepted, Evicted int64 }
+
+var open, accepted, evicted atomic.Int64
+
+// Count returns the counts. Evicted are connections that were closed to make room, for another one or for headers.
+func Count() Counts { return Counts{open.Load(), accepted.Load(), evicted.Load()} }
+
 // Accept implements net.Listener. Its connections are *Conn.
 func (l *Listener) Accept() (net.Conn, error) {
-	accepted, err := l.Listener.Accept()
+	conn, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{Conn: accepted, listener: l}
+	c := &Conn{Conn: conn, listener: l}
 	l.mu.Lock()
 	for l.open >= l.maxConns && !l.closed {
 		oldest := l.idle.Front()
@@ -59,16 +68,18 @@ func (l *Listener) Accept() (net.Conn, error) {
 			l.changed.Wait()
 			continue
 		}
-		l.closeLocked(oldest.Value.(*Conn))
+		l.evict(oldest.Value.(*Conn))
 	}
 	closed := l.closed
 	if !closed {
 		l.open++
+		open.Add(1)
+		accepted.Add(1)
 		c.element = l.idle.PushBack(c)
 	}
 	l.mu.Unlock()
 	if closed {
-		_ = accepted.Close()
+		_ = conn.Close()
 		return nil, net.ErrClosed
 	}
 	return c, nil
@@ -113,6 +124,12 @@ func (l *Listener) setBusy(c *Conn) {
 	c.element, c.headerBytes = nil, 0
 }
 
+// evict closes c to make room. l.mu is held.
+func (l *Listener) evict(c *Conn) {
+	evicted.Add(1)
+	_ = l.closeLocked(c)
+}
+
 // closeLocked closes c once. l.mu is held.
 func (l *Listener) closeLocked(c *Conn) error {
 	if c.closed {
@@ -120,6 +137,7 @@ func (l *Listener) closeLocked(c *Conn) error {
 	}
 	c.closed = true
 	l.open--
+	open.Add(-1)
 	l.setBusy(c)
 	l.changed.Signal()
 	return c.Conn.Close()
@@ -153,7 +171,7 @@ func (c *Conn) Read(b []byte) (int, error) {
 		oldest := e.Value.(*Conn)
 		e = e.Next()
 		if oldest.headerBytes > 0 {
-			_ = l.closeLocked(oldest)
+			l.evict(oldest)
 		}
 	}
 	return n, err

@@ -205,8 +205,9 @@ func (n *Node) checkSpace() {
 	if syscall.Statfs(n.config.Dir, &s) != nil {
 		return
 	}
-	line := ""
-	if free := uint64(s.Bavail) * uint64(s.Bsize); free < n.config.lowSpace {
+	line, free := "", uint64(s.Bavail)*uint64(s.Bsize)
+	n.observed.space(n.config.Dir, free)
+	if free < n.config.lowSpace {
 		line = fmt.Sprintf("the disk of %s has %d MiB left: make room, for the first write that fails ends this node",
 			n.config.Dir, free>>20)
 	}
@@ -246,6 +247,7 @@ func (n *Node) checkReplicas(ctx context.Context) {
 	if !leads {
 		servers = differing
 	}
+	own, _ := n.machine.Applied()
 	all := n.compareAll(ctx, servers)
 	line := ""
 	if leads {
@@ -253,6 +255,7 @@ func (n *Node) checkReplicas(ctx context.Context) {
 	}
 	n.health.setMembers(line)
 	for _, found := range all {
+		n.observed.compared(found, own)
 		id := string(found.server.ID)
 		switch found.state {
 		case Equal:

@@ -102,6 +102,7 @@ type Node struct {
 	leader    leaderURL
 	health    health
 	serving   serving
+	observed  *observed // for metrics
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -170,13 +171,16 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		transferred: make(chan struct{}, 1),
 
 		idleTimer: time.NewTimer(idleAfterOne),
+		observed:  newObserved(),
 		members:   &members{self: config.ID, client: port.Client(), clusterID: port.ClusterID},
 	}
 	n.members.heard = n.versions.heard
 	port.Older = n.members.isOlder
 	n.reads = newReadIndex(config.ID, port.DialTerm, n.members.askMember)
 	n.life.init()
-	n.batcher = &batcher{raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped}
+	n.batcher = &batcher{
+		raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped, onBatch: n.observed.batch,
+	}
 	if n.config.confirmTerm == nil {
 		n.config.confirmTerm = n.reads.majorityAt
 	}
@@ -255,6 +259,7 @@ func (n *Node) start() error {
 		OnAppend:     n.onAppend,
 		EntryFormat:  command.EntryFormat,
 		MaxFormat:    command.Format,
+		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
 		Wrap:         n.config.disk,
 		Progress:     starting.verified,
 	})
@@ -300,6 +305,7 @@ func (n *Node) start() error {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
 	})
+	n.observed.countLeaders(r)
 	n.current.Store(i)
 	return nil
 }

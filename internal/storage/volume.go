@@ -35,7 +35,7 @@ type Volume struct {
 // ClusterID is the identity of a cluster (see peer.ClusterID).
 type ClusterID = [16]byte
 
-// Options of Open. All fields but Progress and Wrap are required.
+// Options of Open. All fields but OnWrite, Progress and Wrap are required.
 type Options struct {
 	NodeID string       // the node that the volume must belong to
 	Logger hclog.Logger // for lines about snapshots
@@ -45,7 +45,8 @@ type Options struct {
 	Fatal        func(error)
 	WriteTimeout time.Duration
 
-	OnAppend func() // called when entries were stored; must not block
+	OnAppend func()              // called when entries were stored; must not block
+	OnWrite  func(time.Duration) // called after each write of the log with how long it took; must not block; nil: none
 
 	// EntryFormat returns the least cluster format in which a program can read an entry's data, MaxFormat the newest
 	// one that this program can read. A volume states the greatest one of all entries that it has ever held.
