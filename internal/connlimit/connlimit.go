@@ -25,6 +25,7 @@ type Listener struct {
 	net.Listener
 	maxConns       int
 	maxHeaderBytes int
+	counted        int64 // 1: in Count; 0: not
 
 	mu          sync.Mutex // guards what follows, and the fields of every Conn
 	changed     *sync.Cond // a connection became idle or closed, or the Listener closed
@@ -46,13 +47,19 @@ func Listen(l net.Listener, maxConns, maxHeaderBytes int) *Listener {
 	return limited
 }
 
-// Counts are of all Listeners of the process since its start.
+// Counts are of all Listeners of the process that are Counted, since its start.
 type Counts struct{ Open, Accepted, Evicted int64 }
 
 var open, accepted, evicted atomic.Int64
 
 // Count returns the counts. Evicted are connections that were closed to make room, for another one or for headers.
 func Count() Counts { return Counts{open.Load(), accepted.Load(), evicted.Load()} }
+
+// Counted makes l, before its first Accept, one whose connections are in Count, and returns it.
+func (l *Listener) Counted() *Listener {
+	l.counted = 1
+	return l
+}
 
 // Accept implements net.Listener. Its connections are *Conn.
 func (l *Listener) Accept() (net.Conn, error) {
@@ -73,8 +80,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	closed := l.closed
 	if !closed {
 		l.open++
-		open.Add(1)
-		accepted.Add(1)
+		open.Add(l.counted)
+		accepted.Add(l.counted)
 		c.element = l.idle.PushBack(c)
 	}
 	l.mu.Unlock()
@@ -126,7 +133,7 @@ func (l *Listener) setBusy(c *Conn) {
 
 // evict closes c to make room. l.mu is held.
 func (l *Listener) evict(c *Conn) {
-	evicted.Add(1)
+	evicted.Add(l.counted)
 	_ = l.closeLocked(c)
 }
 
@@ -137,7 +144,7 @@ func (l *Listener) closeLocked(c *Conn) error {
 	}
 	c.closed = true
 	l.open--
-	open.Add(-1)
+	open.Add(-l.counted)
 	l.setBusy(c)
 	l.changed.Signal()
 	return c.Conn.Close()

@@ -34,20 +34,26 @@ var (
 	proposals      = desc("proposals_total", "Commands proposed at this node, by what became of them.", "result")
 	entries        = desc("proposed_entries_total", "Entries in which this node proposed commands.")
 	batches        = desc("batch_commands", "Commands in a batch, which share an fsync.")
-	writes         = desc("log_write_duration_seconds", "Writes of the log, of the term and of the vote, with their fsync.")
+	writes         = desc("log_write_duration_seconds", "Writes of the log, the term and the vote, with their fsync.")
 	memberUp       = desc("member_up", "On the leader: whether the member answered when it was last asked.", "member")
 	memberContact  = desc("member_last_contact_seconds", "On the leader: since the member last answered.", "member")
-	memberLag      = desc("member_lag_entries", "On the leader: entries applied here and not there at that time.", "member")
+	memberLag      = desc("member_lag_entries", "On the leader: entries applied here and not by the member.", "member")
 	replicas       = desc("replicas", "On the leader: other members by how their data compare.", "state")
 	replicasDiffer = desc("replicas_differ", "Whether it is known that a member has applied other entries.")
-	watchers       = desc("watchers", "Watches that get changes as they come.")
+	watchers       = desc("watchers", "Watches that get changes as they come (live) or read older ones.", "state")
 	keys           = desc("keys", "Keys in the store.")
+	dataBytes      = desc("data_bytes", "Bytes of all keys and values in the store.")
 	snapshotBytes  = desc("snapshot_written_bytes_total", "State written to snapshots, own ones and received ones.")
+	snapshotSize   = desc("snapshot_size_bytes", "Size of the newest snapshot on disk; 0: there is none.")
+	snapshots      = desc("snapshot_duration_seconds", "Snapshots taken or received, from the first byte to the last.")
 	logBytes       = desc("log_size_bytes", "Size of the file of the log.")
 	diskFree       = desc("disk_free_bytes", "Free on the disk of the volume.")
 	connections    = desc("http_connections", "Open HTTP connections.")
 	accepted       = desc("http_connections_accepted_total", "HTTP connections accepted.")
 	evicted        = desc("http_connections_evicted_total", "Idle HTTP connections closed to make room.")
+	raftConns      = desc("raft_connections", "Open connections that were accepted at the raft port.")
+	raftAccepted   = desc("raft_connections_accepted_total", "Connections accepted at the raft port.")
+	raftRefused    = desc("raft_connections_refused_total", "Connections closed at the raft port for their preface.")
 )
 
 // Describe implements prometheus.Collector. What there is depends on the node's state, so it describes nothing, and
@@ -86,7 +92,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	buckets(batches, o.Batches)
 	buckets(writes, o.Writes)
 	if o.State == "Leader" {
-		states := map[string]int{node.Equal: 0, node.Different: 0, node.Unknown: 0}
+		states := map[string]int{node.Equal: 0, node.Different: 0, node.Unknown: o.Unseen}
 		for id, m := range o.Members {
 			gauge(memberUp, number(m.Up), id)
 			gauge(memberLag, float64(m.Lag), id)
@@ -100,8 +106,13 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		}
 	}
 	gauge(replicasDiffer, number(o.Health.Replicas != ""))
-	gauge(watchers, float64(c.store.Watchers()))
+	live, behind := c.store.Watchers()
+	gauge(watchers, float64(live), "live")
+	gauge(watchers, float64(behind), "behind")
 	gauge(keys, float64(o.Keys))
+	gauge(dataBytes, float64(c.store.Size()))
+	gauge(snapshotSize, float64(o.Newest))
+	buckets(snapshots, o.Snapshots)
 	count(snapshotBytes, o.SnapshotBytes)
 	if o.Disk != nil {
 		gauge(diskFree, float64(o.Disk.FreeBytes))
@@ -111,6 +122,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	gauge(connections, float64(conns.Open))
 	count(accepted, uint64(conns.Accepted))
 	count(evicted, uint64(conns.Evicted))
+	gauge(raftConns, float64(o.RaftPort.Open))
+	count(raftAccepted, uint64(o.RaftPort.Accepted))
+	count(raftRefused, uint64(o.RaftPort.Refused))
 }
 
 func number(is bool) float64 {

@@ -1,7 +1,11 @@
 // Package metrics shows what a node counts to Prometheus, and Go's profiles to this machine. Only handler.go uses it:
 // without its lines there, the node has no metrics, and is the same otherwise.
 //
-// Nothing is asked of other nodes for a scrape. The write path pays for atomic counters alone.
+// Nothing is asked of other nodes for a scrape. What the write path pays, as BenchmarkCount and BenchmarkRaftSink have
+// it: 0.25 µs for each request (two atomic counters of a histogram, found by path and status), some atomic counters for
+// each batch and write of the log, and 7 µs for each batch, which up to 1,024 commands share, for raft's own metrics:
+// go-metrics hands each sample to a summary with a lock. A lone write takes 1.1 ms, so that is 0.6 % of it, and less
+// with more clients: that is why they are always on.
 package metrics
 
 import (

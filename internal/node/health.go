@@ -254,8 +254,11 @@ func (n *Node) checkReplicas(ctx context.Context) {
 		line = voterWarning(all)
 	}
 	n.health.setMembers(line)
+	n.observed.keep(leads, servers)
 	for _, found := range all {
-		n.observed.compared(found, own)
+		if leads {
+			n.observed.compared(found, own)
+		}
 		id := string(found.server.ID)
 		switch found.state {
 		case Equal:

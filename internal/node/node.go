@@ -260,6 +260,7 @@ func (n *Node) start() error {
 		EntryFormat:  command.EntryFormat,
 		MaxFormat:    command.Format,
 		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
+		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
 		Wrap:         n.config.disk,
 		Progress:     starting.verified,
 	})
@@ -305,8 +306,8 @@ func (n *Node) start() error {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
 	})
-	n.observed.countLeaders(r)
 	n.current.Store(i)
+	n.observed.countLeaders(r)
 	return nil
 }
 
