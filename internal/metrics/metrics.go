@@ -34,6 +34,7 @@ const maxScrapes = 4
 type Metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.HistogramVec
+	failed   *prometheus.CounterVec
 }
 
 // raftSink receives raft's own metrics, which are the process's, not a node's.
@@ -61,8 +62,15 @@ func New(n *node.Node, store *kv.Store) *Metrics {
 			Help:    "Answered HTTP requests by the path of their route and status; a stream lasts until it ends.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"path", "status"}),
+		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "raftkv_http_requests_failed_total",
+			Help: "Requests answered with 503 or 504, but for /healthz and /readyz, which are there to answer so.",
+		}, []string{"status"}),
 	}
-	m.registry.MustRegister(m.requests, collector{n, store}, raftSink(), collectors.NewGoCollector(),
+	for _, status := range []int{http.StatusServiceUnavailable, http.StatusGatewayTimeout} {
+		m.failed.WithLabelValues(strconv.Itoa(status)) // there before the first one: a rate needs two values
+	}
+	m.registry.MustRegister(m.requests, m.failed, collector{n, store}, raftSink(), collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -105,7 +113,12 @@ func (m *Metrics) Count(next http.Handler) http.Handler {
 		}
 		began, answer := time.Now(), &answer{ResponseWriter: w, status: http.StatusOK}
 		defer func() { // also when the handler panics to break the connection off
-			m.requests.WithLabelValues(path, strconv.Itoa(answer.status)).Observe(time.Since(began).Seconds())
+			status := strconv.Itoa(answer.status)
+			m.requests.WithLabelValues(path, status).Observe(time.Since(began).Seconds())
+			unavailable := answer.status == http.StatusServiceUnavailable || answer.status == http.StatusGatewayTimeout
+			if unavailable && path != "/healthz" && path != "/readyz" {
+				m.failed.WithLabelValues(status).Inc()
+			}
 		}()
 		next.ServeHTTP(answer, r)
 	})
