@@ -24,11 +24,13 @@ type config struct {
 	httpAddress       string // host:port to listen on
 	httpNames         []string
 	httpURL           string // where clients reach httpAddress; empty: there
+	forward           bool   // of HTTP_FOLLOWERS
 	raftAddress       string // host:port to listen on, and for other nodes to dial
 	snapshotThreshold uint64
 	electionTimeout   time.Duration
 	logLevel          string
-	gcBallast         bool // the user has not set the garbage collector by GOGC or GOMEMLIMIT
+	logFormat         string // text or json
+	gcBallast         bool   // the user has not set the garbage collector by GOGC or GOMEMLIMIT
 
 	dial func(ctx context.Context, address string) (net.Conn, error) // reaches raft ports, for tests; nil: TCP
 }
@@ -64,14 +66,21 @@ var variables = []variable{
 		func(c *config, v string) error {
 			c.httpNames = strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' })
 			for _, name := range c.httpNames {
-				if strings.Contains(name, ":") || api.CheckHost(name) != nil {
-					return errors.New("want host names without ports, with commas between")
+				if strings.Contains(name, ":") || api.CheckHost(strings.TrimPrefix(name, "*.")) != nil {
+					return errors.New("want host names without ports, or *.suffix for all below one, with commas between")
 				}
 			}
 			return nil
 		}},
 	{"HTTP_ADVERTISE", "", "URL by which clients reach this node, http://HOST:PORT, if not where it listens",
 		func(c *config, v string) error { c.httpURL = v; return api.CheckURL(v) }},
+	{"HTTP_FOLLOWERS", "redirect", "a follower sends clients to the leader (redirect), or their requests (forward)",
+		func(c *config, v string) error {
+			if c.forward = v == "forward"; !c.forward && v != "redirect" {
+				return errors.New("want redirect or forward")
+			}
+			return nil
+		}},
 	{"RAFT_SERVER_HOST", "127.0.0.1", "address or name the raft port listens on and the other nodes dial",
 		func(c *config, v string) error {
 			if ip := net.ParseIP(v); ip != nil && ip.IsUnspecified() {
@@ -99,6 +108,12 @@ var variables = []variable{
 		c.logLevel = v
 		if !slices.Contains([]string{"debug", "info", "warn", "error"}, v) {
 			return errors.New("want debug, info, warn or error")
+		}
+		return nil
+	}},
+	{"LOG_FORMAT", "text", "how the console shows it: text or json, one object a line", func(c *config, v string) error {
+		if c.logFormat = v; v != "text" && v != "json" {
+			return errors.New("want text or json")
 		}
 		return nil
 	}},

@@ -31,6 +31,7 @@ func TestConfig(t *testing.T) {
 		snapshotThreshold: 8192,
 		electionTimeout:   500 * time.Millisecond,
 		logLevel:          "debug",
+		logFormat:         "text",
 		gcBallast:         true,
 	}
 	unset := make(environment)
@@ -81,9 +82,11 @@ func TestConfig(t *testing.T) {
 			want: with(func(c *config) { c.httpNames = []string{"kv.example", "kv"} })},
 		{name: "address for clients", env: environment{"HTTP_ADVERTISE": "https://kv-1.example"},
 			want: with(func(c *config) { c.httpURL = "https://kv-1.example" })},
+		{name: "names of subdomains", env: environment{"HTTP_SERVER_NAMES": "*.kv.example,kv.example"},
+			want: with(func(c *config) { c.httpNames = []string{"*.kv.example", "kv.example"} })},
 		{name: "least", env: environment{"RAFT_ELECTION_TIMEOUT": "50ms", "RAFT_SNAPSHOT_THRESHOLD": "1",
-			"LOG_LEVEL": "error"}, want: with(func(c *config) {
-			c.electionTimeout, c.snapshotThreshold, c.logLevel = 50*time.Millisecond, 1, "error"
+			"LOG_LEVEL": "error", "LOG_FORMAT": "json"}, want: with(func(c *config) {
+			c.electionTimeout, c.snapshotThreshold, c.logLevel, c.logFormat = 50*time.Millisecond, 1, "error", "json"
 		})},
 		{name: "most", env: environment{"RAFT_ELECTION_TIMEOUT": "1m", "RAFT_SNAPSHOT_THRESHOLD": "9223372036854775807",
 			"LOG_LEVEL": "warn"}, want: with(func(c *config) {
@@ -113,13 +116,16 @@ func TestConfigRefuses(t *testing.T) {
 		"RAFT_NODE_ID": {" ", "a b", "a/b", "../n1", ".n1", "-n1", "_", "n1\n", "é", strings.Repeat("n", 65),
 			"n1;x", "\x1b[2J"},
 		"HTTP_SERVER_HOST":        {"127.0.0.1:80", "a b", "http://a", "-a", "a.", "[::1]", "a\nb", strings.Repeat("a", 254)},
+		"HTTP_FOLLOWERS":          {"Forward", "proxy", "on"},
 		"HTTP_ADVERTISE":          {"kv-1:8000", "http://0.0.0.0:8000", "http://kv-1:8000/", "http://"},
 		"RAFT_SERVER_HOST":        {"0.0.0.0", "::", "127.0.0.1:9000", "a b", "a/b"},
 		"RAFT_ELECTION_TIMEOUT":   {"500", "49ms", "61s", "-1s", "soon", "0"},
 		"RAFT_SNAPSHOT_THRESHOLD": {"0", "-1", "1.5", "many", "9223372036854775808", "18446744073709551616"},
 		"LOG_LEVEL":               {"INFO", "trace", "panic", "loud", "info "},
+		"LOG_FORMAT":              {"JSON", "logfmt", "json "},
+		"HTTP_SERVER_NAMES":       {"*", "*.", "*kv.example", "kv.*.example", "*.*.example", "a.example,kv.*", "*.kv:80"},
 	}
-	free := map[string]bool{"RAFT_VOLUME_DIR": true, "HTTP_SERVER_NAMES": true} // any value is good
+	free := map[string]bool{"RAFT_VOLUME_DIR": true} // any value is good
 	for _, v := range variables {
 		if len(bad[v.name]) == 0 && !free[v.name] {
 			t.Errorf("%s: no bad values in this test", v.name)

@@ -42,7 +42,8 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	if f.lines = f.lines[:0]; cap(f.lines) > 1<<20 {
 		f.lines = nil // one entry with very many keys
 	}
-	show, prefix := f.log.IsLevelEnabled(logrus.InfoLevel), console.AppendPrefix(nil, time.Now(), logrus.InfoLevel)
+	show := f.log.IsLevelEnabled(logrus.InfoLevel)
+	prefix := console.NewPrefix(f.log.Formatter, time.Now(), logrus.InfoLevel)
 	for i, l := range logs {
 		if l.Type != raft.LogCommand {
 			f.Update(l.Index, l.Term, nil, func(*kv.Tx) {}) // a membership change: only its index counts

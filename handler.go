@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"raftkv/internal/api"
 	"raftkv/internal/backup"
 	"raftkv/internal/command"
+	"raftkv/internal/forward"
 	"raftkv/internal/kv"
 	"raftkv/internal/metrics"
 	"raftkv/internal/node"
@@ -33,7 +35,9 @@ const (
 // handler answers the HTTP API. It knows nothing of raft's types: writes and changes of the
 // cluster go to the node, reads to the store.
 type handler struct {
-	http.Handler // the router
+	http.Handler             // the router
+	leaders      *mux.Router // of what only the leader can do, for requests that other nodes send on
+	forwards     bool        // a follower sends such requests on, rather than their clients
 	node         *node.Node
 	store        *kv.Store
 	log          *logrus.Logger
@@ -53,18 +57,25 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	request, stream := h.limit(maxRequests), h.limit(maxStreams)
 
 	router := mux.NewRouter().SkipClean(true) // else //set is redirected, and clients drop the body
-	router.Handle("/set", request(h.leading(h.set))).Methods(get, post, put)
+	h.leaders = mux.NewRouter()
+	h.leaders.SkipClean(true)
+	leading := func(path string, answer endpoint, kind func(endpoint) http.Handler, long bool, methods ...string) {
+		answers := kind(h.leading(answer, long))
+		router.Handle(path, answers).Methods(methods...)
+		h.leaders.Handle(path, answers).Methods(methods...)
+	}
+	leading("/set", h.set, request, false, get, post, put)
 	router.Handle("/get", request(h.get)).Methods(get, head, post)
-	router.Handle("/remove", request(h.leading(h.remove))).Methods(get, post)
-	router.Handle("/txn", request(h.leading(h.txn))).Methods(post)
+	leading("/remove", h.remove, request, false, get, post)
+	leading("/txn", h.txn, request, false, post)
 	router.Handle("/list", stream(h.list)).Methods(get, post)
 	router.Handle("/watch", stream(h.watch)).Methods(get, post)
-	router.Handle("/join", request(h.leading(h.join))).Methods(get, post)
-	router.Handle("/leave", request(h.leading(h.leave))).Methods(get, post)
-	router.Handle("/transfer", request(h.leading(h.transfer))).Methods(get, post)
+	leading("/join", h.join, request, true, get, post)
+	leading("/leave", h.leave, request, false, get, post)
+	leading("/transfer", h.transfer, request, false, get, post)
 	router.Handle("/status", request(h.status)).Methods(get, head, post)
 	router.Handle("/snapshot", stream(h.snapshot)).Methods(get, post)
-	router.Handle("/restore", stream(h.restore)).Methods(put)
+	leading("/restore", h.restore, stream, true, put)
 	router.Handle("/healthz", request(h.healthz)).Methods(get, head, post)
 	router.Handle("/readyz", request(h.readyz)).Methods(get, head, post)
 
@@ -123,17 +134,47 @@ func (h *handler) limit(n int) func(endpoint) http.Handler {
 }
 
 // leading returns an endpoint whose request's body is read only if this node leads: a client
-// that is redirected still has it.
-func (h *handler) leading(answer endpoint) endpoint {
+// that is redirected still has it, and a request that is sent on is read on its way. A long
+// one takes as long as it takes.
+func (h *handler) leading(answer endpoint, long bool) endpoint {
 	return func(w http.ResponseWriter, r *http.Request) error {
+		if h.forwards && !api.IsForwarded(r) && !h.node.Leads() {
+			return h.sendOn(w, r, long, nil)
+		}
 		api.GuardBody(r, func() error {
 			if !h.node.Leads() {
 				return node.ErrNotLeader
 			}
 			return nil
 		})
-		return answer(w, r)
+		err := answer(w, r)
+		if code, _ := node.CodeOf(err); code != node.ErrNotLeader {
+			return err
+		}
+		if api.IsForwarded(r) { // one hop, never two
+			return fmt.Errorf("%w: %w", node.ErrNotApplied, err)
+		}
+		leader, lookup := h.node.Leader(r.Context())
+		if lookup != nil || api.BodyBegun(r) || (!h.forwards && api.MayRedirect(r, api.Leader(leader))) {
+			return err
+		}
+		return h.sendOn(w, r, long, err)
 	}
+}
+
+// sendOn has the leader answer r. If the leader's program is too old for that, it returns
+// instead, or ErrNotLeader if that is nil.
+func (h *handler) sendOn(w http.ResponseWriter, r *http.Request, long bool, instead error) error {
+	sent, err := forward.Request(w, r, h.node, long, h.log.Infof)
+	switch {
+	case errors.Is(err, node.ErrOlderLeader):
+		return cmp.Or(instead, error(node.ErrNotLeader))
+	case sent && err != nil:
+		status, message := statusOf(err)
+		api.WriteLine(w, "ERROR %d %s", status, message)
+		return nil
+	}
+	return err
 }
 
 func (h *handler) notFound(http.ResponseWriter, *http.Request) error {

@@ -28,6 +28,7 @@ import (
 	"raftkv/internal/connlimit"
 	"raftkv/internal/kv"
 	"raftkv/internal/node"
+	"raftkv/internal/testkit"
 )
 
 // startOne starts a cluster of one, which answers to the name KV.Example too.
@@ -1186,13 +1187,10 @@ func TestIdleConnections(t *testing.T) {
 		return api.Serve(server, l)
 	})
 	count := 10000
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
-	}
 	// Both ends of each are in this process.
-	if room := max(1, int(min(limit.Cur, 1<<20))/2-500); count > room {
-		t.Logf("ulimit -n is %d: %d connections in place of %d; the bound is at %d", limit.Cur, room, count,
+	limit := testkit.MaxFiles(t)
+	if room := max(1, limit/2-500); count > room {
+		t.Logf("ulimit -n is %d: %d connections in place of %d; the bound is at %d", limit, room, count,
 			api.MaxConnections)
 		count = room
 	}

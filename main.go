@@ -21,11 +21,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 
 	"raftkv/internal/api"
 	"raftkv/internal/console"
+	"raftkv/internal/forward"
 	"raftkv/internal/node"
 	"raftkv/internal/version"
 )
@@ -47,10 +48,10 @@ func main() {
 	case err == nil:
 		os.Exit(0)
 	case errors.Is(err, errUsage):
-		fmt.Fprintf(os.Stderr, "raftkv: %v (raftkv -h lists all variables)\n", err)
+		console.Fatal(os.Stderr, os.Getenv("LOG_FORMAT"), err, " (raftkv -h lists all variables)")
 		os.Exit(2)
 	default:
-		fmt.Fprintf(os.Stderr, "raftkv: %v\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+		console.Fatal(os.Stderr, os.Getenv("LOG_FORMAT"), err, "")
 		os.Exit(1)
 	}
 }
@@ -89,8 +90,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // does nothing unless systemd waits for it
 	select {
 	case <-ctx.Done():
+		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 		s.log.Info("Shutting down; interrupt again to exit immediately")
 		return s.stop()
 	case err = <-s.node.Failed():
@@ -114,16 +117,17 @@ type service struct {
 // start opens both ports and the volume, and serves HTTP. The console is out. If ctx ends
 // before the volume is open, the error wraps node.ErrStartAborted.
 func start(ctx context.Context, c config, out io.Writer) (*service, error) {
-	lines := console.New(out)
-	s := &service{console: lines, log: newLogger(lines, c.logLevel), served: make(chan error, 1)}
-	raftLog := hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.LevelFromString(c.logLevel), Output: lines})
+	format := console.Format(c.logFormat)
+	lines := console.New(out, format)
+	s := &service{console: lines, log: console.NewLogger(lines, c.logLevel, format), served: make(chan error, 1)}
 	s.machine = newFSM(s.log)
 	var err error
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
 		s.console.Close()
 		return nil, fmt.Errorf("HTTP port: %w", portHint(err, "HTTP_SERVER_PORT"))
 	}
-	starting := api.NewStarting(c.httpNames)
+	names := api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress)
+	starting := api.NewStarting(names)
 	s.server = api.NewServer(starting, s.log.Warnf)
 	go func() { s.served <- api.Serve(s.server, s.listener) }()
 	s.node, err = node.Open(node.Config{
@@ -135,7 +139,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,
 		ElectionTimeout:   c.electionTimeout,
-		RaftLog:           raftLog,
+		RaftLog:           console.NewRaftLogger(lines, c.logLevel, format),
 		Logf:              s.log.Infof,
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
@@ -147,8 +151,9 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		_ = s.server.Close()
 		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
-	names := api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress)
 	h := newHandler(s.node, s.machine.Store, s.log, names)
+	h.forwards = c.forward
+	s.node.SetForwarded(forward.Handler(h.leaders))
 	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",
 		c.nodeID, version.String(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
 	starting.Ready(h)
@@ -205,14 +210,4 @@ func portHint(err error, variable string) error {
 			err, strings.Replace(variable, "PORT", "HOST", 1))
 	}
 	return err
-}
-
-func newLogger(out io.Writer, level string) *logrus.Logger {
-	log := logrus.New()
-	log.SetOutput(out)
-	log.SetFormatter(console.Formatter{})
-	if l, err := logrus.ParseLevel(level); err == nil { // parseConfig has checked it
-		log.SetLevel(l)
-	}
-	return log
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -22,6 +23,7 @@ import (
 	"github.com/sirupsen/logrus"
 	logrustest "github.com/sirupsen/logrus/hooks/test"
 
+	"raftkv/internal/console"
 	"raftkv/internal/kv"
 	"raftkv/internal/lincheck"
 	"raftkv/internal/node"
@@ -33,6 +35,10 @@ import (
 // what a state machine holds, or cut links between nodes.
 
 type logBuffer = testkit.Buffer
+
+func newLogger(out io.Writer, level string) *logrus.Logger {
+	return console.NewLogger(out, level, console.Format("text"))
+}
 
 // startNode starts a node on free ports, or those that mutate (which may be nil)
 // sets, and stops it when t ends. Its console is shown if t failed.
@@ -170,7 +176,7 @@ func TestReplicasThatDiffer(t *testing.T) {
 	set(t, nodes[0], "a", "1")
 	checkReplicas(t, nodes...)
 	leader, followers := testkit.Leader(t, nodes...)
-	console := logrustest.NewLocal(leader.log)
+	entries := logrustest.NewLocal(leader.log)
 	wrong := followers[0].machine.Store
 	index, term := wrong.Applied()
 	wrong.Update(index, term, []byte("not of the log"), func(tx *kv.Tx) { tx.Set("a", []byte("2")) })
@@ -189,7 +195,7 @@ func TestReplicasThatDiffer(t *testing.T) {
 		status.Replicas.State != node.Different || status.Health.Replicas == "" {
 		t.Errorf("status: got %+v, %+v (%v), want that the replicas differ", status.Replicas, status.Health, err)
 	}
-	if !slices.ContainsFunc(console.AllEntries(), func(e *logrus.Entry) bool {
+	if !slices.ContainsFunc(entries.AllEntries(), func(e *logrus.Entry) bool {
 		return strings.Contains(e.Message,
 			"the replicas differ")
 	}) {
@@ -348,6 +354,7 @@ func startLinked(t testing.TB) (nodes []*service, network *testkit.Network) {
 		id := "n" + strconv.Itoa(i+1)
 		s := startNode(t, id, t.TempDir(), func(c *config) {
 			c.dial = network.Dialer(id)
+			c.forward = i != 1                         // so that both kinds of follower are there
 			c.electionTimeout = 500 * time.Millisecond // a leader that is cut off takes 300 ms to notice
 		})
 		network.Place(id, s.node.RaftAddress())

@@ -10,7 +10,8 @@ import (
 
 // CheckOrigin rejects what a web page of another site makes a browser send, with an
 // Error of status 403. It lets in what a person or a program sends. names are the host
-// names of this node, beside localhost and IP addresses.
+// names of this node, beside localhost and IP addresses; *.suffix is all names below suffix,
+// at any depth, and not suffix itself.
 //
 // Against cross-site request forgery (CSRF) it goes by Sec-Fetch-Site and Origin, which
 // a page can't change. http.CrossOriginProtection does not do here: it exempts GET as a
@@ -39,7 +40,12 @@ func CheckOrigin(r *http.Request, names []string) error {
 		host = name
 	}
 	host = strings.ToLower(strings.Trim(host, "[]"))
-	known := func(name string) bool { return strings.EqualFold(name, host) }
+	known := func(name string) bool {
+		if suffix, ok := strings.CutPrefix(strings.ToLower(name), "*"); ok {
+			return strings.HasSuffix(host, suffix) && len(host) > len(suffix)
+		}
+		return strings.EqualFold(name, host)
+	}
 	if net.ParseIP(host) == nil && host != "localhost" && !slices.ContainsFunc(names, known) {
 		return Errorf(http.StatusForbidden, "Host: %q is not a name of this node; "+
 			"use its IP address or localhost, or name it in HTTP_SERVER_NAMES at its start", host)

@@ -112,6 +112,12 @@ func TestCheckOrigin(t *testing.T) {
 		{name: "IPv6 with the port", host: "[::1]:" + port},
 		{name: "configured name", host: "KV.Example"},
 		{name: "configured name in lower case, with the port", host: "kv.example:" + port},
+		{name: "subdomain", host: "Eu-1.Nodes.Example:" + port},
+		{name: "subdomain of a subdomain", host: "a.b.nodes.example"},
+		{name: "the suffix of subdomains itself", host: "nodes.example", rejected: "Host"},
+		{name: "the suffix of subdomains with an empty one", host: ".nodes.example", rejected: "Host"},
+		{name: "another name that ends in the suffix", host: "evilnodes.example", rejected: "Host"},
+		{name: "subdomain within another", host: "a.nodes.example.evil.example", rejected: "Host"},
 		{
 			name: "configured name, own page", host: "kv.example:" + port,
 			header: http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"http://kv.example:" + port}},
@@ -121,7 +127,7 @@ func TestCheckOrigin(t *testing.T) {
 			r := httptest.NewRequest(http.MethodGet, cmp.Or(tt.target, "/set?key=k&value=v"), nil)
 			r.Host, r.RemoteAddr = tt.host, cmp.Or(tt.remote, r.RemoteAddr)
 			maps.Copy(r.Header, tt.header)
-			err := CheckOrigin(r, []string{"KV.Example"})
+			err := CheckOrigin(r, []string{"KV.Example", "*.Nodes.Example"})
 			if tt.rejected == "" {
 				if err != nil {
 					t.Errorf("got %v, want no error", err)

@@ -126,7 +126,7 @@ func BodyError(what string, err error) error {
 func (v Values) Required(name string) (string, error) {
 	switch given := v.Values[name]; len(given) {
 	case 0:
-		return "", badRequest("%s: missing; add %s=…", name, name)
+		return "", badRequest("%s: missing; add %s=… (in a shell, quote the address: an & without quotes ends it)", name, name)
 	case 1:
 		return given[0], nil
 	default:
@@ -184,7 +184,7 @@ func (v Values) nodeID() (string, error) {
 
 func checkKeys(keys []string) error {
 	if len(keys) == 0 {
-		return badRequest("key: missing; add key=NAME")
+		return badRequest("key: missing; add key=NAME (in a shell, quote the address: an & without quotes ends it)")
 	}
 	seen := make(map[string]bool, len(keys))
 	for _, key := range keys {

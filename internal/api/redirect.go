@@ -20,6 +20,7 @@ type Leader struct {
 	URL         string // its scheme, host and port, such as http://127.0.0.1:8000
 	SameMachine bool   // it runs on the machine of this node
 	ReadsMark   bool   // it knows lengthMark, which programs of before it refuse
+	Guessed     bool   // it listens on all addresses, and has not said by which of them clients reach it
 }
 
 // lengthMark begins the parameter that Redirect adds to the Location of a request with a
@@ -44,7 +45,7 @@ func Redirect(w http.ResponseWriter, r *http.Request, l Leader) error {
 		return Errorf(http.StatusServiceUnavailable, "not the leader, and a body of unknown length can't be redirected: "+
 			"nothing was done; send it to the leader, %s, at %s, or with a Content-Length or Expect: 100-continue", l.ID, l.URL)
 	}
-	if isLoopbackURL(l.URL) && !(l.SameMachine && fromThisMachine(r)) {
+	if leadsAstray(r, l) {
 		return Errorf(http.StatusServiceUnavailable, "not the leader: nothing was done; the leader, %s, gives its address "+
 			"as %s, which is another machine for this client: start %s with HTTP_ADVERTISE=http://HOST:PORT, "+
 			"where clients reach it", l.ID, l.URL, l.ID)
@@ -65,6 +66,22 @@ func Redirect(w http.ResponseWriter, r *http.Request, l Leader) error {
 	WriteError(w, r, http.StatusTemporaryRedirect, fmt.Sprintf("not the leader: nothing was done; "+
 		"send it to the leader, %s, at %s (curl -L does)", l.ID, l.URL))
 	return nil
+}
+
+// leadsAstray reports whether the URL of l is that of another machine for the client of r.
+func leadsAstray(r *http.Request, l Leader) bool {
+	return isLoopbackURL(l.URL) && !(l.SameMachine && fromThisMachine(r))
+}
+
+// MayRedirect reports whether the client of r, whose body was not read, reaches l by its URL,
+// as far as this node knows. Otherwise the request had better be sent on.
+func MayRedirect(r *http.Request, l Leader) bool { return !l.Guessed && !leadsAstray(r, l) }
+
+// BodyBegun reports whether the body of r, which GuardBody guards, was read, in part at
+// least: it can't be sent on any more.
+func BodyBegun(r *http.Request) bool {
+	guarded, ok := r.Body.(*guardedBody)
+	return ok && guarded.begun
 }
 
 // cutLengthMark returns the query without its lengthMark, and the length of that; empty:

@@ -71,7 +71,8 @@ func Set(r *http.Request, h History) (command.Command, error) {
 		return c, nil
 	}
 	if len(given) != len(keys) {
-		return c, badRequest("value: %d given for %d of key; each key needs one value (value= for an empty one)",
+		return c, badRequest("value: %d given for %d of key; each key needs one value "+
+			"(value= for an empty one; in a shell, quote the address: an & without quotes ends it)",
 			len(given), len(keys))
 	}
 	c.Pairs = make([]command.Pair, len(keys))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync/atomic"
+	"time"
 )
 
 // Starting is the handler of a node that reads its volume, which takes seconds when that is large: the process is
@@ -12,17 +13,28 @@ type Starting struct {
 	names   []string
 	percent atomic.Int64
 	ready   atomic.Pointer[http.Handler]
+	started chan struct{} // closed by Ready
+	wait    time.Duration // startWait; shorter in tests
 }
+
+// startWait is how long a request other than a probe may wait for the end of the start. A small node has ended it by
+// then, so that a client which comes as soon as the port is open need not come again.
+const startWait = 2 * time.Second
 
 // NewStarting returns a handler that answers /healthz with 200 and all else with 503, until Ready is called. names are
 // as for CheckOrigin.
-func NewStarting(names []string) *Starting { return &Starting{names: names} }
+func NewStarting(names []string) *Starting {
+	return &Starting{names: names, started: make(chan struct{}), wait: startWait}
+}
 
 // SetProgress sets how much of the start is done, 0 to 1.
 func (s *Starting) SetProgress(fraction float64) { s.percent.Store(int64(fraction * 100)) }
 
-// Ready has h answer from now on.
-func (s *Starting) Ready(h http.Handler) { s.ready.Store(&h) }
+// Ready has h answer from now on. It is called once.
+func (s *Starting) Ready(h http.Handler) {
+	s.ready.Store(&h)
+	close(s.started)
+}
 
 func (s *Starting) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h := s.ready.Load(); h != nil {
@@ -38,6 +50,15 @@ func (s *Starting) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/healthz" {
 		WriteLine(w, "OK")
 		return
+	}
+	if r.URL.Path != "/readyz" {
+		select {
+		case <-s.started:
+			(*s.ready.Load()).ServeHTTP(w, r)
+			return
+		case <-time.After(s.wait):
+		case <-r.Context().Done():
+		}
 	}
 	w.Header().Set("Retry-After", "1")
 	WriteText(w, http.StatusServiceUnavailable,

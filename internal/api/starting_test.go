@@ -5,11 +5,13 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestStarting: a node that starts is alive, not ready, and does nothing.
 func TestStarting(t *testing.T) {
 	s := NewStarting(nil)
+	s.wait = time.Millisecond
 	s.SetProgress(0.405)
 	const busy = "starting: 40 %: nothing was done; it is safe to send it again\n"
 	for _, test := range []struct {
@@ -43,7 +45,17 @@ func TestStarting(t *testing.T) {
 			}
 		})
 	}
+	s.wait = time.Minute
+	waited := make(chan int, 1)
+	go func() {
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost/set", nil))
+		waited <- w.Code
+	}()
 	s.Ready(http.NotFoundHandler())
+	if got := <-waited; got != http.StatusNotFound {
+		t.Errorf("a request that waits for the end: got %d, want the status of the other handler", got)
+	}
 	w := httptest.NewRecorder()
 	s.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz", nil))
 	if w.Code != http.StatusNotFound {

@@ -2,6 +2,9 @@ package console
 
 import (
 	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -39,7 +42,7 @@ func (t *terminal) String() string {
 // TestWriterKeepsTheOrder: each write is whole, after the one before it.
 func TestWriterKeepsTheOrder(t *testing.T) {
 	out := new(terminal)
-	w := New(out)
+	w := New(out, Formatter{})
 	var want strings.Builder
 	for i := range 1000 {
 		line := fmt.Sprintf("line %d\n", i)
@@ -59,7 +62,7 @@ func TestWriterKeepsTheOrder(t *testing.T) {
 // queue is dropped, and counted in a line when there is room again.
 func TestBlockedConsole(t *testing.T) {
 	out := new(terminal)
-	w := New(out)
+	w := New(out, Formatter{})
 	out.blocked.Lock()
 	_, _ = w.Write([]byte("first\n"))
 	line := []byte(strings.Repeat("x", 1<<20-1) + "\n")
@@ -87,7 +90,7 @@ func TestBlockedConsole(t *testing.T) {
 // TestCloseOfABlockedConsole: the process must be able to end.
 func TestCloseOfABlockedConsole(t *testing.T) {
 	out := new(terminal)
-	w := New(out)
+	w := New(out, Formatter{})
 	out.blocked.Lock()
 	defer out.blocked.Unlock()
 	_, _ = w.Write([]byte("line\n"))
@@ -147,12 +150,117 @@ func TestAppendCommand(t *testing.T) {
 			result: command.Result{Index: 12, Counted: true}, want: "restore keys=5 complete=true index=12 term=2\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := string(AppendCommand(nil, []byte("> "), test.command, test.result, 12, 2))
+			got := string(AppendCommand(nil, Prefix{text: []byte("> ")}, test.command, test.result, 12, 2))
 			want := "> " + strings.ReplaceAll(strings.TrimSuffix(test.want, "\n"), "\n", "\n> ") + "\n"
 			if got != want {
 				t.Errorf("got\n%swant\n%s", got, want)
 			}
 		})
+	}
+}
+
+// TestAppendCommandJSON: each line is one JSON object, whatever is in a key.
+func TestAppendCommandJSON(t *testing.T) {
+	transaction := &command.Transaction{
+		If:   []command.Compare{{Key: "k", What: command.Absent}},
+		Then: []command.Operation{{Op: command.OpSet, Key: "k", Value: []byte("v")}, {Op: command.OpRemove, Key: "l"}},
+	}
+	pair := func(key, value string) []command.Pair { return []command.Pair{{Key: key, Value: []byte(value)}} }
+	now := time.Date(2026, 11, 25, 14, 28, 11, 82e6, time.UTC)
+	const begin, end = `{"level":"info","time":"2026-11-25T14:28:11.082Z","msg":`, `,"index":12,"term":2}`
+	for _, test := range []struct {
+		name    string
+		command command.Command
+		result  command.Result // its Index is 12 if it has none
+		want    string         // of all lines, without begin and end
+	}{
+		{name: "set", command: command.Command{Kind: command.Set, Pairs: pair("k", "v w")},
+			want: `"set","key":"k","value":"v w"`},
+		{name: "a line for each key", command: command.Command{Kind: command.Remove,
+			Pairs: append(pair("a", ""), pair("b", "")...)}, want: `"remove","key":"a"` + "\n" + `"remove","key":"b"`},
+		{name: "characters that do not print", command: command.Command{Kind: command.Set,
+			Pairs: pair("\"\\\n\x00\x7f\u0085\u2028\u202e\U000e0001é", "\x1b[2J")},
+			want: `"set","key":"\"\\\u000a\u0000\u007f\u0085\u2028\u202e\udb40\udc01é","value":"\u001b[2J"`},
+		{name: "not UTF-8", command: command.Command{Kind: command.Set, Pairs: pair("\xff", "\xfe\xfd")},
+			want: `"set","key64":"/w==","value64":"/v0="`},
+		{name: "long", command: command.Command{Kind: command.Set,
+			Pairs: pair("x"+strings.Repeat("é", 40), strings.Repeat("\xff", 100))},
+			want: `"set","key":"x` + strings.Repeat("é", 31) + `","keyBytes":81,"value64":"` +
+				strings.Repeat("/", 85) + `w==","valueBytes":100`},
+		{name: "remove a prefix", command: command.Command{Kind: command.RemovePrefix, Pairs: pair("a/", "")},
+			result: command.Result{Removed: 3}, want: `"remove prefix","prefix":"a/","removed":3`},
+		{name: "a condition that does not hold", command: command.Command{Kind: command.Set, Pairs: pair("k", "v")},
+			result: command.Result{Failed: 1}, want: `"set","outcome":"condition failed","key":"k","value":"v"`},
+		{name: "a repetition", command: command.Command{Kind: command.Set, Pairs: pair("k", "v")},
+			result: command.Result{Index: 7},
+			want:   `"set","outcome":"done before","firstIndex":7,"key":"k","value":"v"`},
+		{name: "a reused key", command: command.Command{Kind: command.Remove, Pairs: pair("k", "")},
+			result: command.Result{Reused: true},
+			want:   `"remove","outcome":"refused, Idempotency-Key of another request","key":"k"`},
+		{name: "no-op", command: command.Command{Kind: command.Noop}, want: `"no-op"`},
+		{name: "unstage", command: command.Command{Kind: command.Unstage}, want: `"begin or give up a restore"`},
+		{name: "stage", command: command.Command{Kind: command.Stage, Pairs: pair("k", "v")},
+			want: `"stage of a restore","pairs":1`},
+		{name: "restore", command: command.Command{Kind: command.Restore, Items: 5},
+			result: command.Result{Counted: true}, want: `"restore","keys":5,"complete":true`},
+		{name: "raise the format", command: command.Command{Kind: command.RaiseFormat, To: 2},
+			want: `"cluster format","format":2`},
+		{name: "a transaction and what it did", command: command.Command{Kind: command.Txn, Txn: transaction},
+			result: command.Result{Txn: &command.TxnResult{Held: true}},
+			want: `"transaction","conditions":1,"held":true` + "\n" + `"set","key":"k","value":"v"` + "\n" +
+				`"remove","key":"l"`},
+		{name: "a transaction whose conditions do not hold", command: command.Command{Kind: command.Txn, Txn: transaction},
+			result: command.Result{Txn: &command.TxnResult{}}, want: `"transaction","conditions":1,"held":false`},
+		{name: "a kind that is not known here", command: command.Command{Kind: 99}, want: `"command of kind 99"`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.result.Index = cmp.Or(test.result.Index, 12)
+			prefix := NewPrefix(Format("json"), now, logrus.InfoLevel)
+			got := string(AppendCommand(nil, prefix, test.command, test.result, 12, 2))
+			want := begin + strings.ReplaceAll(test.want, "\n", end+"\n"+begin) + end + "\n"
+			if got != want {
+				t.Errorf("got\n%swant\n%s", got, want)
+			}
+			for line := range strings.Lines(got) {
+				if !json.Valid([]byte(line)) {
+					t.Errorf("got %q, want a JSON object", line)
+				}
+			}
+		})
+	}
+}
+
+func TestFatal(t *testing.T) {
+	for _, test := range []struct {
+		format string
+		want   string // regular expression
+	}{
+		{format: "text", want: `^raftkv: a; b \(advice\)\n$`},
+		{format: "", want: `^raftkv: a; b \(advice\)\n$`},
+		{format: "json", want: `^\{"level":"fatal","msg":"a; b \(advice\)","time":"[^"]+"\}\n$`},
+	} {
+		t.Run(test.format, func(t *testing.T) {
+			var out bytes.Buffer
+			Fatal(&out, test.format, errors.New("a\nb"), " (advice)")
+			if got := out.String(); !regexp.MustCompile(test.want).MatchString(got) {
+				t.Errorf("got %q, want %s", got, test.want)
+			}
+		})
+	}
+}
+
+// TestBlockedConsoleJSON: the Writer's own line is in the format of the others.
+func TestBlockedConsoleJSON(t *testing.T) {
+	out := new(terminal)
+	w := New(out, Format("json"))
+	w.mu.Lock()
+	w.dropped = 3
+	w.mu.Unlock()
+	_, _ = w.Write([]byte("last\n"))
+	w.Close()
+	want := `^\{"level":"warning","msg":"The console was blocked: 3 writes to it were dropped","time":"[^"]+"\}\nlast\n$`
+	if got := out.String(); !regexp.MustCompile(want).MatchString(got) {
+		t.Errorf("got %q, want %s", got, want)
 	}
 }
 

@@ -26,7 +26,8 @@ const (
 // order. So a stopped terminal (Ctrl-S) or a full pipe does not stop the node: once the
 // queue is full, lines are dropped, and their number is printed when there is room again.
 type Writer struct {
-	out io.Writer
+	out    io.Writer
+	format logrus.Formatter // of its own line
 
 	mu        sync.Mutex // guards what follows
 	changed   *sync.Cond // any of it
@@ -36,9 +37,9 @@ type Writer struct {
 	closed    bool
 }
 
-// New returns a Writer that prints to out. It must be closed.
-func New(out io.Writer) *Writer {
-	w := &Writer{out: out}
+// New returns a Writer that prints to out, and a line of its own in format. It must be closed.
+func New(out io.Writer, format logrus.Formatter) *Writer {
+	w := &Writer{out: out, format: format}
 	w.changed = sync.NewCond(&w.mu)
 	go w.print()
 	return w
@@ -54,8 +55,9 @@ func (w *Writer) Write(p []byte) (int, error) {
 	}
 	before := len(w.queued)
 	if w.dropped > 0 {
-		w.queued = AppendPrefix(w.queued, time.Now(), logrus.WarnLevel)
-		w.queued = fmt.Appendf(w.queued, "The console was blocked: %d writes to it were dropped\n", w.dropped)
+		line, _ := w.format.Format(&logrus.Entry{Time: time.Now(), Level: logrus.WarnLevel,
+			Message: fmt.Sprintf("The console was blocked: %d writes to it were dropped", w.dropped)})
+		w.queued = append(w.queued, line...)
 		w.dropped = 0
 	}
 	w.queued = append(w.queued, p...)

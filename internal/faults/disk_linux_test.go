@@ -27,7 +27,7 @@ func resize(dir string, bytes, spare int64) error {
 		if err := unix.Statfs(dir, &fs); err != nil {
 			return err
 		}
-		bytes = int64(fs.Blocks-fs.Bfree)*fs.Bsize + spare
+		bytes = int64(fs.Blocks-fs.Bfree)*int64(fs.Bsize) + spare
 	}
 	return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, fmt.Sprintf("size=%d", bytes))
 }

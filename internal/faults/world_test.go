@@ -93,7 +93,8 @@ func newWorld(t testing.TB, name string, size int, prepare func(*node), env ...s
 	env = append([]string{"RAFT_ELECTION_TIMEOUT=" + electionTimeout.String(), fmt.Sprint("RAFT_SNAPSHOT_THRESHOLD=",
 		snapshotThreshold)}, env...)
 	for i := range size {
-		n := newNode(t, i+1, dir, env...)
+		// Half of the nodes send on what is for the leader, and half send clients there.
+		n := newNode(t, i+1, dir, append([]string{"HTTP_FOLLOWERS=" + []string{"forward", "redirect"}[i%2]}, env...)...)
 		if prepare != nil {
 			prepare(n)
 		}

@@ -10,10 +10,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/shirou/gopsutil/v4/disk"
 )
 
 const (
@@ -164,7 +164,8 @@ func (n *Node) watch() {
 		i := n.current.Load()
 		servers := i.servers()
 		n.port.RequireNamed(n.machine.Format() >= 2) // every member names itself and the node that it means
-		if n.versions.keep(servers); !i.leads() {    // the leader has just asked all of them
+		n.acknowledged.keep(servers)
+		if n.versions.keep(servers); !i.leads() { // the leader has just asked all of them
 			n.members.askAll(n.life.ctx, servers)
 		}
 		if _, leader := i.raft.LeaderWithID(); leader != "" || n.life.now() == removed {
@@ -201,11 +202,11 @@ func (n *Node) removedAccordingTo(servers []raft.Server) bool {
 
 // checkSpace looks at the disk of the volume.
 func (n *Node) checkSpace() {
-	var s syscall.Statfs_t
-	if syscall.Statfs(n.config.Dir, &s) != nil {
+	usage, err := disk.Usage(n.config.Dir)
+	if err != nil {
 		return
 	}
-	line, free := "", uint64(s.Bavail)*uint64(s.Bsize)
+	line, free := "", usage.Free // what users other than root may take
 	n.observed.space(n.config.Dir, free)
 	if free < n.config.lowSpace {
 		line = fmt.Sprintf("the disk of %s has %d MiB left: make room, for the first write that fails ends this node",

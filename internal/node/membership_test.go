@@ -467,7 +467,7 @@ func TestMembersChangeDuringAJoin(t *testing.T) {
 	if _, err := nodes[0].Leave(context.Background(), "n5"); err != nil {
 		t.Fatalf("n5 leaves: %v", err)
 	}
-	if err := <-joined; !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), "taken out") {
+	if err := <-joined; !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), "taken out, or moved, by another request") {
 		t.Errorf("the join of n5, which was taken out: got %v, want ErrConflict", err)
 	}
 	if got := nodes[0].Info().MemberIDs; !slices.Equal(got, []string{"n1", "n2", "n3"}) {
@@ -523,6 +523,9 @@ func TestMovedNode(t *testing.T) {
 	alone.waitLeader(t)
 	alone.stop()
 	alone = openNode(t, "n1", dir) // at another free address
+	if want := "The members know n1 at the address "; !strings.Contains(alone.log.String(), want) {
+		t.Errorf("at its start: want %q in its log", want)
+	}
 	waitFor(t, "a node alone to have moved", func() bool { return addressOf(alone, "n1") == alone.RaftAddress() })
 
 	nodes := openCluster(t, 3)

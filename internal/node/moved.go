@@ -16,7 +16,7 @@ func (n *Node) checkAddress(ctx context.Context) {
 	i := n.current.Load()
 	servers := i.servers()
 	line := ""
-	if own := find(servers, n.config.ID); own != nil && string(own.Address) != n.port.Address() {
+	if own := n.movedFrom(servers); own != nil {
 		if err := n.move(ctx, i, servers, *own); err != nil {
 			line = fmt.Sprintf("the members know %s at the address %s, but it is at %s: %v; start it with its former port, "+
 				"or send /join?nodeId=%s with its new one to the leader", own.ID, own.Address, n.port.Address(), err, own.ID)
@@ -25,6 +25,15 @@ func (n *Node) checkAddress(ctx context.Context) {
 	if n.health.setAddress(line) {
 		n.config.Warnf("%s", line)
 	}
+}
+
+// movedFrom returns this node as servers have it, nil if they have its address.
+func (n *Node) movedFrom(servers []raft.Server) *raft.Server {
+	own := find(servers, n.config.ID)
+	if own == nil || string(own.Address) == n.port.Address() {
+		return nil
+	}
+	return own
 }
 
 // find returns the member id of servers, nil if there is none.

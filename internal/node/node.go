@@ -7,7 +7,8 @@
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
 // followers learn at once what is committed; join.go, leave.go, adopt.go and transfer.go
 // change the membership; status.go, health.go and serving.go report; rpc.go is how nodes call each
-// other, errors.go what they may answer; life.go draws the states of a node.
+// other, forward.go how a follower sends a request on to the leader, errors.go what they may
+// answer; life.go draws the states of a node.
 package node
 
 import (
@@ -16,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -73,6 +75,7 @@ type Config struct {
 	// and majorityAt.
 	disk           func(storage.LogAndStable) storage.LogAndStable // put below the log
 	catchUp, adopt time.Duration
+	recovery       time.Duration // 0: recoveryTimeout
 	commit         time.Duration
 	lowSpace       uint64
 	maxFormat      int // that this node reports; 0: command.Format
@@ -85,7 +88,7 @@ type Node struct {
 	config  Config
 	machine StateMachine
 	port    *peer.Port
-	lock    *os.File   // of the volume
+	lock    io.Closer  // of the volume
 	failed  chan error // of capacity 1: the first failure
 
 	life       life // running, replacing, removed, closing, closed
@@ -99,10 +102,16 @@ type Node struct {
 	idleTimer *time.Timer // fires when no entry has been appended for a while: see pollCommitIndex
 	members   *members    // calls to other nodes
 	versions  versions    // of the other members
-	leader    leaderURL
-	health    health
-	serving   serving
-	observed  *observed // for metrics
+
+	acknowledged acknowledged // by the other members
+	leader       leaderURL
+	health       health
+	serving      serving
+
+	forwarded atomic.Pointer[http.Handler] // of SetForwarded
+	forwards  chan struct{}                // a semaphore: see Forward
+
+	observed *observed // for metrics
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -160,6 +169,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		port.Dial = config.Dial
 	}
 	config.catchUp, config.adopt = cmp.Or(config.catchUp, catchUpTimeout), cmp.Or(config.adopt, adoptTimeout)
+	config.recovery = cmp.Or(config.recovery, recoveryTimeout)
 	config.commit, config.lowSpace = cmp.Or(config.commit, commitTimeout), cmp.Or(config.lowSpace, lowSpace)
 	n := &Node{
 		config:     config,
@@ -169,12 +179,13 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		membership: make(chan struct{}, 1),
 
 		transferred: make(chan struct{}, 1),
+		forwards:    make(chan struct{}, maxForwards),
 
 		idleTimer: time.NewTimer(idleAfterOne),
 		observed:  newObserved(),
 		members:   &members{self: config.ID, client: port.Client(), clusterID: port.ClusterID},
 	}
-	n.members.heard = n.versions.heard
+	n.members.heard = n.heard
 	port.Older = n.members.isOlder
 	n.reads = newReadIndex(config.ID, port.DialTerm, n.members.askMember)
 	n.life.init()
@@ -193,6 +204,15 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 				"if it was a member of a cluster, /leave and /join it there", err)
 		}
 		return nil, errors.Join(fmt.Errorf("volume %s: %w", config.Dir, err), port.Close())
+	}
+	if err := n.checkForgotten(); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), changeLimit)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("volume %s: %w", config.Dir, err), n.Close(ctx))
+	}
+	if own := n.movedFrom(n.current.Load().servers()); own != nil {
+		config.Warnf("The members know %s at the address %s, but it is at %s: it will have that changed",
+			own.ID, own.Address, n.port.Address())
 	}
 	port.Serve(n.rpcHandler(), n.term)
 	n.life.background.Go(n.watch)
@@ -268,8 +288,15 @@ func (n *Node) start() error {
 		return err
 	}
 	recovery, err := storage.ReadRecovery(n.config.Dir, n.config.ID, n.port.Address())
-	if err == nil && recovery != nil {
-		err = v.Recover(*recovery)
+	switch {
+	case err != nil:
+	case recovery == nil:
+		err = v.ForgetRecovery()
+	default:
+		var cluster peer.ClusterID
+		if cluster, err = n.recoveredCluster(v, recovery, func() error { return starting.report(verifiedAt) }); err == nil {
+			err = v.Recover(cluster)
+		}
 	}
 	if err != nil {
 		return errors.Join(err, v.Close())
@@ -393,6 +420,9 @@ func (n *Node) fail(err error) {
 // Failed receives the error that makes the node unable to go on. The process must
 // end: what raft does from then on is not answered for.
 func (n *Node) Failed() <-chan error { return n.failed }
+
+// ID is that of this node.
+func (n *Node) ID() string { return n.config.ID }
 
 // RaftAddress is where other nodes reach this one.
 func (n *Node) RaftAddress() string { return n.port.Address() }

@@ -322,6 +322,7 @@ func TestJoinRefuses(t *testing.T) {
 		{name: "a silent program", id: "n2", address: silent.Addr().String(), want: "no raftkv node answers"},
 		{name: "another node ID", id: "n5", address: n2.RaftAddress(), want: "is n2, not n5"},
 		{name: "itself under another ID", id: "n5", address: n1.RaftAddress(), want: "is the address of member n1"},
+		{name: "itself", id: "n1", address: n1.RaftAddress(), want: "n1 is this node, which is alone in its cluster"},
 		{name: "data of its own", id: "n2", address: n2.RaftAddress(), want: "holds data of its own (1 keys)"},
 		{name: "a member of another cluster", id: "n3", address: n3.RaftAddress(),
 			want: "is a member of another cluster, of 2 nodes"},

@@ -32,12 +32,17 @@ const headerTo = "Raftkv-To"
 // Error.
 func (n *Node) rpcHandler() http.Handler {
 	mux := http.NewServeMux()
-	handle := func(pattern string, do func(i *instance, r *http.Request) (answer any, err error)) {
+	meant := func(pattern string, serve http.HandlerFunc) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if to := r.Header.Get(headerTo); to != "" && to != n.config.ID {
 				writeRPC(w, nil, fmt.Errorf("%w: %s answers at %s, not %s", ErrConflict, n.config.ID, r.Host, to))
 				return
 			}
+			serve(w, r)
+		})
+	}
+	handle := func(pattern string, do func(i *instance, r *http.Request) (answer any, err error)) {
+		meant(pattern, func(w http.ResponseWriter, r *http.Request) {
 			answer, err := do(n.current.Load(), r)
 			writeRPC(w, answer, err)
 		})
@@ -62,6 +67,11 @@ func (n *Node) rpcHandler() http.Handler {
 	member("POST /leave", func(_ *instance, r *http.Request) (any, error) {
 		_, err := n.Leave(r.Context(), r.URL.Query().Get("nodeId"))
 		return nil, err
+	})
+	meant("POST /forward", func(w http.ResponseWriter, r *http.Request) {
+		if err := n.handleForward(n.current.Load(), w, r); err != nil {
+			writeRPC(w, nil, err)
+		}
 	})
 	return mux
 }
@@ -101,25 +111,35 @@ func (m *members) call(ctx context.Context, method string, to raft.Server, path 
 	}
 	response, err := m.client.Do(request)
 	if err != nil {
-		var wrapped *url.Error // method and URL mean nothing to its reader
-		if errors.As(err, &wrapped) {
-			err = wrapped.Err
-		}
-		if isDeadline(err) {
-			return errors.New("no answer in time")
-		}
-		return err
+		return withoutURL(err)
 	}
 	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode != http.StatusOK {
+		return decodeRPCError(response, raftAddress, path)
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxRPCAnswer))
+	if err != nil || answer == nil {
+		return err
+	}
+	return json.Unmarshal(body, answer)
+}
+
+// withoutURL is an error of a call without its method and URL, which mean nothing to its reader.
+func withoutURL(err error) error {
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
+		err = wrapped.Err
+	}
+	if isDeadline(err) {
+		return errors.New("no answer in time")
+	}
+	return err
+}
+
+// decodeRPCError returns the error that the answer to a call has.
+func decodeRPCError(response *http.Response, raftAddress, path string) error {
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxRPCAnswer))
 	if err != nil {
 		return err
-	}
-	if response.StatusCode == http.StatusOK {
-		if answer == nil {
-			return nil
-		}
-		return json.Unmarshal(body, answer)
 	}
 	remote := new(Error)
 	if json.Unmarshal(body, remote) != nil || remote.Message == "" {

@@ -38,7 +38,12 @@ type Info struct {
 	Health       Health `json:"health"`
 
 	MemberIDs     []string `json:"memberIds"`
-	SnapshotBytes uint64   `json:"snapshotBytes"` // received or written since its start: grows while an install goes on
+	RecoveredFrom string   `json:"recoveredFrom,omitempty"` // the cluster before a recovery
+
+	VolumeID     string                  `json:"volumeId"`               // empty: it was made by an older version
+	Acknowledged map[string]Acknowledged `json:"acknowledged,omitempty"` // by the other members, as far as this node has heard
+
+	SnapshotBytes uint64 `json:"snapshotBytes"` // received or written since its start: grows while an install goes on
 }
 
 // Member is one member of the cluster: what the configuration has about it and,
@@ -104,6 +109,10 @@ func (n *Node) Info() Info {
 	if sum != [32]byte{} {
 		hash = hex.EncodeToString(sum[:])
 	}
+	recoveredFrom := ""
+	if former, ok := i.volume.RecoveredFrom(); ok {
+		recoveredFrom = hex.EncodeToString(former[:])
+	}
 	return Info{
 		NodeID:       n.config.ID,
 		ClusterID:    peer.ClusterID(i.volume.Cluster).String(),
@@ -124,6 +133,11 @@ func (n *Node) Info() Info {
 		HTTPURL:      cmp.Or(n.config.HTTPURL, "http://"+reachable(n.config.HTTPAddress, n.port.Address())),
 		Removed:      n.life.now() == removed,
 		MemberIDs:    members,
+		VolumeID:     i.volume.ID,
+
+		RecoveredFrom: recoveredFrom,
+
+		Acknowledged: n.acknowledged.all(),
 
 		SnapshotBytes: i.volume.Snapshots.Written(),
 	}
@@ -166,6 +180,7 @@ type Leader struct {
 	URL         string // its scheme, host and port, such as http://127.0.0.1:8000
 	SameMachine bool   // it runs on the machine of this node
 	ReadsMark   bool   // its program is of the version that brought Info.HTTPURL, or newer
+	Guessed     bool   // it listens on all addresses, and the URL has the host of its raft port
 }
 
 // leaderURL remembers where the leader of a term answers HTTP.
@@ -199,6 +214,8 @@ func (n *Node) Leader(ctx context.Context) (Leader, error) {
 	if leader.ReadsMark = info.HTTPURL != ""; !leader.ReadsMark {
 		leader.URL = "http://" + reachable(info.HTTPAddress, string(address))
 	}
+	guess := reachable(info.HTTPAddress, info.RaftAddress)
+	leader.Guessed = guess != info.HTTPAddress && leader.URL == "http://"+guess
 	n.leader.set(term, address, leader)
 	return leader, nil
 }

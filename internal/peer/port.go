@@ -25,6 +25,8 @@ const (
 	// that are held for them (package connlimit).
 	maxCalls     = 1024
 	maxCallBytes = 16 << 20
+	// maxForwards bounds the idle connections that are kept to the leader for requests of clients.
+	maxForwards = 128
 )
 
 // Port is the raft port of one node. It outlives the raft instances that use it one after the other: a node that is
@@ -43,6 +45,7 @@ type Port struct {
 	address  string
 	logf     func(format string, args ...any)
 	client   *http.Client
+	forward  *http.Client // of ForwardClient
 	server   *http.Server
 	calls    *queue                     // connections of node-to-node HTTP calls, to server
 	term     func(nodeID string) uint64 // of Serve
@@ -106,13 +109,18 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 		p.address = net.JoinHostPort(host, port)
 	}
 	p.calls = newQueue(listener.Addr())
-	p.client = &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			return dial(ctx, p.Dial, address, preface{magic: magicHTTP, cluster: p.ClusterID()})
-		},
-		MaxIdleConnsPerHost: 4,
-		IdleConnTimeout:     30 * time.Second,
-	}}
+	calling := func(maxIdle int) *http.Client {
+		return &http.Client{Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+				return dial(ctx, p.Dial, address, preface{magic: magicHTTP, cluster: p.ClusterID()})
+			},
+			MaxIdleConnsPerHost:   maxIdle,
+			IdleConnTimeout:       30 * time.Second, // less than that of a server: see Serve
+			ExpectContinueTimeout: p.header,
+			DisableCompression:    true,
+		}}
+	}
+	p.client, p.forward = calling(4), calling(maxForwards)
 	return p, nil
 }
 
@@ -133,6 +141,7 @@ func (p *Port) SetClusterID(id ClusterID) {
 	p.cluster = id
 	p.mu.Unlock()
 	p.client.CloseIdleConnections() // their preface carries the former ID
+	p.forward.CloseIdleConnections()
 }
 
 // RequireNamed sets whether raft streams whose preface does not name the node that is meant are refused; those that are
@@ -164,7 +173,7 @@ func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 	p.server = &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: p.header,
-		ReadTimeout:       p.header,        // a call has no body: one that is announced and does not come is cut off
+		ReadTimeout:       p.header,        // a call has no body, but for /forward, which sets its own limit
 		WriteTimeout:      2 * time.Minute, // longer than any call takes
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
@@ -194,6 +203,10 @@ func Caller(r *http.Request) ClusterID {
 
 // Client makes node-to-node HTTP calls to http://<address of a raft port>/….
 func (p *Port) Client() *http.Client { return p.client }
+
+// ForwardClient is Client for many calls at once to one node, the requests that are sent on to the leader. A body of a
+// call that has "Expect: 100-continue" is read only when it is asked for, for as long as any header may take to come.
+func (p *Port) ForwardClient() *http.Client { return p.forward }
 
 // Stream attaches a raft instance to the port: the streams of members go to it until it is closed, which closes them
 // all and leaves the port open.
@@ -239,6 +252,7 @@ func (p *Port) Close() error {
 		_ = p.server.Close()
 	}
 	p.client.CloseIdleConnections()
+	p.forward.CloseIdleConnections()
 	p.done.Wait()
 	if errors.Is(err, net.ErrClosed) {
 		return nil

@@ -127,7 +127,7 @@ func TestVolumeFormat(t *testing.T) {
 	}
 	want := map[string][]string{
 		"logs": {"0000000000000001", "0000000000000002", "ffffffffffffffff"},
-		"conf": {"ClusterID", "CurrentTerm", "LastVoteCand", "LastVoteTerm", "NodeID"},
+		"conf": {"ClusterID", "CurrentTerm", "LastVoteCand", "LastVoteTerm", "NodeID", "VolumeID"},
 	}
 	if !maps.EqualFunc(got, want, slices.Equal) {
 		t.Errorf("got %v, want %v", got, want)

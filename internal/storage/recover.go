@@ -3,10 +3,10 @@ package storage
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"net"
 	"os"
@@ -129,39 +129,78 @@ func resolve(ctx context.Context, host, port string) []string {
 	return addresses
 }
 
-// Recover gives the volume the cluster ID of the cluster that recovery makes. Raft's RecoverCluster (api.go) keeps no
-// identity of the cluster, so that lost nodes which come back could elect a leader in the same terms as the
-// survivors; with another cluster ID they are another cluster. The ID is a hash of the former one and the members:
-// every survivor with the same RecoveryFile gets the same ID, also when it crashes half-way and recovers again.
-func (v *Volume) Recover(recovery raft.Configuration) error {
-	from, err := getStable(v.bolt, keyRecoveredFrom)
-	if errors.Is(err, raftboltdb.ErrKeyNotFound) || (err == nil && len(from) == 0) {
-		from = v.Cluster[:]
-		err = setStable(v.bolt, keyRecoveredFrom, from)
+// Raft's RecoverCluster (api.go) keeps no identity of the cluster, so that lost nodes which come back could elect a
+// leader in the same terms as the survivors. So a recovery makes another cluster, with another ID. The ID is random, as
+// the same copy of a volume may be recovered twice, and all survivors must have the same: one of them makes it, and the
+// others ask that one (package node).
+
+// Recovery returns the cluster that the volume is to be recovered from. If the volume has the ID of the new cluster
+// already, as after a crash half-way, chosen is true, and that must stay.
+func (v *Volume) Recovery() (former ClusterID, chosen bool, err error) {
+	note, err := getStable(v.bolt, keyRecoveredFrom)
+	switch {
+	case errors.Is(err, raftboltdb.ErrKeyNotFound) || (err == nil && len(note) == 0):
+		return v.Cluster, false, nil
+	case err != nil:
+		return former, false, err
+	case len(note) != len(former):
+		return former, false, fmt.Errorf("%w: %s has %d bytes", ErrCorrupt, keyRecoveredFrom, len(note))
 	}
-	if err != nil {
+	former = ClusterID(note)
+	return former, former != v.Cluster, nil
+}
+
+// Recover gives the volume the ID of the cluster that a recovery makes.
+func (v *Volume) Recover(cluster ClusterID) error {
+	former, chosen, err := v.Recovery()
+	if err != nil || chosen {
 		return err
 	}
-	lines := []string{}
-	for _, s := range recovery.Servers {
-		lines = append(lines, fmt.Sprintf("%s %s %s", s.ID, s.Address, s.Suffrage))
+	if err := setStable(v.bolt, keyRecoveredFrom, former[:]); err != nil {
+		return err
 	}
-	slices.Sort(lines)
-	sum := sha256.Sum256(append(from[:len(from):len(from)], strings.Join(lines, "\n")...))
-	v.Cluster = ClusterID(sum[:len(v.Cluster)])
-	return setStable(v.bolt, keyClusterID, v.Cluster[:])
+	v.Cluster = cluster
+	return setStable(v.bolt, keyClusterID, cluster[:])
 }
 
 // FinishRecovery renames RecoveryFile, so that it is used once. A crash before that makes the next start recover
-// again, with the same outcome.
+// again, as the same cluster.
 func (v *Volume) FinishRecovery() error {
 	path := filepath.Join(v.dir, RecoveryFile)
 	if err := os.Rename(path, path+".used"); err != nil {
 		return err
 	}
-	// The file must not come back once the note is gone: the next recovery would start from another ID.
+	// The file must not come back once the note is gone: the next recovery would begin with another ID.
 	if err := syncDir(v.dir); err != nil {
 		return err
 	}
+	return v.ForgetRecovery()
+}
+
+// ForgetRecovery drops the note of a recovery that is over: done, or given up by taking RecoveryFile away. What stays is
+// from which cluster the present one was recovered.
+func (v *Volume) ForgetRecovery() error {
+	former, chosen, err := v.Recovery()
+	if err != nil {
+		return err
+	}
+	if chosen {
+		if err := setStable(v.bolt, keyFormerCluster, former[:]); err != nil {
+			return err
+		}
+	}
+	note, err := v.bolt.Get(keyRecoveredFrom)
+	if errors.Is(err, raftboltdb.ErrKeyNotFound) || (err == nil && len(note) == crc32.Size) {
+		return nil // there is none, or it is empty, but for its checksum
+	}
 	return setStable(v.bolt, keyRecoveredFrom, nil)
+}
+
+// RecoveredFrom returns the cluster that the present one was recovered from, false if it was not recovered.
+func (v *Volume) RecoveredFrom() (former ClusterID, ok bool) {
+	value, err := getStable(v.bolt, keyFormerCluster)
+	if err != nil || len(value) != len(former) {
+		return former, false
+	}
+	return ClusterID(value), true
 }

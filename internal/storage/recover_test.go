@@ -57,3 +57,51 @@ func TestReadRecovery(t *testing.T) {
 		t.Errorf("without the file: got %v, %v, want none", got, err)
 	}
 }
+
+// TestRecoveryIsOfOneCluster: an ID that was chosen stays when the recovery is done again, and the former one is kept when
+// it is over; a recovery that is given up before leaves nothing.
+func TestRecoveryIsOfOneCluster(t *testing.T) {
+	dir, _ := testVolume(t, 3)
+	with := func(do func(v *Volume)) {
+		t.Helper()
+		v := mustOpen(t, dir)
+		do(v)
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var former ClusterID
+	with(func(v *Volume) {
+		former = v.Cluster
+		if err := v.ForgetRecovery(); err != nil {
+			t.Error(err)
+		}
+		if _, ok := v.RecoveredFrom(); ok {
+			t.Error("never recovered: got a former cluster")
+		}
+		if err := v.Recover(ClusterID{7}); err != nil {
+			t.Error(err)
+		}
+	})
+	with(func(v *Volume) { // after a crash
+		from, chosen, err := v.Recovery()
+		if from != former || !chosen || err != nil || v.Cluster != (ClusterID{7}) {
+			t.Errorf("got %x, %t, %v, cluster %x, want %x, true and 7", from, chosen, err, v.Cluster, former)
+		}
+		if err := v.Recover(ClusterID{8}); err != nil || v.Cluster != (ClusterID{7}) {
+			t.Errorf("again: got %v, cluster %x, want nil, 7", err, v.Cluster)
+		}
+		if err := v.ForgetRecovery(); err != nil {
+			t.Error(err)
+		}
+	})
+	with(func(v *Volume) {
+		from, chosen, err := v.Recovery()
+		if from != (ClusterID{7}) || chosen || err != nil {
+			t.Errorf("once it is over: got %x, %t, %v, want 7, false", from, chosen, err)
+		}
+		if got, ok := v.RecoveredFrom(); !ok || got != former {
+			t.Errorf("recovered from: got %x, %t, want %x", got, ok, former)
+		}
+	})
+}

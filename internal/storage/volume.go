@@ -1,17 +1,21 @@
 package storage
 
 import (
+	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
-	"syscall"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
@@ -26,6 +30,7 @@ type Volume struct {
 	Log       *Log
 	Snapshots *Snapshots
 	Cluster   ClusterID // the cluster whose entries the volume holds
+	ID        string    // of this volume, random; empty: it was made before volumes had one
 
 	dir    string
 	bolt   *raftboltdb.BoltStore
@@ -64,31 +69,33 @@ type Options struct {
 // lockTimeout is how long to wait for another process to release the volume.
 const lockTimeout = time.Second
 
-// Lock makes dir this process's until the returned file is closed. Bbolt's own lock comes too late: before it, the
-// volume is read and leftovers are removed, and a new raft.db replaces the file that it is on.
-func Lock(dir string) (*os.File, error) {
-	d, err := os.Open(dir)
+// Lock makes dir this process's until the returned lock is closed. Bbolt's own lock comes too late: before it, the
+// volume is read and leftovers are removed, and a new raft.db replaces the file that it is on. So the directory itself
+// is locked, as it always was: older versions of the program, started on the same volume, are kept out too. Windows
+// can't lock a directory; there it is a file in it, called lock.
+func Lock(dir string) (io.Closer, error) {
+	lock := flock.New(dir, flock.SetFlag(os.O_RDONLY))
+	if runtime.GOOS == "windows" {
+		lock = flock.New(filepath.Join(dir, "lock"))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lockTimeout)
+	defer cancel()
+	_, err := lock.TryLockContext(ctx, 20*time.Millisecond)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, errors.New("it is open in another process: stop that, or give this node another volume")
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("lock: %w", err)
 	}
-	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return d, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, errors.Join(fmt.Errorf("lock: %w", err), d.Close())
-		}
-		if time.Since(start) > lockTimeout {
-			err := errors.New("it is open in another process: stop that, or give this node another volume")
-			return nil, errors.Join(err, d.Close())
-		}
-	}
+	return lock, nil
 }
 
 // IsNew reports whether dir holds no volume yet. Snapshots without a raft.db are an error: that is a volume which
-// lost its log, and a new one in its place would forget the term and the vote of this node.
+// lost its log, and a new one in its place would forget the term and the vote of this node. So are another user's files.
 func IsNew(dir string) (bool, error) {
+	if err := checkOwner(dir); err != nil {
+		return false, err
+	}
 	_, err := os.Stat(boltPath(dir))
 	if err == nil {
 		return false, nil
@@ -156,6 +163,7 @@ func fillVolume(bolt *raftboltdb.BoltStore, nodeID string, cluster ClusterID, bo
 	for _, value := range []struct{ key, value []byte }{
 		{keyClusterID, cluster[:]},
 		{keyNodeID, []byte(nodeID)},
+		{keyVolumeID, []byte(rand.Text())},
 		{keyCurrentTerm, binary.BigEndian.AppendUint64(nil, term)},
 		{keyLastVoteTerm, make([]byte, 8)},
 		{keyLastVoteCand, nil},
@@ -198,6 +206,11 @@ func Open(dir string, o Options) (*Volume, error) {
 	if err := v.bolt.DeleteRange(end+1, endMarker-1); err != nil {
 		return nil, errors.Join(err, v.bolt.Close())
 	}
+	id, err := getStable(v.bolt, keyVolumeID)
+	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrCorrupt, err), v.bolt.Close())
+	}
+	v.ID = string(id)
 	var disk LogAndStable = v.bolt
 	if o.Wrap != nil {
 		disk = o.Wrap(disk)
@@ -358,8 +371,10 @@ func checkLog(bolt raft.LogStore, snaps *Snapshots, progress func(fraction float
 var (
 	keyClusterID     = []byte("ClusterID")
 	keyNodeID        = []byte("NodeID")
+	keyVolumeID      = []byte("VolumeID")      // missing in volumes of before there was one
 	keyFormat        = []byte("Format")        // missing: 1
 	keyRecoveredFrom = []byte("RecoveredFrom") // cluster ID before a recovery under way; else empty or missing
+	keyFormerCluster = []byte("FormerCluster") // that the present one was recovered from; missing: none
 	keyCurrentTerm   = []byte("CurrentTerm")
 	keyLastVoteTerm  = []byte("LastVoteTerm")
 	keyLastVoteCand  = []byte("LastVoteCand")
@@ -388,8 +403,11 @@ func boltOptions(readOnly bool) *bbolt.Options {
 	}
 }
 
-// syncDir makes a rename in dir durable.
+// syncDir makes a rename in dir durable. Windows syncs no directories: NTFS keeps a journal of them.
 func syncDir(dir string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

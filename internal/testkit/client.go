@@ -159,7 +159,7 @@ type Status struct {
 	RaftAddress, HTTPAddress                   string
 	Term, LastIndex, CommitIndex, AppliedIndex uint64
 	Hash                                       string `json:"hash"` // of the hash chain over all entries applied
-	Keys                                       int
+	Keys, Format                               int
 	Members                                    []struct{ NodeID, Suffrage string }
 }
 

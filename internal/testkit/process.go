@@ -84,7 +84,7 @@ func (p *Process) end() {
 	if !p.Running() {
 		return
 	}
-	if group := p.Cmd.SysProcAttr; group != nil && group.Setpgid {
+	if inGroup(p.Cmd) {
 		_ = p.Cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-p.ended:
@@ -92,10 +92,10 @@ func (p *Process) end() {
 			children, _ := exec.Command("pgrep", "-P", strconv.Itoa(p.Cmd.Process.Pid)).Output()
 			for _, child := range strings.Fields(string(children)) {
 				if id, err := strconv.Atoi(child); err == nil {
-					_ = syscall.Kill(id, syscall.SIGKILL)
+					kill(id)
 				}
 			}
-			_ = syscall.Kill(-p.Cmd.Process.Pid, syscall.SIGKILL)
+			kill(-p.Cmd.Process.Pid)
 		}
 	} else {
 		_ = p.Cmd.Process.Kill()
