@@ -20,6 +20,7 @@ import (
 	"raftkv/internal/command"
 	"raftkv/internal/forward"
 	"raftkv/internal/kv"
+	"raftkv/internal/metrics"
 	"raftkv/internal/node"
 )
 
@@ -78,12 +79,15 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	router.Handle("/healthz", request(h.healthz)).Methods(get, head, post)
 	router.Handle("/readyz", request(h.readyz)).Methods(get, head, post)
 
+	m := metrics.New(n, store)
+	m.Route(router)
+
 	// mux runs the middleware of Use for a request that matches a route. For one that
 	// matches none it does not, so these two handlers are wrapped here: otherwise a web
 	// page could find out by them that a node is there.
-	router.Use(h.checkOrigin)
-	router.NotFoundHandler = h.checkOrigin(request(h.notFound))
-	router.MethodNotAllowedHandler = h.checkOrigin(request(h.methodNotAllowed))
+	router.Use(m.Count, h.checkOrigin)
+	router.NotFoundHandler = m.Count(h.checkOrigin(request(h.notFound)))
+	router.MethodNotAllowedHandler = m.Count(h.checkOrigin(request(h.methodNotAllowed)))
 
 	_ = router.Walk(func(route *mux.Route, _ *mux.Router, _ []*mux.Route) error {
 		path, _ := route.GetPathTemplate() // every route has a path and methods

@@ -38,7 +38,7 @@ func NewServer(h http.Handler, warnf func(format string, args ...any)) *http.Ser
 
 // Serve serves at most MaxConnections of l at once, until the server is closed.
 func Serve(server *http.Server, l net.Listener) error {
-	return server.Serve(connlimit.Listen(l, MaxConnections, MaxHeaderBytes))
+	return server.Serve(connlimit.Listen(l, MaxConnections, MaxHeaderBytes).Counted())
 }
 
 // reports logs each report of net/http as one entry. (logrus's WriterLevel would make an

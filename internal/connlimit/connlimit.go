@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 )
 
 // Listener hands on the connections of another listener, with two bounds. A connection is
@@ -24,6 +25,7 @@ type Listener struct {
 	net.Listener
 	maxConns       int
 	maxHeaderBytes int
+	counted        int64 // 1: in Count; 0: not
 
 	mu          sync.Mutex // guards what follows, and the fields of every Conn
 	changed     *sync.Cond // a connection became idle or closed, or the Listener closed
@@ -45,13 +47,27 @@ func Listen(l net.Listener, maxConns, maxHeaderBytes int) *Listener {
 	return limited
 }
 
+// Counts are of all Listeners of the process that are Counted, since its start.
+type Counts struct{ Open, Accepted, Evicted int64 }
+
+var open, accepted, evicted atomic.Int64
+
+// Count returns the counts. Evicted are connections that were closed to make room, for another one or for headers.
+func Count() Counts { return Counts{open.Load(), accepted.Load(), evicted.Load()} }
+
+// Counted makes l, before its first Accept, one whose connections are in Count, and returns it.
+func (l *Listener) Counted() *Listener {
+	l.counted = 1
+	return l
+}
+
 // Accept implements net.Listener. Its connections are *Conn.
 func (l *Listener) Accept() (net.Conn, error) {
-	accepted, err := l.Listener.Accept()
+	conn, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{Conn: accepted, listener: l}
+	c := &Conn{Conn: conn, listener: l}
 	l.mu.Lock()
 	for l.open >= l.maxConns && !l.closed {
 		oldest := l.idle.Front()
@@ -59,16 +75,18 @@ func (l *Listener) Accept() (net.Conn, error) {
 			l.changed.Wait()
 			continue
 		}
-		l.closeLocked(oldest.Value.(*Conn))
+		l.evict(oldest.Value.(*Conn))
 	}
 	closed := l.closed
 	if !closed {
 		l.open++
+		open.Add(l.counted)
+		accepted.Add(l.counted)
 		c.element = l.idle.PushBack(c)
 	}
 	l.mu.Unlock()
 	if closed {
-		_ = accepted.Close()
+		_ = conn.Close()
 		return nil, net.ErrClosed
 	}
 	return c, nil
@@ -113,6 +131,12 @@ func (l *Listener) setBusy(c *Conn) {
 	c.element, c.headerBytes = nil, 0
 }
 
+// evict closes c to make room. l.mu is held.
+func (l *Listener) evict(c *Conn) {
+	evicted.Add(l.counted)
+	_ = l.closeLocked(c)
+}
+
 // closeLocked closes c once. l.mu is held.
 func (l *Listener) closeLocked(c *Conn) error {
 	if c.closed {
@@ -120,6 +144,7 @@ func (l *Listener) closeLocked(c *Conn) error {
 	}
 	c.closed = true
 	l.open--
+	open.Add(-l.counted)
 	l.setBusy(c)
 	l.changed.Signal()
 	return c.Conn.Close()
@@ -153,7 +178,7 @@ func (c *Conn) Read(b []byte) (int, error) {
 		oldest := e.Value.(*Conn)
 		e = e.Next()
 		if oldest.headerBytes > 0 {
-			_ = l.closeLocked(oldest)
+			l.evict(oldest)
 		}
 	}
 	return n, err

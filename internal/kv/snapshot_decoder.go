@@ -7,8 +7,6 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
-
-	"github.com/tidwall/btree"
 )
 
 // decoder reads a snapshot. After its first error, err, it reads nothing more,
@@ -48,7 +46,7 @@ func (d *decoder) state() state {
 	st.index = d.uvarint("applied index")
 	st.term = d.uvarint("applied term")
 	if version == snapshotV1 {
-		d.items(st.items, st.index)
+		d.items(&st.data, st.index)
 		d.trailer()
 		return st
 	}
@@ -83,11 +81,11 @@ func (d *decoder) header() (version byte) {
 }
 
 func (d *decoder) data(into *data, applied uint64) {
-	d.items(into.items, applied)
+	d.items(into, applied)
 	d.records(&into.records)
 }
 
-func (d *decoder) items(into *btree.Map[string, Item], applied uint64) {
+func (d *decoder) items(into *data, applied uint64) {
 	count := d.uvarint("number of items")
 	last := ""
 	for i := uint64(0); i < count && d.err == nil; i++ {
@@ -101,7 +99,7 @@ func (d *decoder) items(into *btree.Map[string, Item], applied uint64) {
 		case item.Index > applied:
 			d.damaged("key %d of %d was set at index %d, after %d", i+1, count, item.Index, applied)
 		default:
-			into.Load(key, item)
+			into.set(into.items.Load, key, item)
 			last = key
 		}
 	}

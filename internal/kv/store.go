@@ -26,6 +26,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"sync"
+	"sync/atomic"
 
 	"github.com/tidwall/btree"
 )
@@ -48,7 +49,8 @@ type Store struct {
 	hashes   hashRing
 	history  history
 	watchers watcherIndex
-	epoch    uint64 // counts the resets of the history
+	epoch    uint64       // counts the resets of the history
+	open     atomic.Int64 // watchers that were not closed
 
 	// Used by Update's goroutine alone.
 	hasher hasher
@@ -92,15 +94,32 @@ func (s *state) unstage() { s.staged, s.stagedTerm = newData(), 0 }
 // until an insert into the node or, after a clone, any change of it.
 type data struct {
 	items   *btree.Map[string, Item]
+	size    int // bytes of the keys and values of items: all that changes items goes through set and remove
 	records dedupTable
 }
 
 func newData() data {
-	return data{new(btree.Map[string, Item]), newDedupTable()}
+	return data{items: new(btree.Map[string, Item]), records: newDedupTable()}
 }
 
 func (d *data) clone() data {
-	return data{d.items.Copy(), d.records.clone()}
+	return data{items: d.items.Copy(), size: d.size, records: d.records.clone()}
+}
+
+// set sets key, with put, which is Set of d.items or Load, its faster form for keys in ascending order.
+func (d *data) set(put func(string, Item) (Item, bool), key string, item Item) {
+	was, replaced := put(key, item)
+	d.size += len(item.Value) - len(was.Value)
+	if !replaced {
+		d.size += len(key)
+	}
+}
+
+// remove removes key, if it is there.
+func (d *data) remove(key string) {
+	if was, ok := d.items.Delete(key); ok {
+		d.size -= len(key) + len(was.Value)
+	}
 }
 
 // waiter waits for an index to be applied.

@@ -23,7 +23,7 @@ func (tx *Tx) Get(key string) (Item, bool) {
 // kept as it is, and with it any longer string that it is a part of.
 func (tx *Tx) Set(key string, value []byte) {
 	item := Item{Value: string(value), Index: tx.index}
-	tx.state.items.Set(key, item)
+	tx.state.set(tx.state.items.Set, key, item)
 	tx.changes = append(tx.changes, Change{Key: key, Value: item.Value})
 }
 
@@ -33,7 +33,7 @@ func (tx *Tx) Remove(key string) bool {
 	if _, ok := tx.state.items.Get(key); !ok {
 		return false
 	}
-	tx.state.items.Delete(key)
+	tx.state.remove(key)
 	tx.changes = append(tx.changes, Change{Key: key, Removed: true})
 	return true
 }
@@ -50,7 +50,7 @@ func (tx *Tx) RemovePrefix(prefix string) (removed int) {
 		return true
 	})
 	for _, c := range tx.changes[first:] {
-		tx.state.items.Delete(c.Key)
+		tx.state.remove(c.Key)
 	}
 	return len(tx.changes) - first
 }
@@ -79,7 +79,7 @@ func (tx *Tx) AddRecord(key, record string) {
 // was begun in empties it first, so that none is left by a leader that is gone.
 func (tx *Tx) Stage(key string, value []byte) {
 	tx.state.stagedTerm = tx.term
-	tx.state.staged.items.Load(key, Item{Value: string(value), Index: tx.index})
+	tx.state.staged.set(tx.state.staged.items.Load, key, Item{Value: string(value), Index: tx.index})
 }
 
 // StageRecord puts an idempotency record into the staging area, as AddRecord adds it:

@@ -26,6 +26,7 @@ type Watcher struct {
 	prefix string
 	after  uint64 // events at or before it are not wanted
 	epoch  uint64 // Store.epoch at the beginning
+	closed bool   // guarded by Store.mu
 
 	// Used by Next alone.
 	through uint64
@@ -62,6 +63,7 @@ func (s *Store) WatchNow(prefix string) (w *Watcher, after uint64) {
 }
 
 func (s *Store) newWatcher(prefix string, after uint64) *Watcher {
+	s.open.Add(1)
 	return &Watcher{
 		s: s, prefix: prefix, after: after, through: after, epoch: s.epoch,
 		wake: make(chan struct{}, 1),
@@ -187,6 +189,10 @@ func (w *Watcher) put(e *Event) bool {
 func (w *Watcher) Close() {
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
+	if !w.closed {
+		w.closed = true
+		w.s.open.Add(-1)
+	}
 	w.s.watchers.remove(w)
 	w.end(ErrClosed)
 }

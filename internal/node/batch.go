@@ -36,6 +36,12 @@ const (
 // next batch. Of two with a key in common, the one that came first has the lower index,
 // and no two have the same.
 func (n *Node) Propose(ctx context.Context, c command.Command) (command.Result, error) {
+	result, err := n.propose(ctx, c)
+	n.observed.proposal(err)
+	return result, err
+}
+
+func (n *Node) propose(ctx context.Context, c command.Command) (command.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, applyLimit)
 	defer cancel()
 	if err := n.life.beginProposal(ctx); err != nil {
@@ -54,6 +60,7 @@ func (n *Node) Propose(ctx context.Context, c command.Command) (command.Result, 
 type batcher struct {
 	raft    func() applier  // what the next batch is proposed to
 	stopped <-chan struct{} // closed when raft may never answer again
+	onBatch func(batch)     // called with each batch that is proposed; nil: none
 
 	mu      sync.Mutex // guards what follows
 	waiting []*proposal
@@ -188,6 +195,9 @@ func (b *batcher) next() (batch, applier) {
 	}
 	var next batch
 	next, b.waiting = nextBatch(b.waiting)
+	if b.onBatch != nil {
+		b.onBatch(next)
+	}
 	return next, b.raft()
 }
 

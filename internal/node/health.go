@@ -206,8 +206,9 @@ func (n *Node) checkSpace() {
 	if err != nil {
 		return
 	}
-	line := ""
-	if free := usage.Free; free < n.config.lowSpace { // what users other than root may take
+	line, free := "", usage.Free // what users other than root may take
+	n.observed.space(n.config.Dir, free)
+	if free < n.config.lowSpace {
 		line = fmt.Sprintf("the disk of %s has %d MiB left: make room, for the first write that fails ends this node",
 			n.config.Dir, free>>20)
 	}
@@ -247,13 +248,18 @@ func (n *Node) checkReplicas(ctx context.Context) {
 	if !leads {
 		servers = differing
 	}
+	own, _ := n.machine.Applied()
 	all := n.compareAll(ctx, servers)
 	line := ""
 	if leads {
 		line = voterWarning(all)
 	}
 	n.health.setMembers(line)
+	n.observed.keep(leads, servers)
 	for _, found := range all {
+		if leads {
+			n.observed.compared(found, own)
+		}
 		id := string(found.server.ID)
 		switch found.state {
 		case Equal:

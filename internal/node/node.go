@@ -115,6 +115,8 @@ type Node struct {
 	forwarded atomic.Pointer[http.Handler] // of SetForwarded
 	forwards  chan struct{}                // a semaphore: see Forward
 	auto      autojoin
+
+	observed *observed // for metrics
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -186,13 +188,16 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		forwards:    make(chan struct{}, maxForwards),
 
 		idleTimer: time.NewTimer(idleAfterOne),
+		observed:  newObserved(),
 		members:   &members{self: config.ID, client: port.Client(), clusterID: port.ClusterID},
 	}
 	n.members.heard = n.heard
 	port.Older = n.members.isOlder
 	n.reads = newReadIndex(config.ID, port.DialTerm, n.members.askMember)
 	n.life.init()
-	n.batcher = &batcher{raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped}
+	n.batcher = &batcher{
+		raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped, onBatch: n.observed.batch,
+	}
 	if n.config.confirmTerm == nil {
 		n.config.confirmTerm = n.reads.majorityAt
 	}
@@ -281,6 +286,8 @@ func (n *Node) start() error {
 		OnAppend:     n.onAppend,
 		EntryFormat:  command.EntryFormat,
 		MaxFormat:    command.Format,
+		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
+		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
 		Wrap:         n.config.disk,
 		Progress:     starting.verified,
 	})
@@ -334,6 +341,7 @@ func (n *Node) start() error {
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
 	})
 	n.current.Store(i)
+	n.observed.countLeaders(r)
 	return nil
 }
 

@@ -61,6 +61,31 @@ type Port struct {
 
 	// done waits for the accept loop, the server, each awaited preface, and each connection for terms.
 	done sync.WaitGroup
+
+	open, accepted, refusals atomic.Int64 // of Counts
+}
+
+// Counts are of the connections that other nodes have opened to a port, and whoever else does.
+type Counts struct {
+	Open     int64 // now
+	Accepted int64 // since Listen, also those that were refused then
+	Refused  int64 // of these, since Listen: for their preface, or because it did not come
+}
+
+// Counts returns how many connections there are and were.
+func (p *Port) Counts() Counts { return Counts{p.open.Load(), p.accepted.Load(), p.refusals.Load()} }
+
+// counted is an accepted connection.
+type counted struct {
+	net.Conn
+	port *Port
+	once sync.Once
+}
+
+// Close implements net.Conn.
+func (c *counted) Close() error {
+	c.once.Do(func() { c.port.open.Add(-1) })
+	return c.Conn.Close()
 }
 
 // Listen opens the raft port. logf prints a refused connection, at most one line a second for each remote host; it
@@ -284,6 +309,9 @@ func (p *Port) accept() {
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
+		p.open.Add(1)
+		p.accepted.Add(1)
+		c = &counted{Conn: c, port: p}
 		p.mu.Lock()
 		if p.closed {
 			p.mu.Unlock()
@@ -306,6 +334,7 @@ func (p *Port) accept() {
 				_ = c.Close()
 			}
 			if err != nil && !errors.Is(err, errDetached) {
+				p.refusals.Add(1)
 				host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
 				p.refused(host, err)
 			}

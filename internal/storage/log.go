@@ -36,7 +36,8 @@ type Log struct {
 	entryFormat  func([]byte) int      // Options.EntryFormat
 	format       uint64                // that the volume states; used by writers of the log alone
 
-	onRead atomic.Pointer[func(index uint64) error]
+	onRead  atomic.Pointer[func(index uint64) error]
+	onWrite func(time.Duration) // Options.OnWrite
 }
 
 // LogAndStable is what Log needs of raft-boltdb. Tests put failing disks here.
@@ -63,6 +64,7 @@ func newLog(disk LogAndStable, last uint64, retainAfter func() uint64, o Options
 		retainAfter:  retainAfter,
 		onAppend:     o.OnAppend,
 		entryFormat:  o.EntryFormat,
+		onWrite:      o.OnWrite,
 	}
 	l.last.Store(last)
 	return l
@@ -222,8 +224,12 @@ func (l *Log) write(what string, run func() error) {
 	}
 	watchdog := time.AfterFunc(l.writeTimeout/watchTicks, tick)
 	defer func() { answered.Store(true); watchdog.Stop() }()
+	began := time.Now()
 	if err := run(); err != nil {
 		l.fatal(what, err)
+	}
+	if l.onWrite != nil {
+		l.onWrite(time.Since(began))
 	}
 }
 

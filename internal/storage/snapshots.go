@@ -34,6 +34,8 @@ type Snapshots struct {
 	written atomic.Uint64 // bytes of state, over all snapshots
 	failure atomic.Pointer[error]
 	aborted atomic.Bool
+	newest  atomic.Int64                          // of Newest
+	onDone  func(bytes int64, took time.Duration) // Options.OnSnapshot; nil: none
 	onRead  atomic.Pointer[func() error]
 
 	mu      sync.Mutex          // guards damaged
@@ -125,7 +127,9 @@ func (s *Snapshots) create(version raft.SnapshotVersion, index, term uint64, con
 	if err != nil {
 		return nil, errors.Join(err, sink.Cancel())
 	}
-	return &pacedSink{SnapshotSink: sink, snapshots: s, file: file, began: time.Now()}, nil
+	now := time.Now()
+	size := int64(len(header))
+	return &pacedSink{SnapshotSink: sink, snapshots: s, file: file, began: now, created: now, size: size}, nil
 }
 
 // List implements raft.SnapshotStore. It leaves out a snapshot whose metadata contradict its own name, and those that
@@ -191,6 +195,9 @@ func (s *snapshotState) Read(b []byte) (int, error) {
 // install is going on, it grows.
 func (s *Snapshots) Written() uint64 { return s.written.Load() }
 
+// Newest returns how many bytes the newest snapshot takes; 0: there is none.
+func (s *Snapshots) Newest() int64 { return s.newest.Load() }
+
 // oldest returns the index of the oldest snapshot kept; 0 while there are fewer than snapshotsKept, because then the
 // log alone must be able to rebuild everything.
 func (s *Snapshots) oldest() uint64 {
@@ -211,6 +218,7 @@ func (s *Snapshots) usable() (*raft.SnapshotMeta, error) {
 		_, state, err := s.Open(meta.ID)
 		if err == nil {
 			_ = state.Close()
+			s.newest.Store(meta.Size)
 			return meta, nil
 		}
 		s.mu.Lock()
@@ -337,7 +345,9 @@ type pacedSink struct {
 	file      *os.File // what the sink writes
 	step      int      // bytes since the last sync
 	began     time.Time
-	ended     bool // by Close or Cancel, which both may be called again
+	created   time.Time
+	size      int64 // bytes so far
+	ended     bool  // by Close or Cancel, which both may be called again
 }
 
 // snapshotStep is how many bytes of a snapshot are synced at once, and snapshotPause bounds the pause after it.
@@ -352,6 +362,7 @@ func (p *pacedSink) Write(b []byte) (int, error) {
 	}
 	p.snapshots.written.Add(uint64(len(b)))
 	n, err := p.SnapshotSink.Write(b)
+	p.size += int64(n)
 	if p.step += n; err == nil && p.step >= snapshotStep {
 		err = p.file.Sync()
 		time.Sleep(min(time.Since(p.began), snapshotPause))
@@ -372,6 +383,10 @@ func (p *pacedSink) Close() error {
 		p.snapshots.failure.Store(&err)
 	case !p.ended:
 		p.snapshots.failure.Store(nil)
+		p.snapshots.newest.Store(p.size)
+		if p.snapshots.onDone != nil {
+			p.snapshots.onDone(p.size, time.Since(p.created))
+		}
 	}
 	p.ended = true
 	return err

@@ -40,7 +40,7 @@ type Volume struct {
 // ClusterID is the identity of a cluster (see peer.ClusterID).
 type ClusterID = [16]byte
 
-// Options of Open. All fields but Progress and Wrap are required.
+// Options of Open. All fields but OnWrite, OnSnapshot, Progress and Wrap are required.
 type Options struct {
 	NodeID string       // the node that the volume must belong to
 	Logger hclog.Logger // for lines about snapshots
@@ -50,7 +50,11 @@ type Options struct {
 	Fatal        func(error)
 	WriteTimeout time.Duration
 
-	OnAppend func() // called when entries were stored; must not block
+	OnAppend func()              // called when entries were stored; must not block
+	OnWrite  func(time.Duration) // called after each write of the log with how long it took; must not block; nil: none
+	// OnSnapshot is called after each snapshot that is complete on disk, taken here or received, with its size and how
+	// long it took from its first byte on; must not block; nil: none.
+	OnSnapshot func(bytes int64, took time.Duration)
 
 	// EntryFormat returns the least cluster format in which a program can read an entry's data, MaxFormat the newest
 	// one that this program can read. A volume states the greatest one of all entries that it has ever held.
@@ -180,6 +184,7 @@ func Open(dir string, o Options) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
+	snaps.onDone = o.OnSnapshot
 	v := &Volume{Snapshots: snaps, dir: dir}
 	var end, format uint64
 	if v.Cluster, end, format, err = checkVolume(dir, o, snaps); err != nil {

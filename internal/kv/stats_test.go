@@ -1,0 +1,111 @@
+package kv
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+)
+
+// scanned is Size, counted anew.
+func scanned(s *Store) (size int) {
+	s.Ascend("", func(key string, item Item) bool {
+		size += len(key) + len(item.Value)
+		return true
+	})
+	return size
+}
+
+// TestSize: whatever changes the content, the running count is what a scan of all of it finds; in clones, too.
+func TestSize(t *testing.T) {
+	for seed := range uint64(20) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		key := func() string { return fmt.Sprint(rnd.IntN(300)) }
+		value := func() []byte { return make([]byte, rnd.IntN(50)) }
+		s := New()
+		clone := s.Clone()
+		check := func(what string) {
+			t.Helper()
+			for name, of := range map[string]*Store{"store": s, "clone": clone} {
+				if got, want := of.Size(), scanned(of); got != want {
+					t.Fatalf("seed %d, %s after %s: got %d bytes, want %d", seed, name, what, got, want)
+				}
+			}
+		}
+		for index := uint64(1); index <= 400; index++ {
+			what := "sets and removes"
+			s.Update(index, 1, nil, func(tx *Tx) {
+				switch n := rnd.IntN(100); {
+				case n < 90:
+					for range 1 + rnd.IntN(5) {
+						if tx.Set(key(), value()); rnd.IntN(2) == 0 {
+							tx.Remove(key())
+						}
+					}
+				case n < 94:
+					what = "a prefix"
+					tx.RemovePrefix(fmt.Sprint(rnd.IntN(30)))
+				case n < 97:
+					what = "a restore"
+					count := rnd.IntN(20)
+					for i := range count {
+						tx.Stage(fmt.Sprintf("%03d", i), value())
+						tx.Stage(fmt.Sprintf("%03d", i), value()) // again: it replaces
+					}
+					if !tx.Restore(count, 0) {
+						t.Errorf("a restore of %d items: got false, want true", count)
+					}
+				default:
+					what = "a restore that fails"
+					tx.Stage(key(), value())
+					tx.Restore(2, 0)
+				}
+			})
+			switch rnd.IntN(40) {
+			case 0:
+				clone = s.Clone()
+			case 1:
+				what = "a snapshot"
+				var b bytes.Buffer
+				if err := s.WriteSnapshot(&b); err != nil {
+					t.Fatal(err)
+				}
+				s = New()
+				if err := s.ReadSnapshot(&b); err != nil {
+					t.Fatal(err)
+				}
+			case 2:
+				clone.Update(index, 1, nil, func(tx *Tx) { tx.RemovePrefix("1") })
+			}
+			check(what)
+		}
+		s.Reset()
+		check("a reset")
+	}
+}
+
+func TestWatchers(t *testing.T) {
+	s := New()
+	check := func(what string, wantLive, wantOthers int) {
+		t.Helper()
+		if live, others := s.Watchers(); live != wantLive || others != wantOthers {
+			t.Errorf("%s: got %d live and %d others, want %d and %d", what, live, others, wantLive, wantOthers)
+		}
+	}
+	put(s, 1, "a", "1")
+	w, err := s.Watch("a", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("one that has not begun", 0, 1)
+	if _, _, err := w.Next(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	check("one that has caught up", 1, 0)
+	s.Reset()
+	check("one that has ended", 0, 1)
+	w.Close()
+	w.Close() // does nothing
+	check("one that was closed", 0, 0)
+}
