@@ -163,7 +163,8 @@ func TestAlertOfAFullDisk(t *testing.T) {
 	if err := unix.Mount("tmpfs", n.Volume, "tmpfs", unix.MS_REMOUNT, "size=512m"); err != nil {
 		t.Fatal(err)
 	}
-	testkit.CheckAlert(t, alertRules, "RaftkvDiskNearlyFull", before, free(func(bytes float64) bool { return bytes < 1<<29 }))
+	after := free(func(bytes float64) bool { return bytes < 1<<29 })
+	testkit.CheckAlert(t, alertRules, "RaftkvDiskNearlyFull", before, after)
 	n.Stop(t, syscall.SIGTERM)
 }
 
