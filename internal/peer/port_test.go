@@ -129,8 +129,8 @@ func TestHTTPCallNamesItsCluster(t *testing.T) {
 	}
 }
 
-// TestCallUnderWay: a call that is under way when the node becomes one of another cluster, as the one that asks for just
-// that, leaves no connection behind by which later calls come from the former cluster.
+// TestCallUnderWay: a call that is under way when the node becomes one of another cluster, as the one that asks for
+// just that, leaves no connection behind by which later calls come from the former cluster.
 func TestCallUnderWay(t *testing.T) {
 	a, b := openPort(t, ClusterID{1}), openPort(t, ClusterID{2})
 	begin := func() *http.Response {
