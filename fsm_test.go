@@ -282,7 +282,8 @@ func TestTransact(t *testing.T) {
 	} {
 		all := slices.Insert(slices.Clone(holds), i%len(holds), fails)
 		got := apply(f, uint64(3+i), 1, txn(all...))[0].Txn
-		if want := (&command.TxnResult{Operations: []command.OperationResult{{Found: i > 0}}}); !reflect.DeepEqual(got, want) {
+		if want := (&command.TxnResult{Operations: []command.OperationResult{{Found: i > 0}}}); !reflect.DeepEqual(got,
+			want) {
 			t.Errorf("%+v does not hold: got %+v, want %+v", fails, got, want)
 		}
 	}
@@ -299,7 +300,8 @@ func TestTransact(t *testing.T) {
 	}}
 	first := apply(f, 21, 1, once(write, "key"))[0]
 	apply(f, 22, 1, setting("a", "again"))
-	if again := apply(f, 23, 1, once(write, "key"))[0]; !reflect.DeepEqual(again, first) || !again.Txn.Operations[0].Found {
+	if again := apply(f, 23, 1, once(write, "key"))[0]; !reflect.DeepEqual(again, first) ||
+		!again.Txn.Operations[0].Found {
 		t.Errorf("a repetition: got %+v, want %+v", again, first)
 	}
 	if reused := apply(f, 24, 1, once(txn(), "key"))[0]; !reused.Reused || reused.Txn != nil {

@@ -30,7 +30,8 @@ func TestHistory(t *testing.T) {
 		{name: "no mark", history: testHistory, id: "12", want: 0, unmarked: true},
 		{name: "no mark, among older programs", history: History{Mark: "0badcafe", Plain: true}, id: "12", want: 12},
 		{name: "own, among older programs", history: History{Mark: "0badcafe", Plain: true}, id: "12-0badcafe", want: 12},
-		{name: "another's, among older programs", history: History{Mark: "0badcafe", Plain: true}, id: "12-deadbeef", want: 0},
+		{name: "another's, among older programs", history: History{Mark: "0badcafe", Plain: true}, id: "12-deadbeef",
+			want: 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got, unmarked := tt.history.index(tt.id); got != tt.want || unmarked != tt.unmarked {

@@ -127,7 +127,8 @@ func BodyError(what string, err error) error {
 func (v Values) Required(name string) (string, error) {
 	switch given := v.Values[name]; len(given) {
 	case 0:
-		return "", badRequest("%s: missing; add %s=… (in a shell, quote the address: an & without quotes ends it)", name, name)
+		return "", badRequest("%s: missing; add %s=… (in a shell, quote the address: an & without quotes ends it)", name,
+			name)
 	case 1:
 		return given[0], nil
 	default:

@@ -72,7 +72,8 @@ func TestCheckIfMatch(t *testing.T) {
 		status int    // 0: it holds
 	}{
 		{match: ""}, {match: "*"}, {match: `"12-0badcafe"`}, {match: `"1-0badcafe", "12-0badcafe"`},
-		{match: `"1-0badcafe"`, status: http.StatusPreconditionFailed}, {match: `"12"`, status: http.StatusPreconditionFailed},
+		{match: `"1-0badcafe"`, status: http.StatusPreconditionFailed}, {match: `"12"`,
+			status: http.StatusPreconditionFailed},
 		{match: `"foreign"`, status: http.StatusPreconditionFailed},
 		{match: "12", status: http.StatusBadRequest},
 	} {

@@ -176,7 +176,8 @@ func (q WatchRequest) write(ctx, serving context.Context, w http.ResponseWriter,
 		case ctx.Err() != nil:
 			return nil
 		case serving.Err() != nil:
-			writeNotice(out, "end", context.Cause(serving).Error()+"; watch elsewhere with the last id", q.history.ID(through), through)
+			writeNotice(out, "end", context.Cause(serving).Error()+"; watch elsewhere with the last id", q.history.ID(through),
+				through)
 			return out.Flush()
 		case errors.Is(err, context.DeadlineExceeded):
 			_, _ = fmt.Fprintf(out, ": keep-alive\nid: %s\n\n", q.history.ID(through))

@@ -146,7 +146,8 @@ func TestQuietWatch(t *testing.T) {
 		_ = q.Serve(r.Context(), t.Context(), w, store, 5*time.Millisecond)
 	})
 	body := get(t, server)
-	for _, want := range []string{": watching after index 0\n", "id: 0-0badcafe\n", "\n", ": keep-alive\n", "id: 0-0badcafe\n", "\n"} {
+	for _, want := range []string{": watching after index 0\n", "id: 0-0badcafe\n", "\n", ": keep-alive\n",
+		"id: 0-0badcafe\n", "\n"} {
 		if got := line(t, body); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
@@ -292,7 +293,8 @@ func TestEventSource(t *testing.T) {
 		}
 	})
 	body := get(t, server)
-	for _, want := range []string{": watching after index 7", "id: 7-0badcafe", "", "retry: 1000", "event: reset", "id: 7-0badcafe",
+	for _, want := range []string{": watching after index 7", "id: 7-0badcafe", "", "retry: 1000", "event: reset",
+		"id: 7-0badcafe",
 		`data: {"reason":"Last-Event-ID: 12 is not reached yet, so it is another cluster's; ` +
 			`list, then watch from the Raftkv-Watch-From of that","index":7}`, ""} {
 		if got := line(t, body); got != want+"\n" {

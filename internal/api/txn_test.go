@@ -66,12 +66,16 @@ func TestTxnRefuses(t *testing.T) {
 		{name: "two objects", body: "{}{}", status: 400, says: "something follows it"},
 		{name: "a misspelt list", body: `{"iff":[]}`, status: 400, says: `unknown field "iff"`},
 		{name: "a misspelt condition", body: `{"if":[{"key":"a","eatg":"1"}]}`, status: 400, says: `unknown field "eatg"`},
-		{name: "too many", body: `{"then":[` + many + `]}`, status: 400, says: "129 conditions or operations in one list; 128"},
+		{name: "too many", body: `{"then":[` + many + `]}`, status: 400,
+			says: "129 conditions or operations in one list; 128"},
 		{name: "no condition", body: `{"if":[{"key":"a"}]}`, status: 400,
 			says: "if[0]: want one of etag, value and absent beside the key"},
-		{name: "two conditions", body: `{"if":[{"key":"a","absent":true,"value":"1"}]}`, status: 400, says: "if[0]: want one of"},
-		{name: "no key", body: `{"if":[{"key":"a","absent":true},{"absent":true}]}`, status: 400, says: "if[1]: key: missing"},
-		{name: "an empty key", body: `{"then":[{"remove":""}]}`, status: 400, says: "then[0]: key: empty; a key has 1 to 1024 bytes"},
+		{name: "two conditions", body: `{"if":[{"key":"a","absent":true,"value":"1"}]}`, status: 400,
+			says: "if[0]: want one of"},
+		{name: "no key", body: `{"if":[{"key":"a","absent":true},{"absent":true}]}`, status: 400,
+			says: "if[1]: key: missing"},
+		{name: "an empty key", body: `{"then":[{"remove":""}]}`, status: 400,
+			says: "then[0]: key: empty; a key has 1 to 1024 bytes"},
 		{name: "a long key", body: `{"else":[{"get":"` + strings.Repeat("k", 1025) + `"}]}`, status: 400,
 			says: "else[0]: key: 1025 bytes"},
 		{name: "two operations in one", body: `{"then":[{"set":"a","remove":"a"}]}`, status: 400,
@@ -84,8 +88,9 @@ func TestTxnRefuses(t *testing.T) {
 		{name: "no mark", body: `{"if":[{"key":"a","etag":"12"}]}`, status: 412, says: `if[0]: etag: "12" has no mark`},
 		{name: "a condition in the header", body: "{}", header: []string{"If-Match", "*"}, status: 400,
 			says: "If-Match: not supported by /txn"},
-		{name: "a get that is repeated", body: `{"else":[{"get":"a"}]}`, header: []string{"Idempotency-Key", "k"}, status: 400,
-			says: "get: with an Idempotency-Key"},
+		{name: "a get that is repeated", body: `{"else":[{"get":"a"}]}`, header: []string{"Idempotency-Key", "k"},
+			status: 400,
+			says:   "get: with an Idempotency-Key"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := Txn(newTxn(tt.body, tt.header...), testHistory)
@@ -97,7 +102,8 @@ func TestTxnRefuses(t *testing.T) {
 	}
 	query := newTxn("{}")
 	query.URL.RawQuery = "key=a"
-	if _, err := Txn(query, testHistory); err == nil || !strings.HasPrefix(err.Error(), "query: /txn takes no parameters") {
+	if _, err := Txn(query, testHistory); err == nil || !strings.HasPrefix(err.Error(),
+		"query: /txn takes no parameters") {
 		t.Errorf("with a query: got %v, want that it takes none", err)
 	}
 }

@@ -119,7 +119,8 @@ func TestAppendCommand(t *testing.T) {
 	}{
 		{name: "set", command: command.Command{Kind: command.Set, Pairs: pair("k", "v w")},
 			result: command.Result{Index: 12}, want: "set key=\"k\" value=\"v w\" index=12 term=2\n"},
-		{name: "a line for each key", command: command.Command{Kind: command.Remove, Pairs: append(pair("a", ""), pair("b", "")...)},
+		{name: "a line for each key", command: command.Command{Kind: command.Remove, Pairs: append(pair("a", ""), pair("b",
+			"")...)},
 			result: command.Result{Index: 12}, want: "remove key=\"a\" index=12 term=2\nremove key=\"b\" index=12 term=2\n"},
 		{name: "remove a prefix", command: command.Command{Kind: command.RemovePrefix, Pairs: pair("a/", "")},
 			result: command.Result{Index: 12, Removed: 3}, want: "remove prefix=\"a/\" removed=3 index=12 term=2\n"},

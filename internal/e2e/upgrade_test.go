@@ -21,8 +21,8 @@ import (
 // lastFormat1 is the last commit whose program knows cluster format 1 only.
 const lastFormat1 = "89641317d39e"
 
-// TestFormat1: what the last program of format 1 has left, a volume with a snapshot and a log behind it, and a backup, is
-// read as it was meant, and stays of format 1 until something newer is used.
+// TestFormat1: what the last program of format 1 has left, a volume with a snapshot and a log behind it, and a backup,
+// is read as it was meant, and stays of format 1 until something newer is used.
 func TestFormat1(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -58,7 +58,8 @@ func TestFormat1(t *testing.T) {
 	if status, err := n.Status(); err != nil || status.Format != 1 {
 		t.Errorf("format: got %d, %v, want 1", status.Format, err)
 	}
-	txn := n.Definite(t, http.MethodPost, "/txn", `{"if":[{"key":"raw","value64":"/wA="}],"then":[{"set":"new","value":"1"}]}`)
+	txn := n.Definite(t, http.MethodPost, "/txn",
+		`{"if":[{"key":"raw","value64":"/wA="}],"then":[{"set":"new","value":"1"}]}`)
 	if txn.Status != http.StatusOK || !strings.HasPrefix(txn.Body, `{"branch":"then"`) {
 		t.Errorf("a transaction: got %d %q, want that its condition holds", txn.Status, txn.Body)
 	}
@@ -90,9 +91,9 @@ func buildOld(t *testing.T) (binary string) {
 	return filepath.Join(dir, "old")
 }
 
-// TestRollingUpgrade: a cluster of the last program of format 1 is upgraded under load, node by node, then taken back, and
-// upgraded again. Each write and read in between is done or safely refused; what only the newer program knows waits for
-// the last member, whose name the client gets.
+// TestRollingUpgrade: a cluster of the last program of format 1 is upgraded under load, node by node, then taken back,
+// and upgraded again. Each write and read in between is done or safely refused; what only the newer program knows
+// waits for the last member, whose name the client gets.
 func TestRollingUpgrade(t *testing.T) {
 	t.Parallel()
 	slow(t)
@@ -112,7 +113,8 @@ func TestRollingUpgrade(t *testing.T) {
 	txn := func() testkit.Answer {
 		t.Helper()
 		leader, _ := testkit.Leader(t, nodes...)
-		a, err := testkit.Send(http.DefaultClient, leader.Request(t, http.MethodPost, "/txn", `{"then":[{"set":"txn","value":"1"}]}`))
+		a, err := testkit.Send(http.DefaultClient, leader.Request(t, http.MethodPost, "/txn",
+			`{"then":[{"set":"txn","value":"1"}]}`))
 		if err != nil {
 			t.Fatalf("/txn: %v", err)
 		}
@@ -208,8 +210,8 @@ func startLoad(t *testing.T, nodes []*testkit.Node) *load {
 	return l
 }
 
-// increment sets the counter to n if it still has the ETag, and returns whether that was done. The idempotency key makes
-// it safe to repeat what has no answer, at any node.
+// increment sets the counter to n if it still has the ETag, and returns whether that was done. The idempotency key
+// makes it safe to repeat what has no answer, at any node.
 func (l *load) increment(nodes []*testkit.Node, turn int, n int64, etag string) (done bool) {
 	for again := range 1000 {
 		target := fmt.Sprintf("/set?key=counter&value=%d", n)

@@ -135,7 +135,8 @@ var all = []fault{
 	}},
 	{"joins that are refused", nothing, 0, true, refusedJoins},
 	{"power cut of all", ownDisks, 0, false, func(w *hand) error { return w.powerCut(w.nodes...) }},
-	{"power cut of a majority", ownDisks, 0, false, func(w *hand) error { return w.powerCut(w.shuffled()[:len(w.nodes)/2+1]...) }},
+	{"power cut of a majority", ownDisks, 0, false,
+		func(w *hand) error { return w.powerCut(w.shuffled()[:len(w.nodes)/2+1]...) }},
 	{"slow disk of one", ownDisks, 0, true, func(w *hand) error {
 		n, err := w.leader()
 		if err == nil && w.random.IntN(2) == 0 {

@@ -85,7 +85,8 @@ func (v *versions) keep(servers []raft.Server) {
 }
 
 func describeVersion(info *Info) string {
-	return fmt.Sprintf("%s (version %s, which knows format %d)", info.NodeID, cmp.Or(info.Version, "unknown"), formatOf(info))
+	return fmt.Sprintf("%s (version %s, which knows format %d)", info.NodeID, cmp.Or(info.Version, "unknown"),
+		formatOf(info))
 }
 
 // requireFormat returns nil when a command that needs this cluster format may be proposed. If

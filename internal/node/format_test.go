@@ -108,7 +108,8 @@ func TestFormatGate(t *testing.T) {
 
 	old := openNode(t, "n4", t.TempDir(), knows(1))
 	_, err := n1.Join(ctx, JoinRequest{ID: "n4", Address: old.RaftAddress()})
-	const want = "the cluster has format 2, too new for n4 (version unknown, which knows format 1): upgrade it, then join it"
+	const want = "the cluster has format 2, too new for n4 (version unknown, which knows format 1): " +
+		"upgrade it, then join it"
 	if !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), want) {
 		t.Errorf("join of an older node: got %v, want ErrConflict: … %s", err, want)
 	}

@@ -73,8 +73,9 @@ func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
 		}
 	}
 	if j.ID == n.config.ID && len(servers) == 1 && string(servers[0].Address) == j.Address {
-		return Joined{}, fmt.Errorf("%w: %s is this node, which is alone in its cluster; send the request to a member of the "+
-			"cluster that it is to join", ErrConflict, j.ID)
+		return Joined{},
+			fmt.Errorf("%w: %s is this node, which is alone in its cluster; send the request to a member of the "+
+				"cluster that it is to join", ErrConflict, j.ID)
 	}
 	adopted, err := n.adopt(ctx, i, j, present)
 	if err != nil {

@@ -467,7 +467,8 @@ func TestMembersChangeDuringAJoin(t *testing.T) {
 	if _, err := nodes[0].Leave(context.Background(), "n5"); err != nil {
 		t.Fatalf("n5 leaves: %v", err)
 	}
-	if err := <-joined; !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), "taken out, or moved, by another request") {
+	if err := <-joined; !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(),
+		"taken out, or moved, by another request") {
 		t.Errorf("the join of n5, which was taken out: got %v, want ErrConflict", err)
 	}
 	if got := nodes[0].Info().MemberIDs; !slices.Equal(got, []string{"n1", "n2", "n3"}) {

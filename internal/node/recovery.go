@@ -65,6 +65,7 @@ func (n *Node) recoveredCluster(v *storage.Volume, recovery *raft.Configuration,
 			return id, err
 		}
 	}
-	return id, fmt.Errorf("%s: %s at %s has made no cluster to be a member of within %v (%s): start it with the same file first, "+
-		"or leave it out of all of them", storage.RecoveryFile, first.ID, first.Address, n.config.recovery, reason)
+	return id,
+		fmt.Errorf("%s: %s at %s has made no cluster to be a member of within %v (%s): start it with the same file first, "+
+			"or leave it out of all of them", storage.RecoveryFile, first.ID, first.Address, n.config.recovery, reason)
 }

@@ -40,8 +40,9 @@ type Info struct {
 	MemberIDs     []string `json:"memberIds"`
 	RecoveredFrom string   `json:"recoveredFrom,omitempty"` // the cluster before a recovery
 
-	VolumeID     string                  `json:"volumeId"`               // empty: it was made by an older version
-	Acknowledged map[string]Acknowledged `json:"acknowledged,omitempty"` // by the other members, as far as this node has heard
+	VolumeID string `json:"volumeId"` // empty: it was made by an older version
+	// Acknowledged is what this node has heard of the other members.
+	Acknowledged map[string]Acknowledged `json:"acknowledged,omitempty"`
 
 	SnapshotBytes uint64 `json:"snapshotBytes"` // received or written since its start: grows while an install goes on
 

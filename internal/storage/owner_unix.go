@@ -12,8 +12,8 @@ import (
 	"syscall"
 )
 
-// checkOwner returns an error if raft.db or something in snapshots/ is another user's. A node that root has started once,
-// by mistake, leaves files that the node's own user can't remove or write to; it would go on until it has to.
+// checkOwner returns an error if raft.db or something in snapshots/ is another user's. A node that root has started
+// once, by mistake, leaves files that the node's own user can't remove or write to; it would go on until it has to.
 func checkOwner(dir string) error {
 	check := func(path string, info fs.FileInfo) error {
 		stat, ok := info.Sys().(*syscall.Stat_t)

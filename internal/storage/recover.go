@@ -21,7 +21,8 @@ import (
 )
 
 // RecoveryFile in the volume names the members that are left when a majority is lost for good, in the format that
-// Consul, Nomad and Vault document (raft.ReadConfigJSON, which checks less). It is used once, at the start, and renamed.
+// Consul, Nomad and Vault document (raft.ReadConfigJSON, which checks less). It is used once, at the start, and
+// renamed.
 const RecoveryFile = "peers.json"
 
 // recoveryMember is one member in RecoveryFile.
@@ -177,8 +178,8 @@ func (v *Volume) FinishRecovery() error {
 	return v.ForgetRecovery()
 }
 
-// ForgetRecovery drops the note of a recovery that is over: done, or given up by taking RecoveryFile away. What stays is
-// from which cluster the present one was recovered.
+// ForgetRecovery drops the note of a recovery that is over: done, or given up by taking RecoveryFile away. What stays
+// is from which cluster the present one was recovered.
 func (v *Volume) ForgetRecovery() error {
 	former, chosen, err := v.Recovery()
 	if err != nil {

@@ -58,8 +58,8 @@ func TestReadRecovery(t *testing.T) {
 	}
 }
 
-// TestRecoveryIsOfOneCluster: an ID that was chosen stays when the recovery is done again, and the former one is kept when
-// it is over; a recovery that is given up before leaves nothing.
+// TestRecoveryIsOfOneCluster: an ID that was chosen stays when the recovery is done again, and the former one is kept
+// when it is over; a recovery that is given up before leaves nothing.
 func TestRecoveryIsOfOneCluster(t *testing.T) {
 	dir, _ := testVolume(t, 3)
 	with := func(do func(v *Volume)) {

@@ -91,7 +91,8 @@ func Lock(dir string) (io.Closer, error) {
 }
 
 // IsNew reports whether dir holds no volume yet. Snapshots without a raft.db are an error: that is a volume which
-// lost its log, and a new one in its place would forget the term and the vote of this node. So are another user's files.
+// lost its log, and a new one in its place would forget the term and the vote of this node. So are another user's
+// files.
 func IsNew(dir string) (bool, error) {
 	if err := checkOwner(dir); err != nil {
 		return false, err
