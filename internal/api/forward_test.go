@@ -42,11 +42,10 @@ func TestForwardingIsTheRequest(t *testing.T) {
 			if f.Ask != tt.ask {
 				t.Errorf("ask: got %v, want %v", f.Ask, tt.ask)
 			}
-			reader, ok := f.Reader()
-			if again, ok2 := f.Reader(); !ok || !ok2 { // nothing of the body was read
+			_, ok := f.Reader()
+			reader, again := f.Reader() // nothing of the body was read
+			if !ok || !again {
 				t.Fatal("got no reader")
-			} else {
-				reader = again
 			}
 			wire, err := io.ReadAll(reader)
 			if err != nil || f.Length >= 0 && f.Length != int64(len(wire)) || !f.Begun() {

@@ -134,8 +134,9 @@ func TestJoinerDoesNotReachTheLeader(t *testing.T) {
 	other := openNode(t, "other", t.TempDir()) // what answers at the address, as 127.0.0.1 does on another machine
 	var leads atomic.Value                     // where the joiner gets to when it dials n1; empty: nowhere
 	leads.Store("")
-	dial := func(ctx context.Context, address string) (net.Conn, error) {
-		if address = leads.Load().(string); address == "" {
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		address := leads.Load().(string)
+		if address == "" {
 			return nil, errors.New("no route to host")
 		}
 		return new(net.Dialer).DialContext(ctx, "tcp", address)
