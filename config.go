@@ -30,6 +30,7 @@ type config struct {
 	join              []string
 	nonvoter          bool
 	snapshotThreshold uint64
+	snapshotBytes     uint64
 	electionTimeout   time.Duration
 	logLevel          string
 	logFormat         string // text or json
@@ -119,6 +120,14 @@ var variables = []variable{
 			c.snapshotThreshold, err = strconv.ParseUint(v, 10, 64)
 			if err != nil || c.snapshotThreshold < 1 || c.snapshotThreshold > math.MaxInt64 {
 				return errors.New("want a whole number of at least 1")
+			}
+			return nil
+		}},
+	{"RAFT_SNAPSHOT_BYTES", "67108864", "bytes of such entries, or of the data if those are more, that do the same",
+		func(c *config, v string) (err error) {
+			c.snapshotBytes, err = strconv.ParseUint(v, 10, 63)
+			if err != nil || c.snapshotBytes < 1<<20 {
+				return errors.New("want a number of bytes of at least 1048576")
 			}
 			return nil
 		}},

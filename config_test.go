@@ -28,7 +28,7 @@ func TestConfig(t *testing.T) {
 		volume:            filepath.Join("data", "n1"),
 		httpAddress:       "127.0.0.1:8000",
 		raftAddress:       "127.0.0.1:9000",
-		snapshotThreshold: 8192,
+		snapshotThreshold: 8192, snapshotBytes: 64 << 20,
 		electionTimeout:   500 * time.Millisecond,
 		logLevel:          "debug",
 		logFormat:         "text",
@@ -133,6 +133,7 @@ func TestConfigRefuses(t *testing.T) {
 		"RAFT_SUFFRAGE":           {"Voter", "none", "read"},
 		"RAFT_SERVER_HOST":        {"0.0.0.0", "::", "127.0.0.1:9000", "a b", "a/b"},
 		"RAFT_ELECTION_TIMEOUT":   {"500", "49ms", "61s", "-1s", "soon", "0"},
+		"RAFT_SNAPSHOT_BYTES":     {"0", "1048575", "64MiB", "-1", "9223372036854775808"},
 		"RAFT_SNAPSHOT_THRESHOLD": {"0", "-1", "1.5", "many", "9223372036854775808", "18446744073709551616"},
 		"LOG_LEVEL":               {"INFO", "trace", "panic", "loud", "info "},
 		"LOG_FORMAT":              {"JSON", "logfmt", "json "},
@@ -225,7 +226,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	t.Setenv("RAFT_SERVER_PORT", "0")
 	t.Setenv("RAFT_VOLUME_DIR", filepath.Join(t.TempDir(), "new", "volume"))
 	for _, name := range []string{"RAFT_NODE_ID", "HTTP_SERVER_HOST", "HTTP_SERVER_NAMES", "RAFT_SERVER_HOST",
-		"RAFT_ELECTION_TIMEOUT", "RAFT_SNAPSHOT_THRESHOLD", "LOG_LEVEL"} {
+		"RAFT_ELECTION_TIMEOUT", "RAFT_SNAPSHOT_THRESHOLD", "RAFT_SNAPSHOT_BYTES", "LOG_LEVEL"} {
 		t.Setenv(name, "")
 	}
 	ctx, cancel := context.WithCancel(t.Context())

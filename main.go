@@ -141,6 +141,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		HTTPAddress:       s.listener.Addr().String(),
 		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,
+		SnapshotBytes:     c.snapshotBytes,
 		ElectionTimeout:   c.electionTimeout,
 		RaftLog:           console.NewRaftLogger(lines, c.logLevel, format),
 		Logf:              s.log.Infof,

@@ -161,6 +161,7 @@ func (n *Node) watch() {
 		n.checkVolume()
 		n.checkAddress(n.life.ctx)
 		n.checkReplicas(n.life.ctx)
+		n.boundLog()
 		i := n.current.Load()
 		servers := i.servers()
 		n.port.RequireNamed(n.machine.Format() >= 2) // every member names itself and the node that it means

@@ -48,6 +48,8 @@ type StateMachine interface {
 	HashAt(index uint64) (hash [32]byte, ok bool)
 	// Format is the cluster format, which a RaiseFormat command raises.
 	Format() int
+	// Size is how many bytes its keys and values are.
+	Size() int
 	// Len is how many keys it holds.
 	Len() int
 	// Reset empties it. Called only while no raft instance uses it.
@@ -67,6 +69,7 @@ type Config struct {
 	HTTPAddress       string        // host:port that HTTP listens on; the host may be unspecified
 	HTTPURL           string        // where clients reach that; empty: at HTTPAddress, or the host of RaftAddress
 	SnapshotThreshold uint64        // entries in the log before a snapshot is taken
+	SnapshotBytes     uint64        // the same in bytes, or the size of the data if that is more: see boundLog
 	ElectionTimeout   time.Duration // without a leader before an election; at least 50 ms
 	RaftLog           hclog.Logger  // raft's own lines
 	Logf, Warnf       func(format string, args ...any)
@@ -108,6 +111,7 @@ type Node struct {
 	versions  versions    // of the other members
 
 	acknowledged acknowledged // by the other members
+	snapshotting atomic.Bool  // boundLog has raft take a snapshot
 	leader       leaderURL
 	health       health
 	serving      serving
@@ -125,6 +129,7 @@ type instance struct {
 	log       raft.LogStore // as raft sees it
 	transport *peer.Transport
 	volume    *storage.Volume
+	trailing  atomic.Uint64 // raft's TrailingLogs, as boundLog has set them; 0: it has not yet
 }
 
 // stop ends raft. Raft waits for its calls to other nodes, up to 10 s for one that
@@ -161,6 +166,9 @@ const writeLimit = 20 * time.Second
 // snapshotCheck is how often raft looks whether a snapshot is due (at random,
 // between this and twice this).
 const snapshotCheck = 5 * time.Second
+
+// logCacheBytes bounds the entries that are kept in memory, for followers that are a little behind.
+const logCacheBytes = 16 << 20
 
 // Open opens the raft port and the volume and starts raft. A node whose volume is
 // empty bootstraps itself as a cluster of one, unless it is to Join others.
@@ -312,10 +320,7 @@ func (n *Node) start() error {
 	n.machine.Reset()
 	config := n.raftConfig()
 	t := peer.NewTransport(n.port.Stream(), n.config.RaftLog, config.HeartbeatTimeout/4)
-	cache, err := raft.NewLogCache(512, v.Log)
-	if err != nil {
-		return errors.Join(err, t.Close(), v.Close())
-	}
+	cache := storage.NewCache(v.Log, logCacheBytes)
 	starting.watch(v)
 	r, err := newRaft(config, n.machine, v, cache, t, recovery)
 	if aborted := starting.end(v); aborted != nil {
@@ -358,6 +363,9 @@ func (n *Node) raftConfig() *raft.Config {
 	c.SnapshotInterval = snapshotCheck
 	c.SnapshotThreshold = n.config.SnapshotThreshold
 	c.TrailingLogs = n.config.SnapshotThreshold
+	// For each AppendEntries raft reads so many entries, of which only those are sent that
+	// fit (peer.Transport): with large ones, more would be read for nothing.
+	c.MaxAppendEntries = 16
 	c.ShutdownOnRemove = false // a removed node stays, quiet, and can be joined again
 	c.NoLegacyTelemetry = true
 	// Apply does not wait for raft to take an entry: raft writes those of a batch

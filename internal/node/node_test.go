@@ -85,6 +85,7 @@ func (m machine) WaitApplied(ctx context.Context, index uint64) error {
 func (m machine) Hash() (uint64, [32]byte)             { return m.store.Hash() }
 func (m machine) HashAt(index uint64) ([32]byte, bool) { return m.store.HashAt(index) }
 func (m machine) Format() int                          { return m.store.Format() }
+func (m machine) Size() int                            { return m.store.Size() }
 func (m machine) Len() int                             { return m.store.Len() }
 func (m machine) Reset() {
 	if f := m.reset.Load(); f != nil {
@@ -179,6 +180,7 @@ func tryOpen(t testing.TB, id, dir string, mutate ...func(*Config)) (*testNode, 
 		RaftAddress:       freeAddress(t),
 		HTTPAddress:       "127.0.0.1:1",
 		SnapshotThreshold: 8192,
+		SnapshotBytes:     64 << 20,
 		ElectionTimeout:   600 * time.Millisecond,
 		RaftLog:           hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Debug, Output: log}),
 		Logf:              log.printf,

@@ -11,7 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Transport is raft's network transport, changed in five ways because raft 1.7.3 leaves these things to its users.
+// Transport is raft's network transport, changed in six ways because raft 1.7.3 leaves these things to its users.
 //
 // Heartbeats are kept off the fast path (net_transport.go: SetHeartbeatHandler). There, a heartbeat of a newer term
 // raises the term on the connection's own goroutine while the leader's loop stamps an entry with it: an entry of a
@@ -27,6 +27,9 @@ import (
 //
 // Every call is of a Target. Raft passes the ID of the member that it calls, of which its transport makes no use, and
 // credits the answer to that ID: a name or an address that leads to another member would make that one count twice.
+//
+// An AppendEntries carries maxAppendBytes of entries, or one that is larger. Raft sends up to 64 of them, of any size,
+// and gives them 10 s: with large values over a slow link they never arrive in time, and are sent again for ever.
 //
 // TimeoutNow returns in a bounded time, because raft takes no entries until it has.
 type Transport struct {
@@ -46,6 +49,22 @@ const (
 	appendRetryLimit = time.Minute
 	appendRetryDelay = 50 * time.Millisecond
 )
+
+// maxAppendBytes is how many bytes of entries an AppendEntries carries at most, if it has more than one.
+const maxAppendBytes = 1 << 20
+
+// shorten leaves out of args what is beyond maxAppendBytes. Raft goes by the entries that it finds there when the call
+// has returned, and sends the others next (replication.go: replicateTo, updateLastAppended).
+func shorten(args *raft.AppendEntriesRequest) {
+	size := 0
+	for k, entry := range args.Entries {
+		size += len(entry.Data) + len(entry.Extensions)
+		if k > 0 && size > maxAppendBytes {
+			args.Entries = args.Entries[:k]
+			return
+		}
+	}
+}
 
 // TimeoutNowLimit is how long a TimeoutNow may take.
 const TimeoutNowLimit = time.Second
@@ -77,6 +96,7 @@ func (*Transport) SetHeartbeatHandler(func(raft.RPC)) {}
 // AppendEntries implements raft.Transport.
 func (t *Transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest,
 	response *raft.AppendEntriesResponse) error {
+	shorten(args)
 	heartbeat := args.PrevLogEntry == 0 && len(args.Entries) == 0 && args.LeaderCommitIndex == 0
 	stillLeads := func() bool {
 		leads := t.leads.Load()

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ type Log struct {
 	writeTimeout time.Duration         // for one write, before the disk counts as hung
 	retainAfter  func() (index uint64) // compaction keeps every entry above it
 	last         atomic.Uint64         // index of the last entry, as the end marker has it
+	sizes        *sizes                // of its entries
 	onAppend     func()                // called when entries were stored; must not block
 	entryFormat  func([]byte) int      // Options.EntryFormat
 	format       uint64                // that the volume states; used by writers of the log alone
@@ -62,6 +64,7 @@ func newLog(disk LogAndStable, last uint64, retainAfter func() uint64, o Options
 		onFatal:      o.Fatal,
 		writeTimeout: o.WriteTimeout,
 		retainAfter:  retainAfter,
+		sizes:        cmp.Or(o.sizes, new(sizes)),
 		onAppend:     o.OnAppend,
 		entryFormat:  o.EntryFormat,
 		onWrite:      o.OnWrite,
@@ -84,6 +87,12 @@ func (l *Log) FirstIndex() (uint64, error) {
 
 // Last returns the index of the last entry. Unlike raft's own LastIndex, it never blocks.
 func (l *Log) Last() uint64 { return l.last.Load() }
+
+// BytesAbove returns about how many bytes the entries above index take, rather more than less.
+func (l *Log) BytesAbove(index uint64) uint64 { return l.sizes.above(index) }
+
+// IndexBefore returns an index above which the entries take at most so many bytes, by the megabyte; 0: all do.
+func (l *Log) IndexBefore(bytes uint64) uint64 { return l.sizes.from(bytes) }
 
 // LastIndex implements raft.LogStore.
 func (l *Log) LastIndex() (uint64, error) { return l.last.Load(), nil }
@@ -123,6 +132,9 @@ func (l *Log) StoreLogs(logs []*raft.Log) error {
 	last := logs[len(logs)-1].Index
 	l.raiseFormat(logs)
 	l.write("append to the log", func() error { return appendLogs(l.disk, logs, last) })
+	for _, log := range logs {
+		l.sizes.add(log.Index, entrySize(log))
+	}
 	l.last.Store(last)
 	l.onAppend()
 	return nil
@@ -167,12 +179,14 @@ func (l *Log) DeleteRange(low, high uint64) error {
 			return l.disk.DeleteRange(low, last)
 		})
 		l.last.Store(end)
+		l.sizes.deleted(low, last)
 		return nil
 	}
 	if high = min(high, l.retainAfter()); high < low {
 		return nil
 	}
 	l.write("compact the log", func() error { return l.disk.DeleteRange(low, high) })
+	l.sizes.deleted(low, high)
 	return nil
 }
 

@@ -34,9 +34,11 @@ type Snapshots struct {
 	written atomic.Uint64 // bytes of state, over all snapshots
 	failure atomic.Pointer[error]
 	aborted atomic.Bool
-	newest  atomic.Int64                          // of Newest
-	onDone  func(bytes int64, took time.Duration) // Options.OnSnapshot; nil: none
-	onRead  atomic.Pointer[func() error]
+	newest  atomic.Int64 // of Newest
+
+	newestIndex atomic.Uint64                         // of NewestIndex
+	onDone      func(bytes int64, took time.Duration) // Options.OnSnapshot; nil: none
+	onRead      atomic.Pointer[func() error]
 
 	mu      sync.Mutex          // guards damaged
 	damaged map[string]struct{} // IDs of those that usable could not open
@@ -129,7 +131,8 @@ func (s *Snapshots) create(version raft.SnapshotVersion, index, term uint64, con
 	}
 	now := time.Now()
 	size := int64(len(header))
-	return &pacedSink{SnapshotSink: sink, snapshots: s, file: file, began: now, created: now, size: size}, nil
+	return &pacedSink{SnapshotSink: sink, snapshots: s, file: file, began: now, created: now, size: size,
+		index: index}, nil
 }
 
 // List implements raft.SnapshotStore. It leaves out a snapshot whose metadata contradict its own name, and those that
@@ -195,6 +198,9 @@ func (s *snapshotState) Read(b []byte) (int, error) {
 // install is going on, it grows.
 func (s *Snapshots) Written() uint64 { return s.written.Load() }
 
+// NewestIndex returns the last index of the newest snapshot; 0: there is none.
+func (s *Snapshots) NewestIndex() uint64 { return s.newestIndex.Load() }
+
 // Newest returns how many bytes the newest snapshot takes; 0: there is none.
 func (s *Snapshots) Newest() int64 { return s.newest.Load() }
 
@@ -219,6 +225,7 @@ func (s *Snapshots) usable() (*raft.SnapshotMeta, error) {
 		if err == nil {
 			_ = state.Close()
 			s.newest.Store(meta.Size)
+			s.newestIndex.Store(meta.Index)
 			return meta, nil
 		}
 		s.mu.Lock()
@@ -347,7 +354,8 @@ type pacedSink struct {
 	began     time.Time
 	created   time.Time
 	size      int64 // bytes so far
-	ended     bool  // by Close or Cancel, which both may be called again
+	index     uint64
+	ended     bool // by Close or Cancel, which both may be called again
 }
 
 // snapshotStep is how many bytes of a snapshot are synced at once, and snapshotPause bounds the pause after it.
@@ -384,6 +392,7 @@ func (p *pacedSink) Close() error {
 	case !p.ended:
 		p.snapshots.failure.Store(nil)
 		p.snapshots.newest.Store(p.size)
+		p.snapshots.newestIndex.Store(p.index)
 		if p.snapshots.onDone != nil {
 			p.snapshots.onDone(p.size, time.Since(p.created))
 		}

@@ -63,6 +63,8 @@ type Options struct {
 	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
 	Progress func(fraction float64) error
 
+	sizes *sizes // of the entries that Open finds
+
 	Wrap func(LogAndStable) LogAndStable // for tests: puts a disk that fails below the log; nil: none
 }
 
@@ -187,6 +189,7 @@ func Open(dir string, o Options) (*Volume, error) {
 	}
 	snaps.onDone = o.OnSnapshot
 	v := &Volume{Snapshots: snaps, dir: dir}
+	o.sizes = new(sizes)
 	var end, format uint64
 	if v.Cluster, end, format, err = checkVolume(dir, o, snaps); err != nil {
 		return nil, err
@@ -273,7 +276,7 @@ func checkVolume(dir string, o Options, snaps *Snapshots) (cluster ClusterID, en
 		if format, err = readFormat(bolt, o.MaxFormat); err != nil {
 			return err
 		}
-		end, err = checkLog(bolt, snaps, o.part(0.5, 1))
+		end, err = checkLog(bolt, snaps, o.sizes, o.part(0.5, 1))
 		return err
 	})
 	return cluster, end, format, err
@@ -316,8 +319,8 @@ func readFormat(bolt raft.StableStore, maxFormat int) (format uint64, err error)
 }
 
 // checkLog verifies every entry, and that the log together with the newest readable snapshot rebuilds all that the
-// node ever had. It returns the last index.
-func checkLog(bolt raft.LogStore, snaps *Snapshots, progress func(fraction float64) error) (end uint64, err error) {
+// node ever had. It returns the last index, and adds the entries to sizes, unless that is nil.
+func checkLog(bolt raft.LogStore, snaps *Snapshots, sizes *sizes, progress func(fraction float64) error) (end uint64, err error) {
 	if end, err = readEnd(bolt); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -363,6 +366,9 @@ func checkLog(bolt raft.LogStore, snaps *Snapshots, progress func(fraction float
 		}
 		if err != nil {
 			return 0, fmt.Errorf("%w: entry %d: %w", ErrCorrupt, index, err)
+		}
+		if sizes != nil {
+			sizes.add(index, entrySize(&entry))
 		}
 	}
 	return end, nil
