@@ -142,6 +142,9 @@ func (c *pool) RoundTrip(r *http.Request) (*http.Response, error) {
 	return c.transport.Load().RoundTrip(r)
 }
 
+// CloseIdleConnections is that of http.Client.
+func (c *pool) CloseIdleConnections() { c.transport.Load().CloseIdleConnections() }
+
 // renew has no call use again a connection that is there: its preface carries a former cluster ID. That holds also for
 // those that a call uses now and that become idle later.
 func (c *pool) renew() { c.transport.Swap(c.open()).CloseIdleConnections() }
@@ -288,7 +291,7 @@ func (p *Port) Close() error {
 		_ = p.server.Close()
 	}
 	for _, pool := range p.pools {
-		pool.transport.Load().CloseIdleConnections()
+		pool.CloseIdleConnections()
 	}
 	p.done.Wait()
 	if errors.Is(err, net.ErrClosed) {
