@@ -29,10 +29,10 @@ func TestConfig(t *testing.T) {
 		httpAddress:       "127.0.0.1:8000",
 		raftAddress:       "127.0.0.1:9000",
 		snapshotThreshold: 8192, snapshotBytes: 64 << 20,
-		electionTimeout:   500 * time.Millisecond,
-		logLevel:          "debug",
-		logFormat:         "text",
-		gcBallast:         true,
+		electionTimeout: 500 * time.Millisecond,
+		logLevel:        "debug",
+		logFormat:       "text",
+		gcBallast:       true,
 	}
 	unset := make(environment)
 	for _, v := range variables {
