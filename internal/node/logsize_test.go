@@ -28,7 +28,8 @@ func TestLogIsBoundedInBytes(t *testing.T) {
 			return n.current.Load().volume.Log.BytesAbove(0) < 20<<20
 		})
 		if info, err := os.Stat(filepath.Join(n.config.Dir, "raft.db")); err != nil || info.Size() > 48<<20 {
-			t.Errorf("%s: raft.db: got %v, %d MiB, want much less than the 60 that were written", n.config.ID, err, info.Size()>>20)
+			t.Errorf("%s: raft.db: got %v, %d MiB, want much less than the 60 that were written",
+				n.config.ID, err, info.Size()>>20)
 		}
 	}
 	checkReplicas(t, nodes...)
