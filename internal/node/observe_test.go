@@ -29,7 +29,7 @@ func TestLeadersAreCountedOnce(t *testing.T) {
 	}
 }
 
-// TestViewsAreOfMembers: who was taken out is forgotten, and everyone when the node leads no more.
+// TestViewsAreOfMembers: a member that was taken out is forgotten, and all are when the node leads no more.
 func TestViewsAreOfMembers(t *testing.T) {
 	o := newObserved()
 	n2, n3 := raft.Server{ID: "n2"}, raft.Server{ID: "n3"}
