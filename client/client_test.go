@@ -268,14 +268,22 @@ func TestContext(t *testing.T) {
 		{name: "while busy", answer: busy, want: ErrNotApplied},
 		{name: "while unclear", answer: lost, want: ErrUnknown},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		if tt.ended {
+		// A context that ends while an attempt is under way leaves its outcome unknown. On a busy machine that may
+		// happen several times, before one ends between two attempts.
+		for again := 0; ; again++ {
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			if tt.ended {
+				cancel()
+			}
+			_, err := newClient(t, Config{Endpoints: []string{newFake(t, tt.answer).URL}}).Set(ctx, "k", []byte("v"))
 			cancel()
-		}
-		_, err := newClient(t, Config{Endpoints: []string{newFake(t, tt.answer).URL}}).Set(ctx, "k", []byte("v"))
-		cancel()
-		if !errors.Is(err, tt.want) || !errors.Is(err, ctx.Err()) {
-			t.Errorf("%s: got %v, want %v and %v", tt.name, err, tt.want, ctx.Err())
+			if errors.Is(err, tt.want) && errors.Is(err, ctx.Err()) {
+				break
+			}
+			if again == 20 || tt.ended || !errors.Is(err, ErrUnknown) {
+				t.Errorf("%s: got %v, want %v and %v", tt.name, err, tt.want, ctx.Err())
+				break
+			}
 		}
 	}
 }
