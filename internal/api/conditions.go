@@ -8,19 +8,29 @@ import (
 	"raftkv/internal/command"
 )
 
+// errUnmarked is the Error for an ETag without a mark, in the header or member of that name.
+func errUnmarked(name, tag string) error {
+	return Errorf(http.StatusPreconditionFailed, `%s: "%s" has no mark of the history that it belongs to, `+
+		`as ETags of older versions of raftkv: nothing was done; get the key again, and send the ETag that it has then`,
+		name, tag)
+}
+
 // checkKeysOf returns an error for ETags in a condition of several keys: to which of them one
 // belongs can't be said there.
 func checkKeysOf(c *command.Command) error {
 	if len(c.Pairs) < 2 || c.Options == nil {
 		return nil
 	}
-	for name, condition := range map[string]command.Condition{"If-Match": c.Match, "If-None-Match": c.NoneMatch} {
-		if len(condition.Indexes) > 0 {
-			return badRequest("%s: with %d keys it takes only *, as an ETag is of one key; "+
-				"send a condition for each key to /txn", name, len(c.Pairs))
-		}
+	name := "If-Match"
+	switch {
+	case len(c.Match.Indexes) > 0:
+	case len(c.NoneMatch.Indexes) > 0:
+		name = "If-None-Match"
+	default:
+		return nil
 	}
-	return nil
+	return badRequest("%s: with %d keys it takes only *, as an ETag is of one key; "+
+		"send a condition for each key to /txn", name, len(c.Pairs))
 }
 
 // maxETags bounds the ETags of one condition.
@@ -130,9 +140,7 @@ func condition(r *http.Request, h History, name string) (c command.Condition, er
 		}
 		index, unmarked := h.index(tag)
 		if unmarked && plain == nil {
-			plain = Errorf(http.StatusPreconditionFailed, `%s: "%s" has no mark of the history that it belongs to, `+
-				`as ETags of older versions of raftkv: nothing was done; get the key again, and send the ETag that it has then`,
-				name, tag)
+			plain = errUnmarked(name, tag)
 		}
 		if c.Indexes = append(c.Indexes, index); len(c.Indexes) > maxETags {
 			return c, badRequest("%s: more than %d ETags; send fewer", name, maxETags)

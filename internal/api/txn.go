@@ -186,8 +186,7 @@ func (c *txnCondition) compare(h History) (compare command.Compare, err error) {
 		}
 		index, unmarked := h.index(tag)
 		if unmarked {
-			return compare, Errorf(http.StatusPreconditionFailed, "etag: %q has no mark of the history that it belongs to: "+
-				"nothing was done; get the key again, and send the ETag that it has then", tag)
+			return compare, errUnmarked("etag", tag)
 		}
 		compare.What, compare.Index = command.HasIndex, index
 	}

@@ -69,37 +69,12 @@ func (n *Node) Health() Health {
 	}
 }
 
-// setMembers sets the line about voters that do not answer.
-func (h *health) setMembers(line string) {
+// set sets one of the lines of h that stand alone; it reports whether that is a new problem.
+func (h *health) set(field *string, line string) (begins bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.members = line
-}
-
-// setSpace sets the line about the disk; it reports whether that is a new problem.
-func (h *health) setSpace(line string) (begins bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	begins = h.space == "" && line != ""
-	h.space = line
-	return begins
-}
-
-// setSnapshots sets the line about snapshots that fail; it reports whether that is a new problem.
-func (h *health) setSnapshots(line string) (begins bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	begins = h.snapshots == "" && line != ""
-	h.snapshots = line
-	return begins
-}
-
-// setAddress sets the line about the address; it reports whether that is a new problem.
-func (h *health) setAddress(line string) (begins bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	begins = h.address == "" && line != ""
-	h.address = line
+	begins = *field == "" && line != ""
+	*field = line
 	return begins
 }
 
@@ -213,7 +188,7 @@ func (n *Node) checkSpace() {
 		line = fmt.Sprintf("the disk of %s has %d MiB left: make room, for the first write that fails ends this node",
 			n.config.Dir, free>>20)
 	}
-	if n.health.setSpace(line) {
+	if n.health.set(&n.health.space, line) {
 		n.config.Warnf("%s", line)
 	}
 }
@@ -231,7 +206,7 @@ func (n *Node) checkVolume() {
 	if err := i.volume.Snapshots.Failure(); err != nil {
 		line = fmt.Sprintf("the last snapshot could not be written, and the log grows until one is: %v", err)
 	}
-	if n.health.setSnapshots(line) {
+	if n.health.set(&n.health.snapshots, line) {
 		n.config.Warnf("%s", line)
 	}
 }
@@ -255,7 +230,7 @@ func (n *Node) checkReplicas(ctx context.Context) {
 	if leads {
 		line = voterWarning(all)
 	}
-	n.health.setMembers(line)
+	n.health.set(&n.health.members, line)
 	n.observed.keep(leads, servers)
 	for _, found := range all {
 		if leads {

@@ -388,7 +388,7 @@ func TestTransferToALaggingOne(t *testing.T) {
 		Nonvoter: true}); err != nil {
 		t.Fatal(err)
 	}
-	n3.health.setSpace("nearly full")
+	n3.health.set(&n3.health.space, "nearly full")
 	servers = append(servers, raft.Server{ID: "n3", Address: raft.ServerAddress(n3.RaftAddress()), Suffrage: raft.Voter})
 	if to, err := n1.successor(context.Background(), i, servers, "", 0); err != nil || to.ID != "n3" {
 		t.Errorf("of one that lags and one that is full: got %s, %v, want n3", to.ID, err)

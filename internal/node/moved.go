@@ -22,7 +22,7 @@ func (n *Node) checkAddress(ctx context.Context) {
 				"or send /join?nodeId=%s with its new one to the leader", own.ID, own.Address, n.port.Address(), err, own.ID)
 		}
 	}
-	if n.health.setAddress(line) {
+	if n.health.set(&n.health.address, line) {
 		n.config.Warnf("%s", line)
 	}
 }

@@ -166,7 +166,7 @@ func TestFailedLeaderGivesUp(t *testing.T) {
 	nodes[0].join(t, nodes[2])
 	last := nodes[0].set(t, "a", "1")
 	waitFor(t, "all have all", func() bool { return nodes[1].applied() >= last && nodes[2].applied() >= last })
-	nodes[1].health.setSpace("nearly full")
+	nodes[1].health.set(&nodes[1].health.space, "nearly full")
 	mend := make(chan struct{})
 	disk.hang.Store(&mend)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
