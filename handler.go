@@ -276,7 +276,7 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
-	item, ok := h.store.Get(key)
+	item, lease, ok := h.store.GetLeased(key)
 	if !ok {
 		return api.Errorf(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
 	}
@@ -285,6 +285,7 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	}
 	etag := h.history().ETag(item.Index)
 	w.Header().Set("ETag", etag)
+	api.SetLeaseHeaders(w, lease)
 	if api.NotModified(r, etag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
