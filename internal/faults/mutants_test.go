@@ -700,6 +700,19 @@ var unitMutants = []unitMutant{
 		edit: edit{"client/client.go",
 			`	timer := time.AfterFunc(idleTimeout, `,
 			`	timer := time.AfterFunc(time.Hour, `}},
+	// Strangers over HTTP.
+	{name: "a link changes what it leads to by a name", run: "TestFromBrowser",
+		edit: edit{"internal/api/origin.go",
+			`	if !reads(r) && fromBrowser(r) {`,
+			`	if false {`}},
+	{name: "a page passes for Node.js", run: "TestFromBrowser",
+		edit: edit{"internal/api/origin.go",
+			` && r.Header.Get("Sec-Fetch-Mode") != ""`,
+			``}},
+	{name: "a POST to the path of a read is a read", run: "TestFromBrowser",
+		edit: edit{"internal/api/origin.go",
+			`	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && readPaths`,
+			`	return readPaths`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not
