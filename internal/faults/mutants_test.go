@@ -700,6 +700,15 @@ var unitMutants = []unitMutant{
 		edit: edit{"client/client.go",
 			`	timer := time.AfterFunc(idleTimeout, `,
 			`	timer := time.AfterFunc(time.Hour, `}},
+	// A start in bounded memory, of a volume that may change.
+	{name: "a closing node waits for what a fault has left locked", run: "TestChangedWhileOpen",
+		edit: edit{"internal/storage/volume.go",
+			`	if err := v.guarded.faulted.Load(); err != nil {`,
+			`	if err := v.guarded.faulted.Load(); false {`}},
+	{name: "a replay is read far ahead of the state machine", run: "TestReplayIsReadInPieces",
+		edit: edit{"internal/node/replay.go",
+			`index <= raft.CommitIndex() {`,
+			`index > raft.CommitIndex() {`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not

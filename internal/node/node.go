@@ -320,7 +320,8 @@ func (n *Node) start() error {
 	n.machine.Reset()
 	config := n.raftConfig()
 	t := peer.NewTransport(n.port.Stream(), n.config.RaftLog, config.HeartbeatTimeout/4)
-	cache := storage.NewCache(v.Log, logCacheBytes)
+	replayed := &replay{Log: v.Log, machine: n.machine, limit: replayBytes}
+	cache := storage.NewCache(replayed, logCacheBytes)
 	starting.watch(v)
 	r, err := newRaft(config, n.machine, v, cache, t, recovery)
 	if aborted := starting.end(v); aborted != nil {
@@ -340,6 +341,7 @@ func (n *Node) start() error {
 	if err != nil {
 		return errors.Join(err, t.Close(), v.Close())
 	}
+	replayed.raft.Store(r)
 	i := &instance{raft: r, log: cache, transport: t, volume: v}
 	t.SetStillLeads(func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }

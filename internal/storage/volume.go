@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -32,9 +31,10 @@ type Volume struct {
 	Cluster   ClusterID // the cluster whose entries the volume holds
 	ID        string    // of this volume, random; empty: it was made before volumes had one
 
-	dir    string
-	bolt   *raftboltdb.BoltStore
-	opened [2]fs.FileInfo // the directory and raft.db, as they were when they were opened
+	dir     string
+	bolt    *raftboltdb.BoltStore
+	guarded *guarded       // bolt, for all that is under the log
+	opened  [2]fs.FileInfo // the directory and raft.db, as they were when they were opened
 }
 
 // ClusterID is the identity of a cluster (see peer.ClusterID).
@@ -215,7 +215,8 @@ func Open(dir string, o Options) (*Volume, error) {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrCorrupt, err), v.bolt.Close())
 	}
 	v.ID = string(id)
-	var disk LogAndStable = v.bolt
+	v.guarded = &guarded{disk: v.bolt}
+	var disk LogAndStable = v.guarded
 	if o.Wrap != nil {
 		disk = o.Wrap(disk)
 	}
@@ -248,8 +249,14 @@ func (v *Volume) Check() error {
 // paths are those of the directory and of raft.db.
 func (v *Volume) paths() [2]string { return [2]string{v.dir, boltPath(v.dir)} }
 
-// Close closes raft.db. No method of Log may be called afterwards.
-func (v *Volume) Close() error { return v.bolt.Close() }
+// Close closes raft.db. No method of Log may be called afterwards. After a fault it stays open: bbolt's locks may be
+// held, and the error is that of the fault.
+func (v *Volume) Close() error {
+	if err := v.guarded.faulted.Load(); err != nil {
+		return *err
+	}
+	return v.bolt.Close()
+}
 
 // part returns Progress for the part of Open from one fraction to another, nil without Progress.
 func (o Options) part(from, to float64) func(fraction float64) error {
@@ -421,16 +428,4 @@ func syncDir(dir string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
-}
-
-// guard runs f and turns a panic, and a fault in bbolt's memory map, into an error. It covers the calling goroutine
-// only, which is why checkBolt has to run before bbolt, whose panics are partly in others.
-func guard(f func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", ErrCorrupt, p)
-		}
-	}()
-	return f()
 }
