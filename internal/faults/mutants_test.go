@@ -85,7 +85,7 @@ var unitMutants = []unitMutant{
 	{name: "an aborted start is damage", run: "TestOpenReportsProgress",
 		edit: edit{"internal/storage/boltcheck.go",
 			`	if c.stopped != nil {
-		return c.stopped
+		return 0, c.stopped
 	}
 	if _,`,
 			`	if _,`}},
@@ -709,6 +709,22 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/node/replay.go",
 			`index <= raft.CommitIndex() {`,
 			`index > raft.CommitIndex() {`}},
+	{name: "a copy of raft.db is renamed unseen", run: "TestCompactCopyDiffers",
+		edit: edit{"internal/storage/compact.go",
+			`		{"compare", func() error { return compareBolt(dir, o) }},`,
+			`		{"compare", func() error { return nil }},`}},
+	{name: "a copy of raft.db is renamed before it is on disk", run: "TestCompactCrash",
+		edit: edit{"internal/storage/compact.go",
+			`		{"sync", func() error { return syncFile(compactPath(dir)) }},`,
+			``}},
+	{name: "a copy that a crash has left stays", run: "TestCompactCrash",
+		edit: edit{"internal/storage/volume.go",
+			`	if err := removeCompacted(dir); err != nil {`,
+			`	if false {`}},
+	{name: "a compaction fills the disk", run: "TestCompact",
+		edit: edit{"internal/storage/compact.go",
+			`	case left < used+compactSpare:`,
+			`	case left < 0:`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not

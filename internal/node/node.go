@@ -297,6 +297,7 @@ func (n *Node) start() error {
 		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
 		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
 		Wrap:         n.config.disk,
+		Logf:         n.config.Logf,
 		Progress:     starting.verified,
 	})
 	if err != nil {
