@@ -85,7 +85,7 @@ var unitMutants = []unitMutant{
 	{name: "an aborted start is damage", run: "TestOpenReportsProgress",
 		edit: edit{"internal/storage/boltcheck.go",
 			`	if c.stopped != nil {
-		return c.stopped
+		return 0, c.stopped
 	}
 	if _,`,
 			`	if _,`}},
@@ -805,6 +805,31 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/connlimit/host.go",
 			`min(n, maxFiles()*part/whole)`,
 			`n`}},
+	// A start in bounded memory, of a volume that may change.
+	{name: "a closing node waits for what a fault has left locked", run: "TestChangedWhileOpen",
+		edit: edit{"internal/storage/volume.go",
+			`	if err := v.guarded.faulted.Load(); err != nil {`,
+			`	if err := v.guarded.faulted.Load(); false {`}},
+	{name: "a replay is read far ahead of the state machine", run: "TestReplayIsReadInPieces",
+		edit: edit{"internal/node/replay.go",
+			`index <= raft.CommitIndex() {`,
+			`index > raft.CommitIndex() {`}},
+	{name: "a copy of raft.db is renamed unseen", run: "TestCompactCopyDiffers",
+		edit: edit{"internal/storage/compact.go",
+			`		{"compare", func() error { return compareBolt(dir, o) }},`,
+			`		{"compare", func() error { return nil }},`}},
+	{name: "a copy of raft.db is renamed before it is on disk", run: "TestCompactCrash",
+		edit: edit{"internal/storage/compact.go",
+			`		{"sync", func() error { return syncFile(compactPath(dir)) }},`,
+			``}},
+	{name: "a copy that a crash has left stays", run: "TestCompactCrash",
+		edit: edit{"internal/storage/volume.go",
+			`	if err := removeCompacted(dir); err != nil {`,
+			`	if false {`}},
+	{name: "a compaction fills the disk", run: "TestCompact",
+		edit: edit{"internal/storage/compact.go",
+			`	case left < used+compactSpare:`,
+			`	case left < 0:`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not

@@ -303,6 +303,7 @@ func (n *Node) start() error {
 		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
 		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
 		Wrap:         n.config.disk,
+		Logf:         n.config.Logf,
 		Progress:     starting.verified,
 	})
 	if err != nil {
@@ -326,7 +327,8 @@ func (n *Node) start() error {
 	n.machine.Reset()
 	config := n.raftConfig()
 	t := peer.NewTransport(n.port.Stream(), n.config.RaftLog, config.HeartbeatTimeout/4)
-	cache := storage.NewCache(v.Log, logCacheBytes)
+	replayed := &replay{Log: v.Log, machine: n.machine, limit: replayBytes}
+	cache := storage.NewCache(replayed, logCacheBytes)
 	starting.watch(v)
 	r, err := newRaft(config, n.machine, v, cache, t, recovery)
 	if aborted := starting.end(v); aborted != nil {
@@ -346,6 +348,7 @@ func (n *Node) start() error {
 	if err != nil {
 		return errors.Join(err, t.Close(), v.Close())
 	}
+	replayed.raft.Store(r)
 	i := &instance{raft: r, log: cache, transport: t, volume: v}
 	t.SetStillLeads(func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }
