@@ -701,6 +701,24 @@ var unitMutants = []unitMutant{
 			`	timer := time.AfterFunc(idleTimeout, `,
 			`	timer := time.AfterFunc(time.Hour, `}},
 
+	// Lists.
+	{name: "a list goes on behind its end", run: "TestListOptions",
+		edit: edit{"internal/api/list.go",
+			`, q.Until != "" && key >= q.Until:`,
+			`:`}},
+	{name: "a list does not tell that more follows", run: "TestListOptions",
+		edit: edit{"internal/api/list.go",
+			`		if n > q.Limit {`,
+			`		if n > q.Limit+1 {`}},
+	{name: "a condition of several keys that are read is ignored", run: "TestGetSeveral",
+		edit: edit{"internal/api/request.go",
+			`rejectHeaders(r, "If-Match", "If-None-Match"); err`,
+			`rejectHeaders(r); err`}},
+	{name: "a watch of one key has others", run: "TestWatchOfOneKey",
+		edit: edit{"internal/api/stream.go",
+			`			if q.Key == "" {`,
+			`			if true {`}},
+
 	// Keys that end.
 	{name: "a key that was set again expires", run: "TestExpire",
 		edit: edit{"internal/kv/leases.go",
