@@ -877,6 +877,16 @@ var unitMutants = []unitMutant{
 		edit: edit{"handler.go", `	if !h.labOn {`, `	if false {`}},
 	{name: "the lab through a proxy", run: "TestLabRequests",
 		edit: edit{"internal/api/request.go", `	if !fromThisMachine(r) {`, `	if false {`}},
+	{name: "the size of the log is looked at every 2 s", run: "TestLogIsBoundedInBytes",
+		edit: edit{"internal/node/commit.go",
+			`	n.logGrew()`,
+			``}},
+	{name: "snapshots write at the same time", run: "TestPacer",
+		edit: edit{"internal/storage/snapshots.go",
+			`	p.mu.Lock()
+	defer p.mu.Unlock()
+	began := time.Now()`,
+			`	began := time.Now()`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not
