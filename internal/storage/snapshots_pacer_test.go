@@ -2,6 +2,7 @@ package storage
 
 import (
 	"bytes"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,6 +21,12 @@ func TestPacer(t *testing.T) {
 				_ = p.Step(func() error {
 					if now := writing.Add(1); now > most.Load() {
 						most.Store(now)
+					}
+					for range 100 { // the others get the chance
+						runtime.Gosched()
+						if now := writing.Load(); now > most.Load() {
+							most.Store(now)
+						}
 					}
 					steps.Add(1)
 					writing.Add(-1)
