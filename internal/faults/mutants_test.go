@@ -185,8 +185,8 @@ var unitMutants = []unitMutant{
 			``}},
 	{name: "no snapshot is due for the bytes of the log", run: "TestLogIsBoundedInBytes",
 		edit: edit{"internal/node/logsize.go",
-			`NewestIndex()) <= limit ||`,
-			`NewestIndex()) > 0 ||`}},
+			`log.BytesAbove(newest) <= limit ||`,
+			`log.BytesAbove(newest) > 0 ||`}},
 	{name: "the log behind a snapshot has any size", run: "TestLogIsBoundedInBytes",
 		edit: edit{"internal/node/logsize.go",
 			`	if last := log.Last(); log.BytesAbove(0) > limit {`,
@@ -837,11 +837,9 @@ var unitMutants = []unitMutant{
 			`	case true:`}},
 	{name: "the cache has entries before an installed snapshot", run: "TestDiscardOnInstall",
 		edit: edit{"internal/storage/cache.go",
-			`	c.mu.Unlock()
+			`	c.empty()
 	log.Discard(index, term)`,
-			`	c.mu.Unlock()
-	c.entries[index] = &raft.Log{Index: index}
-	log.Discard(index, term)`}},
+			`	log.Discard(index, term)`}},
 	{name: "what follows an installed snapshot is refused", run: "TestInstalledSnapshotHasItsLastEntry",
 		edit: edit{"internal/node/replay.go",
 			`	if at, term := l.newest(); index == at &&`,
@@ -877,6 +875,16 @@ var unitMutants = []unitMutant{
 		edit: edit{"handler.go", `	if !h.labOn {`, `	if false {`}},
 	{name: "the lab through a proxy", run: "TestLabRequests",
 		edit: edit{"internal/api/request.go", `	if !fromThisMachine(r) {`, `	if false {`}},
+	{name: "the size of the log is looked at every 2 s", run: "TestLogIsBoundedInBytes",
+		edit: edit{"internal/node/commit.go",
+			`	n.logGrew()`,
+			``}},
+	{name: "snapshots write at the same time", run: "TestPacer",
+		edit: edit{"internal/storage/snapshots.go",
+			`	p.mu.Lock()
+	defer p.mu.Unlock()
+	began := time.Now()`,
+			`	began := time.Now()`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not

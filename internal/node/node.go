@@ -116,8 +116,9 @@ type Node struct {
 	members   *members    // calls to other nodes
 	versions  versions    // of the other members
 
-	acknowledged acknowledged // by the other members
-	snapshotting atomic.Bool  // boundLog has raft take a snapshot
+	acknowledged acknowledged  // by the other members
+	snapshotting atomic.Bool   // boundLog has raft take a snapshot
+	due          chan struct{} // of capacity 1: the log has grown beyond its bound, see watchLog
 	leader       leaderURL
 	health       health
 	serving      serving
@@ -202,6 +203,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		membership: make(chan struct{}, 1),
 
 		transferred: make(chan struct{}, 1),
+		due:         make(chan struct{}, 1),
 		forwards:    make(chan struct{}, maxForwards),
 
 		idleTimer: time.NewTimer(idleAfterOne),
@@ -240,6 +242,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	port.Serve(n.rpcHandler(), n.term)
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)
+	n.life.background.Go(n.watchLog)
 	n.life.background.Go(n.watchTransfers)
 	n.life.background.Go(n.joinByItself)
 	n.life.background.Go(n.expireKeys)
