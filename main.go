@@ -95,7 +95,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case <-ctx.Done():
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 		s.log.Info("Shutting down; interrupt again to exit immediately")
-		return s.stop()
+		defer s.console.Close()
+		if err = s.stop(); err == nil {
+			s.log.Info("Stopped")
+		}
+		return err
 	case err = <-s.node.Failed():
 	case err = <-s.served:
 	}
@@ -175,7 +179,6 @@ const (
 // stop shuts a running node down: it hands leadership over, drains the requests that are
 // under way, and closes raft, its port and the volume, in this order.
 func (s *service) stop() error {
-	defer s.console.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()
 	if err := s.node.StepDown(ctx); err != nil {

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
@@ -39,7 +40,10 @@ type Log struct {
 	format       uint64                // that the volume states; used by writers of the log alone
 
 	onRead  atomic.Pointer[func(index uint64) error]
-	onWrite func(time.Duration) // Options.OnWrite
+	onWrite func(time.Duration)                 // Options.OnWrite
+	onVote  func(term uint64, candidate string) // Options.OnVote
+
+	voteTerm uint64 // that was saved last; used by raft's main loop alone
 }
 
 // LogAndStable is what Log needs of raft-boltdb. Tests put failing disks here.
@@ -68,6 +72,7 @@ func newLog(disk LogAndStable, last uint64, retainAfter func() uint64, o Options
 		onAppend:     o.OnAppend,
 		entryFormat:  o.EntryFormat,
 		onWrite:      o.OnWrite,
+		onVote:       o.OnVote,
 	}
 	l.last.Store(last)
 	return l
@@ -193,6 +198,12 @@ func (l *Log) DeleteRange(low, high uint64) error {
 // Set implements raft.StableStore.
 func (l *Log) Set(key, value []byte) error {
 	l.write("save "+string(key), func() error { return setStable(l.disk, key, value) })
+	switch { // raft saves the term of a vote first (raft.go: persistVote)
+	case bytes.Equal(key, keyLastVoteTerm):
+		l.voteTerm = binary.BigEndian.Uint64(value)
+	case bytes.Equal(key, keyLastVoteCand) && l.onVote != nil:
+		l.onVote(l.voteTerm, string(value))
+	}
 	return nil
 }
 
