@@ -1300,3 +1300,15 @@ func BenchmarkHandler(b *testing.B) {
 		})
 	}
 }
+
+// TestLabIsOff: a node that was not started with RAFT_LAB=1 neither cuts a link nor ends.
+func TestLabIsOff(t *testing.T) {
+	s := startOne(t)
+	for _, query := range []string{"", "do=heal", "do=cut", "do=kill"} {
+		a := ask(t, s, "/lab?"+query)
+		if err := oneLineNaming(a, "RAFT_LAB=1"); err != nil || a.status != http.StatusForbidden {
+			t.Fatalf("/lab?%s: got %d (%v), want 403", query, a.status, err)
+		}
+	}
+	checkReplicas(t, s)
+}

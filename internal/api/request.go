@@ -325,3 +325,49 @@ func Transfer(r *http.Request) (nodeID string, err error) {
 	}
 	return values.nodeID()
 }
+
+// LabRequest is what is done to the links of a node, or to the node.
+type LabRequest struct {
+	Do      string // cut, heal or kill
+	From    string // ID of the member at the other end of the link; empty: all links
+	Out, In bool   // of a cut: what this node opens to the member, and what the member opens to it
+}
+
+// Lab parses a LabRequest. It refuses what does not come from this machine.
+func Lab(r *http.Request) (l LabRequest, err error) {
+	values, err := Parse(r, "do", "from", "way")
+	if err != nil {
+		return l, err
+	}
+	if !fromThisMachine(r) {
+		return l, Errorf(http.StatusForbidden, "the lab is for clients on the node's own machine, without a proxy: ask there")
+	}
+	if l.Do, err = values.Required("do"); err != nil {
+		return l, err
+	}
+	if l.Do != "cut" && l.Do != "heal" && l.Do != "kill" {
+		return l, badRequest("do: want cut, heal or kill")
+	}
+	way, err := values.StringOr("way", "both")
+	switch {
+	case err != nil:
+		return l, err
+	case way != "both" && way != "out" && way != "in":
+		return l, badRequest("way: want both, out (what this node opens to the other) or in (what the other opens to it)")
+	case values.Has("way") && l.Do != "cut":
+		return l, badRequest("way: only do=cut takes it; leave it out")
+	case values.Has("from") && l.Do == "kill":
+		return l, badRequest("from: do=kill takes none, it ends this node; leave it out")
+	}
+	l.Out, l.In = way != "in", way != "out"
+	if !values.Has("from") {
+		return l, nil
+	}
+	if l.From, err = values.Required("from"); err != nil {
+		return l, err
+	}
+	if err := CheckNodeID(l.From); err != nil {
+		return l, badRequest("from: %v", err)
+	}
+	return l, nil
+}

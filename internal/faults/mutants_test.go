@@ -748,6 +748,30 @@ var unitMutants = []unitMutant{
 		edit: edit{"client/client.go",
 			`	timer := time.AfterFunc(idleTimeout, `,
 			`	timer := time.AfterFunc(time.Hour, `}},
+
+	// The lab.
+	{name: "a cut leaves what is dialed", run: "TestCut",
+		edit: edit{"internal/peer/links.go", `	if p.links.covers(address, "") {`, `	if false {`}},
+	{name: "a cut leaves calls of a member", run: "TestCut",
+		edit: edit{"internal/peer/links.go",
+			`	if c.member = member; !c.links.covers("", member) {`,
+			`	if c.member = member; true {`}},
+	{name: "a cut leaves streams of a member", run: "TestCut",
+		edit: edit{"internal/peer/links.go", `	link.held = l.covers("", member)`, `	link.held = false`}},
+	{name: "a cut leaves open connections", run: "TestCutCloses",
+		edit: edit{"internal/peer/links.go",
+			`		if c.held || l.covers(c.address, c.member) {`,
+			`		if c.held {`}},
+	{name: "a heal leaves what was held", run: "TestCutCloses",
+		edit: edit{"internal/peer/links.go",
+			`		if c.held || l.covers(c.address, c.member) {`,
+			`		if l.covers(c.address, c.member) {`}},
+	{name: "the lab beyond loopback", run: "TestConfigRefuses",
+		edit: edit{"config.go", `		if c.lab && !api.IsLoopback(reached) {`, `		if c.lab && false {`}},
+	{name: "the lab without RAFT_LAB", run: "TestLabIsOff",
+		edit: edit{"handler.go", `	if !h.labOn {`, `	if false {`}},
+	{name: "the lab through a proxy", run: "TestLabRequests",
+		edit: edit{"internal/api/request.go", `	if !fromThisMachine(r) {`, `	if false {`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not

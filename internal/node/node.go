@@ -57,7 +57,7 @@ type StateMachine interface {
 }
 
 // Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL,
-// Dial and Progress are required.
+// Dial, Lab and Progress are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
@@ -74,6 +74,7 @@ type Config struct {
 	RaftLog           hclog.Logger  // raft's own lines
 	Logf, Warnf       func(format string, args ...any)
 	Dial              peer.Dialer // reaches the raft ports of other nodes; nil: TCP
+	Lab               bool        // links to other members can be cut (lab.go)
 
 	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
 	Progress func(fraction float64) error
@@ -182,6 +183,9 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	port.Advertise(config.Advertise)
 	if config.Dial != nil {
 		port.Dial = config.Dial
+	}
+	if config.Lab {
+		port.EnableLab()
 	}
 	config.catchUp, config.adopt = cmp.Or(config.catchUp, catchUpTimeout), cmp.Or(config.adopt, adoptTimeout)
 	config.recovery = cmp.Or(config.recovery, recoveryTimeout)
