@@ -231,5 +231,12 @@ func TestClusterScript(t *testing.T) {
 			t.Errorf("cluster.sh: its stdout has no line that matches %s", row)
 		}
 	}
+	// A thousand sets do not push the joins and elections off the screen.
+	script.WaitOutput(t, ` set key="1000" value="1000"`)
+	output := script.Stdout.String()
+	got := strings.Count(output, "set key=")
+	if got > 30 || !strings.Contains(output, " more lines like these, the last:") {
+		t.Errorf("cluster.sh: got %d lines about sets, want the first and the last of each node", got)
+	}
 	p.interrupt(t, script, 0)
 }
