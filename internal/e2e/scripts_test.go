@@ -168,8 +168,10 @@ func TestScriptsRefuseWrongUse(t *testing.T) {
 		{"./pump.sh", "0"}, {"./pump.sh", "-1"}, {"./pump.sh", "many"}, {"./pump.sh", "1000001"}, {"./pump.sh", "1.5"},
 		{"./pump.sh", "1", "localhost:8000"}, {"./pump.sh", "1", "ftp://localhost"},
 		{"./pump.sh", "1", "http://localhost:8000", "x"},
-		{"./startn1.sh", "--kep"}, {"./startn1.sh", "--keep", "x"}, {"./cluster.sh", "--kep"}, {"./cluster.sh", "--keep",
-			"x"},
+		{"./startn1.sh", "--kep"}, {"./startn1.sh", "--keep", "x"},
+		{"./cluster.sh", "--kep"}, {"./cluster.sh", "--keep", "x"},
+		{"./lesson.sh"}, {"./lesson.sh", "0"}, {"./lesson.sh", "10"}, {"./lesson.sh", "1", "--g"},
+		{"./lesson.sh", "1", "--go", "x"},
 	} {
 		wrong := p.run(t, "", command[0], command[1:]...)
 		wrong.WantExit(t, testkit.Bound, 2)
@@ -200,6 +202,27 @@ func (p place) interrupt(t *testing.T, script *testkit.Process, code int) {
 	for port := p.http; port < p.http+6; port++ {
 		if err := testkit.PortFree(strconv.Itoa(port)); err != nil {
 			t.Errorf("port %d after cluster.sh has ended: got %v, want it free", port, err)
+		}
+	}
+}
+
+// TestLessonScript: a lesson whose reader presses Enter before each command, and one who has had enough.
+func TestLessonScript(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	for _, tt := range []struct{ input, want, not string }{
+		{strings.Repeat("\n", 100), "\nPASS\n", "\u2717"},
+		{"\n", "\u2713 as the page has it", "\nPASS\n"},
+	} {
+		cmd := exec.Command("./lesson.sh", "2")
+		cmd.Dir, cmd.Env, cmd.Stdin = "../..", testkit.Environ(), strings.NewReader(tt.input)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		script := testkit.Start(t, cmd)
+		script.WaitEnd(t, 2*testkit.Bound)
+		out := script.Stdout.String()
+		succeeds := script.Cmd.ProcessState.Success()
+		if !strings.Contains(out, tt.want) || strings.Contains(out, tt.not) || succeeds == (tt.input == "\n") {
+			t.Errorf("lesson.sh 2: got %v and\n%s\nwant %q and no %q", script.Cmd.ProcessState, out, tt.want, tt.not)
 		}
 	}
 }
