@@ -28,14 +28,14 @@ const (
 // NewRaftLogger returns the logger of hashicorp/raft, which prints lines of at least level to out: as raft has them,
 // or as the JSON of go-hclog if that of format is JSON. It differs from raft in four ways:
 //
-//   - A line that comes again is printed once, and then every 30 s with how often. All lines about one member that
-//     can't be reached count as one.
+//   - A line that comes again is printed once, and then every 30 s with how often; one for debugging only once. All
+//     lines about one member that can't be reached count as one.
 //   - What is normal is no error: a member that is away is a warning, a connection that was closed is for debugging.
 //   - A pre-vote that a member did not answer is not "denied" (raft.go: runCandidate counts it as that).
 //   - Of "pre-vote received" and the line after it, which has the outcome, only the latter is printed.
-func NewRaftLogger(out io.Writer, level string, format logrus.Formatter) hclog.Logger {
+func NewRaftLogger(out io.Writer, level string, format logrus.Formatter) *RaftLogger {
 	_, isJSON := format.(*logrus.JSONFormatter)
-	return &raftLogger{
+	return &RaftLogger{
 		Logger: hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.LevelFromString(level), Output: out,
 			JSONFormat: isJSON}),
 		lines: &raftLines{now: time.Now, repeats: make(map[string]*repeat), ids: make(map[string]string),
@@ -43,31 +43,38 @@ func NewRaftLogger(out io.Writer, level string, format logrus.Formatter) hclog.L
 	}
 }
 
-// raftLogger is the logger of NewRaftLogger. Of the methods of hclog.Logger, raft 1.7.3 uses those that are here.
-type raftLogger struct {
+// RaftLogger is the logger of NewRaftLogger. Of the methods of hclog.Logger, raft 1.7.3 uses those that are here.
+type RaftLogger struct {
 	hclog.Logger
 	lines *raftLines // shared with the loggers of Named and With
 }
 
-func (l *raftLogger) Named(name string) hclog.Logger {
-	return &raftLogger{l.Logger.Named(name), l.lines}
+func (l *RaftLogger) Named(name string) hclog.Logger {
+	return &RaftLogger{l.Logger.Named(name), l.lines}
 }
-func (l *raftLogger) With(args ...any) hclog.Logger {
-	return &raftLogger{l.Logger.With(args...), l.lines}
+func (l *RaftLogger) With(args ...any) hclog.Logger {
+	return &RaftLogger{l.Logger.With(args...), l.lines}
 }
 
-func (l *raftLogger) Trace(message string, args ...any) { l.print(hclog.Trace, message, args) }
-func (l *raftLogger) Debug(message string, args ...any) { l.print(hclog.Debug, message, args) }
-func (l *raftLogger) Info(message string, args ...any)  { l.print(hclog.Info, message, args) }
-func (l *raftLogger) Warn(message string, args ...any)  { l.print(hclog.Warn, message, args) }
-func (l *raftLogger) Error(message string, args ...any) { l.print(hclog.Error, message, args) }
+// Silence has nothing printed from when it returns: the connections of a raft that was stopped end a little later.
+func (l *RaftLogger) Silence() {
+	l.lines.mu.Lock()
+	defer l.lines.mu.Unlock()
+	l.lines.silenced = true
+}
 
-func (l *raftLogger) print(level hclog.Level, message string, args []any) {
+func (l *RaftLogger) Trace(message string, args ...any) { l.print(hclog.Trace, message, args) }
+func (l *RaftLogger) Debug(message string, args ...any) { l.print(hclog.Debug, message, args) }
+func (l *RaftLogger) Info(message string, args ...any)  { l.print(hclog.Info, message, args) }
+func (l *RaftLogger) Warn(message string, args ...any)  { l.print(hclog.Warn, message, args) }
+func (l *RaftLogger) Error(message string, args ...any) { l.print(hclog.Error, message, args) }
+
+func (l *RaftLogger) print(level hclog.Level, message string, args []any) {
 	l.lines.mu.Lock()
 	defer l.lines.mu.Unlock()
 	message, args = l.lines.votes(message, args)
 	level = levelOf(level, message, args)
-	if message == "" || level < l.GetLevel() {
+	if message == "" || level < l.GetLevel() || l.lines.silenced {
 		return
 	}
 	if more, ok := l.lines.pass(level, message, args, l.ImpliedArgs()); ok {
@@ -83,7 +90,8 @@ type raftLines struct {
 	repeats    map[string]*repeat
 	ids        map[string]string // of members, by address
 	silent     map[string]bool   // IDs of members that could not be asked in this campaign
-	unanswered int               // pre-votes of this campaign
+	silenced   bool
+	unanswered int // pre-votes of this campaign
 }
 
 // repeat is a line that comes again and again.
@@ -133,6 +141,10 @@ func (r *raftLines) pass(level hclog.Level, message string, args, implied []any)
 	known.last = now
 	since := now.Sub(known.printed)
 	if since < repeatAfter {
+		return nil, false
+	}
+	if level <= hclog.Debug && !away { // a detail of another line that comes again
+		known.printed = now
 		return nil, false
 	}
 	more = []any{"repeated", known.times, "in", since.Round(time.Second)}

@@ -17,14 +17,14 @@ import (
 
 // raftConsole is a logger of raft whose clock the test moves.
 type raftConsole struct {
-	*raftLogger
+	*RaftLogger
 	out bytes.Buffer
 	now time.Time
 }
 
 func newRaftConsole(level, format string) *raftConsole {
 	c := &raftConsole{now: time.Unix(0, 0)}
-	c.raftLogger = NewRaftLogger(&c.out, level, Format(format)).(*raftLogger)
+	c.RaftLogger = NewRaftLogger(&c.out, level, Format(format))
 	c.lines.now = func() time.Time { return c.now }
 	return c
 }
@@ -110,7 +110,7 @@ func TestRepeatedElections(t *testing.T) {
 	c.now = c.now.Add(time.Second)
 	round(3)
 	const again = " repeated=30 in=30s"
-	c.want(t, "after 30 s", first[0]+":"+again, first[1]+again, first[2]+again)
+	c.want(t, "after 30 s", first[0]+":"+again, first[1]+again)
 	round(4)
 	c.want(t, "another term", strings.ReplaceAll(first[1], "=3", "=4"),
 		"[DEBUG] raft: pre-vote granted: from=n1 term=4 tally=1")
@@ -195,6 +195,16 @@ func TestLevels(t *testing.T) {
 	}
 }
 
+// TestSilence: what raft prints while its connections end does not follow the last line of a node.
+func TestSilence(t *testing.T) {
+	c := newRaftConsole("debug", "text")
+	named := c.Named("snapshot")
+	c.Silence()
+	c.Error("failed to decode incoming command", "error", net.ErrClosed)
+	named.Info("network transfer progress")
+	c.want(t, "after Silence")
+}
+
 // TestRaftConsoleJSON: the same lines as JSON objects, of named loggers too.
 func TestRaftConsoleJSON(t *testing.T) {
 	c := newRaftConsole("debug", "json")
@@ -221,4 +231,4 @@ func TestRaftConsoleJSON(t *testing.T) {
 	}
 }
 
-var _ hclog.Logger = (*raftLogger)(nil)
+var _ hclog.Logger = (*RaftLogger)(nil)

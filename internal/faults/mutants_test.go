@@ -171,6 +171,10 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/console/raft.go",
 			`	case level == hclog.Error && isClosed(arg(args, "error")):`,
 			`	case false:`}},
+	{name: "raft prints on after the last line", run: "TestSilence",
+		edit: edit{"internal/console/raft.go",
+			`	l.lines.silenced = true`,
+			`	l.lines.silenced = false`}},
 	{name: "a vote is printed before it is on disk", run: "TestVoteIsReported",
 		edit: edit{"internal/storage/log.go",
 			`	l.write("save "+string(key), func() error { return setStable(l.disk, key, value) })
