@@ -128,6 +128,7 @@ type Node struct {
 	auto      autojoin
 
 	observed *observed // for metrics
+	terms    terms     // for the console
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -308,6 +309,7 @@ func (n *Node) start() error {
 		EntryFormat:  command.EntryFormat,
 		MaxFormat:    command.Format,
 		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
+		OnVote:       n.voted,
 		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
 		Wrap:         n.config.disk,
 		Logf:         n.config.Logf,
@@ -365,7 +367,7 @@ func (n *Node) start() error {
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
 	})
 	n.current.Store(i)
-	n.observed.countLeaders(r)
+	n.observeLeaders(r)
 	return nil
 }
 
@@ -466,7 +468,7 @@ func (n *Node) RaftAddress() string { return n.port.Address() }
 func (n *Node) StepDown(ctx context.Context) error {
 	n.life.cancel()
 	_, err := n.Transfer(ctx, "")
-	if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrConflict) {
+	if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrConflict) || errors.Is(err, errRemoved) {
 		return nil
 	}
 	return err
