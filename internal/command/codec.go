@@ -214,6 +214,25 @@ func (c Condition) append(dst []byte) []byte {
 // The value of a Set is never nil.
 func Decode(entry []byte) ([]Command, error) {
 	d := decoder{entry: entry}
+	return d.batch()
+}
+
+// Check returns the error of Decode for entry, and keeps nothing of it. It takes a fraction of the time, and allocates
+// next to nothing.
+func Check(entry []byte) error {
+	d := decoder{entry: entry, check: true}
+	_, err := d.batch()
+	return err
+}
+
+// decoder reads an entry; the next byte is entry[at].
+type decoder struct {
+	entry []byte
+	at    int
+	check bool // nothing that was read is kept: see Check
+}
+
+func (d *decoder) batch() (batch []Command, err error) {
 	v, err := d.byte("version")
 	if err != nil {
 		return nil, err
@@ -225,18 +244,21 @@ func Decode(entry []byte) ([]Command, error) {
 	if err != nil {
 		return nil, err
 	}
-	batch := make([]Command, n)
-	for i := range batch {
-		if batch[i], err = d.command(); err != nil {
-			return nil, err
-		}
-	}
-	if d.at != len(entry) {
-		return nil, d.malformed("%d bytes after the last command", len(entry)-d.at)
+	if !d.check {
+		batch = make([]Command, 0, n)
 	}
 	needs := byte(entryV1)
-	for i := range batch {
-		needs = max(needs, byte(batch[i].Format()))
+	for range n {
+		c, err := d.command()
+		if err != nil {
+			return nil, err
+		}
+		if needs = max(needs, byte(c.Format())); !d.check {
+			batch = append(batch, c)
+		}
+	}
+	if d.at != len(d.entry) {
+		return nil, d.malformed("%d bytes after the last command", len(d.entry)-d.at)
 	}
 	if d.at = 0; v != needs {
 		return nil, d.malformed("version %d, but its commands are those of %d", v, needs)
@@ -244,10 +266,12 @@ func Decode(entry []byte) ([]Command, error) {
 	return batch, nil
 }
 
-// decoder reads an entry; the next byte is entry[at].
-type decoder struct {
-	entry []byte
-	at    int
+// text is b as a string, which Check has no use for.
+func (d *decoder) text(b []byte) string {
+	if d.check {
+		return ""
+	}
+	return string(b)
 }
 
 func (d *decoder) malformed(format string, args ...any) error {
@@ -339,10 +363,17 @@ func (d *decoder) condition() (Condition, error) {
 	if n == 0 {
 		return Condition{Any: true}, nil
 	}
-	indexes := make([]uint64, n)
-	for i := range indexes {
-		if indexes[i], err = d.uvarint("index"); err != nil {
+	var indexes []uint64
+	if !d.check {
+		indexes = make([]uint64, 0, n)
+	}
+	for range n {
+		index, err := d.uvarint("index")
+		if err != nil {
 			return Condition{}, err
+		}
+		if !d.check || len(indexes) == 0 { // one is enough for a condition that is not none
+			indexes = append(indexes, index)
 		}
 	}
 	return Condition{Indexes: indexes}, nil
@@ -357,18 +388,23 @@ func (d *decoder) pairs(values bool) ([]Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	pairs := make([]Pair, n)
-	for i := range pairs {
+	var pairs []Pair
+	if !d.check {
+		pairs = make([]Pair, 0, n)
+	}
+	for range n {
 		key, err := d.bytes("length of key", 1)
 		if err != nil {
 			return nil, err
 		}
-		pairs[i].Key = string(key)
-		if !values {
-			continue
+		p := Pair{Key: d.text(key)}
+		if values {
+			if p.Value, err = d.bytes("length of value", 0); err != nil {
+				return nil, err
+			}
 		}
-		if pairs[i].Value, err = d.bytes("length of value", 0); err != nil {
-			return nil, err
+		if !d.check {
+			pairs = append(pairs, p)
 		}
 	}
 	return pairs, nil
@@ -379,7 +415,7 @@ func (d *decoder) transaction() (*Transaction, error) {
 	n, err := d.count("number of conditions", 0, minCompare)
 	for ; n > 0 && err == nil; n-- {
 		var c Compare
-		if c, err = d.compare(); err == nil {
+		if c, err = d.compare(); err == nil && !d.check {
 			t.If = append(t.If, c)
 		}
 	}
@@ -404,7 +440,7 @@ func (d *decoder) compare() (c Compare, err error) {
 	if err != nil {
 		return c, err
 	}
-	c.Key = string(key)
+	c.Key = d.text(key)
 	switch c.What {
 	case HasIndex:
 		c.Index, err = d.uvarint("index")
@@ -430,8 +466,9 @@ func (d *decoder) operations() (ops []Operation, err error) {
 		if key, err = d.bytes("length of key", 1); err == nil && o.Op == OpSet {
 			o.Value, err = d.bytes("length of value", 0)
 		}
-		o.Key = string(key)
-		ops = append(ops, o)
+		if o.Key = d.text(key); !d.check {
+			ops = append(ops, o)
+		}
 	}
 	return ops, err
 }

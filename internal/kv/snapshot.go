@@ -178,3 +178,14 @@ func (s *Store) ReadSnapshot(r io.Reader) error {
 	s.replace(st)
 	return nil
 }
+
+// VerifySnapshot returns the error that ReadSnapshot would, and what Applied would be. It reads r to its end and keeps
+// no item.
+func VerifySnapshot(r io.Reader) (index, term uint64, err error) {
+	d := &decoder{r: bufio.NewReaderSize(r, snapshotBuffer), verify: true}
+	st := d.state()
+	if d.err != nil {
+		return 0, 0, fmt.Errorf("verify snapshot: %w", d.err)
+	}
+	return st.index, st.term, nil
+}

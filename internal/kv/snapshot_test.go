@@ -496,6 +496,18 @@ func TestWriteRefusesWhatCouldNotBeRead(t *testing.T) {
 	}
 }
 
+// checkVerified fails the test unless VerifySnapshot finds what ReadSnapshot did, which is in s.
+func checkVerified(t testing.TB, s *Store, snapshot []byte, want error) {
+	t.Helper()
+	index, term, err := VerifySnapshot(bytes.NewReader(snapshot))
+	if (err == nil) != (want == nil) || err != nil && errors.Unwrap(err).Error() != errors.Unwrap(want).Error() {
+		t.Errorf("VerifySnapshot: got %v, want %v", err, want)
+	}
+	if wantIndex, wantTerm := s.Applied(); err == nil && (index != wantIndex || term != wantTerm) {
+		t.Errorf("VerifySnapshot: got entry %d of term %d, want %d of %d", index, term, wantIndex, wantTerm)
+	}
+}
+
 // FuzzReadSnapshot reads the input as it is and, to get past the checksum, as
 // the body of a snapshot.
 func FuzzReadSnapshot(f *testing.F) {
@@ -513,7 +525,9 @@ func FuzzReadSnapshot(f *testing.F) {
 			s := New()
 			put(s, 9, "kept", "as it is")
 			before := dump(t, s)
-			if err := s.ReadSnapshot(bytes.NewReader(snapshot)); err != nil {
+			err := s.ReadSnapshot(bytes.NewReader(snapshot))
+			checkVerified(t, s, snapshot, err)
+			if err != nil {
 				if !errors.Is(err, ErrSnapshotVersion) && !errors.Is(err, ErrSnapshotDamaged) {
 					t.Fatalf("got %v, want one of the documented errors", err)
 				}

@@ -6,9 +6,10 @@
 // A Node is made of parts that are read one by one: batch.go has group commit, the way of a
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
 // followers learn at once what is committed; join.go, leave.go, adopt.go, autojoin.go and
-// transfer.go change the membership; status.go, health.go and serving.go report; rpc.go is how
-// nodes call each other, forward.go how a follower sends a request on to the leader, errors.go
-// what they may answer; life.go draws the states of a node.
+// transfer.go change the membership; gate.go checks what other nodes send to raft; status.go,
+// health.go and serving.go report; rpc.go is how nodes call each other, forward.go how a
+// follower sends a request on to the leader, errors.go what they may answer; life.go draws the
+// states of a node.
 package node
 
 import (
@@ -346,6 +347,7 @@ func (n *Node) start() error {
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
 	})
 	n.current.Store(i)
+	t.SetGate(n.gate(i))
 	n.observed.countLeaders(r)
 	return nil
 }

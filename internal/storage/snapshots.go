@@ -39,6 +39,7 @@ type Snapshots struct {
 	newestIndex atomic.Uint64                         // of NewestIndex
 	onDone      func(bytes int64, took time.Duration) // Options.OnSnapshot; nil: none
 	onRead      atomic.Pointer[func() error]
+	received    atomic.Pointer[Received] // of Receive, until raft takes it
 
 	mu      sync.Mutex          // guards damaged
 	damaged map[string]struct{} // IDs of those that usable could not open
@@ -104,6 +105,9 @@ func (s *Snapshots) Failure() error {
 // Create implements raft.SnapshotStore.
 func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
 	configurationIndex uint64, transport raft.Transport) (raft.SnapshotSink, error) {
+	if sink := s.takeReceived(snapshotHeader{index, term, configuration, configurationIndex}); sink != nil {
+		return sink, nil
+	}
 	sink, err := s.create(version, index, term, configuration, configurationIndex, transport)
 	if err != nil {
 		s.failure.Store(&err)
