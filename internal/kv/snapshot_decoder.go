@@ -16,8 +16,6 @@ type decoder struct {
 	crc uint32 // of what was read
 	buf []byte // that of the last bytes
 	err error
-
-	verify bool // items are not kept: see VerifySnapshot
 }
 
 func (d *decoder) damaged(format string, args ...any) {
@@ -92,11 +90,8 @@ func (d *decoder) items(into *data, applied uint64) {
 	last := ""
 	for i := uint64(0); i < count && d.err == nil; i++ {
 		key := string(d.bytes("key", maxSnapshotKey))
-		var item Item
-		if value := d.bytes("value", maxSnapshotValue); !d.verify {
-			item.Value = string(value)
-		}
-		item.Index = d.uvarint("index")
+		value := string(d.bytes("value", maxSnapshotValue))
+		item := Item{Value: value, Index: d.uvarint("index")}
 		switch {
 		case d.err != nil:
 		case i > 0 && key <= last:
@@ -104,9 +99,8 @@ func (d *decoder) items(into *data, applied uint64) {
 		case item.Index > applied:
 			d.damaged("key %d of %d was set at index %d, after %d", i+1, count, item.Index, applied)
 		default:
-			if last = key; !d.verify {
-				into.set(into.items.Load, key, item)
-			}
+			into.set(into.items.Load, key, item)
+			last = key
 		}
 	}
 }

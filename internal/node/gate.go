@@ -8,7 +8,6 @@ import (
 	"github.com/shirou/gopsutil/v4/disk"
 
 	"raftkv/internal/command"
-	"raftkv/internal/kv"
 	"raftkv/internal/peer"
 )
 
@@ -19,7 +18,7 @@ func (n *Node) gate(i *instance) *peer.Gate {
 		TermAt:       i.termAt,
 		CheckCommand: command.Check,
 		Receive: func(request *raft.InstallSnapshotRequest, members raft.Configuration, r io.Reader) (func(), error) {
-			return i.receive(request, members, r, n.config.Dir)
+			return n.receive(i, request, members, r)
 		},
 		Refused: n.config.Warnf,
 	}
@@ -51,18 +50,18 @@ func (i *instance) termAt(index uint64) (term uint64, ok bool) {
 }
 
 // receive implements Receive of peer.Gate.
-func (i *instance) receive(request *raft.InstallSnapshotRequest, members raft.Configuration, r io.Reader,
-	dir string) (discard func(), err error) {
-	if usage, err := disk.Usage(dir); err == nil && usage.Free < uint64(request.Size) {
+func (n *Node) receive(i *instance, request *raft.InstallSnapshotRequest, members raft.Configuration,
+	r io.Reader) (discard func(), err error) {
+	if usage, err := disk.Usage(n.config.Dir); err == nil && usage.Free < uint64(request.Size) {
 		return nil, fmt.Errorf("it has %d bytes, and the disk of the volume has %d left", request.Size, usage.Free)
 	}
 	received, err := i.volume.Snapshots.Receive(request.LastLogIndex, request.LastLogTerm, members,
-		request.ConfigurationIndex, i.transport, request.Size, r, func(state io.Reader) error {
-			index, term, err := kv.VerifySnapshot(state)
+		request.ConfigurationIndex, i.transport, request.Size, r, func(state io.Reader) (restore func(), err error) {
+			restore, index, term, err := n.machine.Prepare(state)
 			if err == nil && (index > request.LastLogIndex || term > request.LastLogTerm) {
 				err = fmt.Errorf("the data are those of entry %d of term %d", index, term)
 			}
-			return err
+			return restore, err
 		})
 	if err != nil {
 		return nil, err

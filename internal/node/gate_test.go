@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/command"
+	"raftkv/internal/kv"
 	"raftkv/internal/peer"
 )
 
@@ -74,6 +75,12 @@ func TestFaultyMember(t *testing.T) {
 			}
 		}
 		alone := raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{{ID: "n9", Address: "127.0.0.1:1"}}})
+		var later strings.Builder
+		store := kv.New()
+		store.Update(last+10, term, nil, func(tx *kv.Tx) { tx.Set("key 1", []byte("replaced")) })
+		if err := store.WriteSnapshot(&later); err != nil {
+			t.Fatal(err)
+		}
 		for _, test := range []struct {
 			name string
 			send func() error
@@ -102,6 +109,7 @@ func TestFaultyMember(t *testing.T) {
 					new(raft.AppendEntriesResponse))
 			}},
 			{"a snapshot that is none", install(func(*raft.InstallSnapshotRequest) {}, "not a snapshot")},
+			{"a snapshot of later entries than it states", install(func(*raft.InstallSnapshotRequest) {}, later.String())},
 			{"a snapshot of a former term", install(func(s *raft.InstallSnapshotRequest) { s.Term = term - 1 }, "x")},
 			{"an older snapshot", install(func(s *raft.InstallSnapshotRequest) { s.LastLogIndex = last - 1 }, "x")},
 			{"a snapshot without members", install(func(s *raft.InstallSnapshotRequest) { s.Configuration = nil }, "x")},

@@ -37,6 +37,9 @@ import (
 // may be called at any time, by several goroutines.
 type StateMachine interface {
 	raft.BatchingFSM
+	// Prepare reads a snapshot to its end and verifies it. restore does what Restore would with it, at once; index and
+	// term are those of Applied in it. It is called beside ApplyBatch, restore as Restore is.
+	Prepare(r io.Reader) (restore func(), index, term uint64, err error)
 	// Applied is the index and term of the last entry applied (a command or a change
 	// of the members), as the state machine itself counts it: raft's AppliedIndex
 	// means queued for it only.
@@ -387,8 +390,14 @@ type restorer struct {
 	err error // written by the goroutine of newRaft, until NewRaft returns
 }
 
-// Restore implements raft.FSM.
+// Restore implements raft.FSM. Raft's loop waits for it when a snapshot of the leader is installed: that was prepared.
 func (r *restorer) Restore(snapshot io.ReadCloser) error {
+	if w, ok := snapshot.(raft.ReadCloserWrapper); ok {
+		if state, ok := w.WrappedReadCloser().(*storage.PreparedState); ok {
+			state.Restore()
+			return nil
+		}
+	}
 	err := r.StateMachine.Restore(snapshot)
 	r.err = err
 	return err

@@ -65,7 +65,7 @@ func FuzzRaftPort(f *testing.F) {
 		TermAt:       func(uint64) (term uint64, ok bool) { return 7, true },
 		CheckCommand: command.Check,
 		Receive: func(_ *raft.InstallSnapshotRequest, _ raft.Configuration, r io.Reader) (func(), error) {
-			_, _, err := kv.VerifySnapshot(r)
+			_, err := kv.PrepareSnapshot(r)
 			return func() {}, err
 		},
 		Refused: func(string, ...any) {},

@@ -3,6 +3,7 @@ package peer
 import (
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -93,13 +94,19 @@ func TestSilentInstall(t *testing.T) {
 func TestInstallTakesThePlace(t *testing.T) {
 	gate, began, ended := receiver(t)
 	s := serve(t, gate)
+	var sending sync.WaitGroup
+	t.Cleanup(sending.Wait)
 	begin := func(term uint64) {
 		t.Helper()
-		if _, err := rawStream(t, s.LocalAddr()).Write(sentBy(t, func(n *raft.NetworkTransport) {
-			send(n, snapshotOf(2, term))
-		})); err != nil {
+		c := rawStream(t, s.LocalAddr())
+		if _, err := c.Write(sentBy(t, func(n *raft.NetworkTransport) { send(n, snapshotOf(1<<20, term)) })); err != nil {
 			t.Fatal(err)
 		}
+		sending.Go(func() { // it is never silent, and takes hours
+			for _, err := c.Write([]byte("x")); err == nil; _, err = c.Write([]byte("x")) {
+				time.Sleep(50 * time.Millisecond)
+			}
+		})
 	}
 	begin(8)
 	within(t, "the first one", began)

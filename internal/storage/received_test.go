@@ -20,9 +20,11 @@ func TestReceive(t *testing.T) {
 	servers := raft.Configuration{Servers: []raft.Server{{ID: "n1", Address: "127.0.0.1:9000"}}}
 	_, transport := raft.NewInmemTransport("127.0.0.1:9000")
 	state := strings.Repeat("state", 2<<20) // three steps of the sink
+	restored := 0
 	whole := func(r io.Reader) error { _, err := io.Copy(io.Discard, r); return err }
 	receive := func(size int, verify func(io.Reader) error) (*Received, error) {
-		return v.Snapshots.Receive(30, 2, servers, 1, transport, int64(size), strings.NewReader(state), verify)
+		return v.Snapshots.Receive(30, 2, servers, 1, transport, int64(size), strings.NewReader(state),
+			func(r io.Reader) (restore func(), err error) { return func() { restored++ }, verify(r) })
 	}
 	unfinished := func() int {
 		t.Helper()
@@ -82,11 +84,22 @@ func TestReceive(t *testing.T) {
 	if err != nil || n != int64(len(state)) {
 		t.Errorf("raft copies %d bytes, %v, want %d", n, err, len(state))
 	}
-	if err := errors.Join(received.Discard(), sink.Close()); err != nil {
+	if err := sink.Close(); err != nil {
 		t.Fatal(err)
 	}
-	meta, r, err := v.Snapshots.Open(sink.ID())
+	meta, r, err := v.Snapshots.Open(sink.ID()) // as raft does, to restore it
 	if err != nil {
+		t.Fatal(err)
+	}
+	if prepared, ok := r.(*PreparedState); !ok || meta.Index != 30 || meta.Size != int64(len(state)) {
+		t.Errorf("got a %T, %+v, want a *PreparedState", r, meta)
+	} else if prepared.Restore(); restored != 1 {
+		t.Error("it was not restored")
+	}
+	if err := received.Discard(); err != nil {
+		t.Fatal(err)
+	}
+	if meta, r, err = v.Snapshots.Open(sink.ID()); err != nil {
 		t.Fatal(err)
 	}
 	got, err := io.ReadAll(r)
@@ -100,4 +113,31 @@ func TestReceive(t *testing.T) {
 	if v.Snapshots.NewestIndex() != 30 {
 		t.Errorf("the newest snapshot is %d, want 30", v.Snapshots.NewestIndex())
 	}
+}
+
+// TestDiscardedState: what was prepared of a snapshot that raft has not restored is not restored when it is opened
+// later, with other content in the state machine.
+func TestDiscardedState(t *testing.T) {
+	dir, _ := testVolume(t, 20)
+	v := mustOpen(t, dir)
+	t.Cleanup(func() { _ = v.Close() })
+	servers := raft.Configuration{Servers: []raft.Server{{ID: "n1", Address: "127.0.0.1:9000"}}}
+	_, transport := raft.NewInmemTransport("127.0.0.1:9000")
+	received, err := v.Snapshots.Receive(30, 2, servers, 1, transport, 5, strings.NewReader("state"),
+		func(r io.Reader) (restore func(), err error) { _, err = io.ReadAll(r); return nil, err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	sink, err := v.Snapshots.Create(1, 30, 2, servers, 1, transport)
+	if err := errors.Join(err, sink.Close(), received.Discard()); err != nil {
+		t.Fatal(err)
+	}
+	_, r, err := v.Snapshots.Open(sink.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(r); err != nil || string(got) != "state" {
+		t.Errorf("got %q, %v, want the bytes", got, err)
+	}
+	_ = r.Close()
 }
