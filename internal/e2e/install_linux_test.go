@@ -114,7 +114,7 @@ func TestLeaderStoppedInAnInstall(t *testing.T) {
 	slow(t)
 	t.Parallel()
 	nodes := []*testkit.Node{nil, nil, nil}
-	env := []string{"RAFT_SNAPSHOT_THRESHOLD=20", "RAFT_ELECTION_TIMEOUT=2s"}
+	env := []string{"RAFT_SNAPSHOT_THRESHOLD=20", "RAFT_ELECTION_TIMEOUT=5s"}
 	for k := range nodes {
 		nodes[k] = testkit.NewNode(t, binary(t), fmt.Sprintf("n%d", k+1), env...)
 	}
@@ -161,7 +161,7 @@ func TestLeaderStoppedInAnInstall(t *testing.T) {
 	})
 	took := time.Since(began)
 	t.Logf("%s was elected %v after the former leader was stopped", others[0].ID, took)
-	if took > 20*time.Second { // 2 s are promised beyond those for an election, some 4 s; the rest is for a busy machine
+	if took > 30*time.Second { // 2 s are promised beyond those for an election, some 9 s; the rest is for a busy machine
 		t.Errorf("that took %v", took)
 	}
 	next, _ := testkit.Leader(t, others[0], n3) // n3 has what is committed

@@ -43,10 +43,8 @@ func (i *instance) termAt(index uint64) (term uint64, ok bool) {
 	if i.readEntry(index, &entry) {
 		return entry.Term, true
 	}
-	if metas, err := i.volume.Snapshots.List(); err == nil && len(metas) > 0 && metas[0].Index == index {
-		return metas[0].Term, true
-	}
-	return 0, false
+	newest, term := i.volume.Snapshots.NewestEntry()
+	return term, newest == index
 }
 
 // receive implements Receive of peer.Gate.

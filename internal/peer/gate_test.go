@@ -188,8 +188,8 @@ func TestRefusalsArePrintedOnce(t *testing.T) {
 	}
 }
 
-// served is a transport with a gate, its raft being the test, and another that sends to it.
-type served struct {
+// gated is a transport with a gate, its raft being the test, and another that sends to it.
+type gated struct {
 	*Transport
 	sender *Transport
 	asked  atomic.Int64 // requests that raft got
@@ -197,9 +197,9 @@ type served struct {
 	lines  []string     // printed about refusals
 }
 
-func serve(t testing.TB, gate *Gate) *served {
+func serve(t testing.TB, gate *Gate) *gated {
 	t.Helper()
-	s := &served{Transport: NewTransport(listenTest(t).Stream(), hclog.NewNullLogger(), 0),
+	s := &gated{Transport: NewTransport(listenTest(t).Stream(), hclog.NewNullLogger(), 0),
 		sender: NewTransport(listenTest(t).Stream(), hclog.NewNullLogger(), 0)}
 	t.Cleanup(func() { _ = s.Close(); _ = s.sender.Close() })
 	gate.Refused = func(format string, args ...any) {
@@ -228,7 +228,7 @@ func serve(t testing.TB, gate *Gate) *served {
 }
 
 // printed returns the lines about refusals so far.
-func (s *served) printed() []string {
+func (s *gated) printed() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]string(nil), s.lines...)

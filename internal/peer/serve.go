@@ -114,7 +114,7 @@ func (t *Transport) serve(stream raft.StreamLayer) {
 			}
 			continue
 		}
-		t.served.Go(func() { t.handle(c) })
+		t.serving.Go(func() { t.handle(c) })
 	}
 }
 

@@ -110,8 +110,8 @@ func TestReceive(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(dir, "snapshots", sink.ID())); err != nil || unfinished() != 0 {
 		t.Errorf("%v, %v, and %d are left", info, err, unfinished())
 	}
-	if v.Snapshots.NewestIndex() != 30 {
-		t.Errorf("the newest snapshot is %d, want 30", v.Snapshots.NewestIndex())
+	if index, term := v.Snapshots.NewestEntry(); index != 30 || term != 2 {
+		t.Errorf("the newest snapshot is of entry %d of term %d, want 30 of 2", index, term)
 	}
 }
 
