@@ -6,9 +6,10 @@
 // A Node is made of parts that are read one by one: batch.go has group commit, the way of a
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
 // followers learn at once what is committed; join.go, leave.go, adopt.go, autojoin.go and
-// transfer.go change the membership; expiry.go ends keys with a TTL; status.go, health.go and
-// serving.go report; rpc.go is how nodes call each other, forward.go how a follower sends a request
-// on to the leader, errors.go what they may answer; life.go draws the states of a node.
+// transfer.go change the membership; gate.go checks what other nodes send to raft; expiry.go ends
+// keys with a TTL; status.go, health.go and serving.go report; rpc.go is how nodes call each other,
+// forward.go how a follower sends a request on to the leader, errors.go what they may answer;
+// life.go draws the states of a node.
 package node
 
 import (
@@ -37,6 +38,9 @@ import (
 // may be called at any time, by several goroutines.
 type StateMachine interface {
 	raft.BatchingFSM
+	// Prepare reads a snapshot to its end and verifies it. restore does what Restore would with it, at once; index and
+	// term are those of Applied in it. It is called beside ApplyBatch, restore as Restore is.
+	Prepare(r io.Reader) (restore func(), index, term uint64, err error)
 	// Applied is the index and term of the last entry applied (a command or a change
 	// of the members), as the state machine itself counts it: raft's AppliedIndex
 	// means queued for it only.
@@ -367,6 +371,7 @@ func (n *Node) start() error {
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
 	})
 	n.current.Store(i)
+	t.SetGate(n.gate(i))
 	n.observeLeaders(r)
 	return nil
 }
@@ -406,8 +411,14 @@ type restorer struct {
 	err error // written by the goroutine of newRaft, until NewRaft returns
 }
 
-// Restore implements raft.FSM.
+// Restore implements raft.FSM. Raft's loop waits for it when a snapshot of the leader is installed: that was prepared.
 func (r *restorer) Restore(snapshot io.ReadCloser) error {
+	if w, ok := snapshot.(raft.ReadCloserWrapper); ok {
+		if state, ok := w.WrappedReadCloser().(*storage.PreparedState); ok {
+			state.Restore()
+			return nil
+		}
+	}
 	err := r.StateMachine.Restore(snapshot)
 	r.err = err
 	return err

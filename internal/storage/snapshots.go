@@ -41,6 +41,8 @@ type Snapshots struct {
 	onInstalled atomic.Pointer[func(index, term uint64)]
 	onDone      func(bytes int64, took time.Duration) // Options.OnSnapshot; nil: none
 	onRead      atomic.Pointer[func() error]
+	received    atomic.Pointer[Received] // of Receive, until raft takes it
+	prepared    atomic.Pointer[Received] // that raft has taken, until it opens it or Discard
 
 	mu      sync.Mutex          // guards damaged
 	damaged map[string]struct{} // IDs of those that usable could not open
@@ -106,6 +108,9 @@ func (s *Snapshots) Failure() error {
 // Create implements raft.SnapshotStore.
 func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
 	configurationIndex uint64, transport raft.Transport) (raft.SnapshotSink, error) {
+	if sink := s.takeReceived(snapshotHeader{index, term, configuration, configurationIndex}); sink != nil {
+		return sink, nil
+	}
 	sink, err := s.create(version, index, term, configuration, configurationIndex, transport)
 	if err != nil {
 		s.failure.Store(&err)
@@ -160,8 +165,12 @@ func (s *Snapshots) List() ([]*raft.SnapshotMeta, error) {
 	return metas, nil
 }
 
-// Open implements raft.SnapshotStore. The state is verified before a byte of it is returned.
+// Open implements raft.SnapshotStore. The state is verified before a byte of it is returned. Of a snapshot that was
+// received, and that raft has just installed, it is a *PreparedState, once.
 func (s *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	if meta, state := s.openPrepared(id); meta != nil {
+		return meta, state, nil
+	}
 	meta, state, err := s.FileSnapshotStore.Open(id) // which reads all of it for the CRC-64
 	if err != nil {
 		return nil, nil, fmt.Errorf("snapshot %s: %w", id, err)
