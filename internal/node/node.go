@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +29,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/command"
+	"raftkv/internal/events"
 	"raftkv/internal/peer"
 	"raftkv/internal/storage"
 )
@@ -122,6 +124,8 @@ type Node struct {
 	auto      autojoin
 
 	observed *observed // for metrics
+	events   events.Recorder
+	urls     memberURLs
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -131,6 +135,11 @@ type instance struct {
 	transport *peer.Transport
 	volume    *storage.Volume
 	trailing  atomic.Uint64 // raft's TrailingLogs, as boundLog has set them; 0: it has not yet
+
+	first   atomic.Uint64 // index of the log, for frames; 0: it is empty
+	vote    vote
+	reading sync.RWMutex // held while the log is read for a frame, and while the volume is closed
+	closed  bool         // the volume; guarded by reading
 }
 
 // stop ends raft. Raft waits for its calls to other nodes, up to 10 s for one that
@@ -299,9 +308,12 @@ func (n *Node) start() error {
 		EntryFormat:  command.EntryFormat,
 		MaxFormat:    command.Format,
 		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
-		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
-		Wrap:         n.config.disk,
-		Progress:     starting.verified,
+		OnSnapshot: func(_ int64, took time.Duration) {
+			n.observed.snapshots.Observe(took.Seconds())
+			n.events.Add(events.Event{Kind: events.Took})
+		},
+		Wrap:     n.config.disk,
+		Progress: starting.verified,
 	})
 	if err != nil {
 		return err
@@ -325,8 +337,12 @@ func (n *Node) start() error {
 	config := n.raftConfig()
 	t := peer.NewTransport(n.port.Stream(), n.config.RaftLog, config.HeartbeatTimeout/4)
 	cache := storage.NewCache(v.Log, logCacheBytes)
+	i := &instance{log: cache, transport: t, volume: v}
+	i.first.Store(firstIndex(cache))
+	seen := seams{log: &seenLog{cache, i, &n.events}, stable: newSeenStable(v.Log, &i.vote, &n.events, n.idAt),
+		transport: &seenTransport{t, &n.events}}
 	starting.watch(v)
-	r, err := newRaft(config, n.machine, v, cache, t, recovery)
+	r, err := newRaft(config, n.machine, v, seen, recovery)
 	if aborted := starting.end(v); aborted != nil {
 		if err = aborted; r != nil {
 			stopped := r.Shutdown()
@@ -336,6 +352,7 @@ func (n *Node) start() error {
 	if err == nil && recovery != nil {
 		n.config.Logf("Recovered from %s as cluster %s: the members are now %v",
 			storage.RecoveryFile, n.port.ClusterID(), recovery.Servers)
+		i.first.Store(firstIndex(cache))
 		err = v.FinishRecovery()
 	}
 	if errors.Is(err, errStopped) {
@@ -344,13 +361,14 @@ func (n *Node) start() error {
 	if err != nil {
 		return errors.Join(err, t.Close(), v.Close())
 	}
-	i := &instance{raft: r, log: cache, transport: t, volume: v}
+	i.raft = r
 	t.SetStillLeads(func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
 	})
 	n.current.Store(i)
 	n.observed.countLeaders(r)
+	n.watchStates(r)
 	return nil
 }
 
@@ -396,10 +414,17 @@ func (r *restorer) Restore(snapshot io.ReadCloser) error {
 	return err
 }
 
+// seams are what raft is given of a volume and of the port, with what watches it (view.go).
+type seams struct {
+	log       raft.LogStore
+	stable    raft.StableStore
+	transport raft.Transport
+}
+
 // newRaft is raft.NewRaft in a goroutine of its own: the log ends the goroutine that meets
 // a failure (storage.Log), and raft panics when an entry is missing.
-func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.LogStore, t raft.Transport,
-	recovery *raft.Configuration) (r *raft.Raft, err error) {
+func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, s seams, recovery *raft.Configuration,
+) (r *raft.Raft, err error) {
 	err = errStopped
 	done := make(chan struct{})
 	restoring := &restorer{StateMachine: machine}
@@ -416,13 +441,13 @@ func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.L
 			}
 		}()
 		if recovery != nil {
-			if err = raft.RecoverCluster(c, restoring, v.Log, v.Log, v.Snapshots, t, *recovery); err != nil {
+			if err = raft.RecoverCluster(c, restoring, v.Log, v.Log, v.Snapshots, s.transport, *recovery); err != nil {
 				err = fmt.Errorf("%s: %w", storage.RecoveryFile, err)
 				return
 			}
 			machine.Reset()
 		}
-		r, err = raft.NewRaft(c, restoring, log, v.Log, v.Snapshots, t)
+		r, err = raft.NewRaft(c, restoring, s.log, s.stable, v.Snapshots, s.transport)
 	}()
 	<-done
 	return r, err
@@ -502,5 +527,5 @@ func (n *Node) close() error {
 	stopped := i.stop()
 	close(n.life.stopped)
 	defer n.life.end(closed)
-	return errors.Join(stopped, n.port.Close(), i.volume.Close(), n.lock.Close())
+	return errors.Join(stopped, n.port.Close(), i.closeVolume(), n.lock.Close())
 }
