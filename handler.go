@@ -57,7 +57,8 @@ type handler struct {
 type endpoint func(w http.ResponseWriter, r *http.Request) error
 
 func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string) *handler {
-	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string), kill: killProcess, page: page.New(n)}
+	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string),
+		kill: killProcess, page: page.New(n)}
 	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
 	request, stream := h.limit(maxRequests), h.limit(maxStreams)
 
@@ -84,7 +85,9 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	router.Handle("/healthz", request(h.healthz)).Methods(get, head, post)
 	router.Handle("/readyz", request(h.readyz)).Methods(get, head, post)
 
-	h.page.Route(router, func(answer func(http.ResponseWriter, *http.Request) error) http.Handler { return stream(answer) })
+	h.page.Route(router, func(answer func(http.ResponseWriter, *http.Request) error) http.Handler {
+		return stream(answer)
+	})
 	router.Handle("/lab", request(h.lab)).Methods(get, post)
 
 	m := metrics.New(n, store)

@@ -125,9 +125,13 @@ func TestFrames(t *testing.T) {
 	next, _ := testkit.Leader(t, others...)
 	at := watchFrames(t, next)
 	set(t, next, "k", "kept")
-	framesWith(t, "two cuts", frames, func(_ []events.Event, _ map[uint64]node.Cell, f node.Frame) bool { return len(f.Cuts) == 2 })
+	framesWith(t, "two cuts", frames, func(_ []events.Event, _ map[uint64]node.Cell, f node.Frame) bool {
+		return len(f.Cuts) == 2
+	})
 	framesWith(t, "no answer", at, func(all []events.Event, _ map[uint64]node.Cell, _ node.Frame) bool {
-		return slices.ContainsFunc(all, func(e events.Event) bool { return e.Kind == events.Append && e.Member == id && e.Error != "" })
+		return slices.ContainsFunc(all, func(e events.Event) bool {
+			return e.Kind == events.Append && e.Member == id && e.Error != ""
+		})
 	})
 	if a := ask(t, leader, "/lab?do=heal"); a.status != http.StatusOK {
 		t.Fatalf("heal: got %d %q", a.status, a.body)
@@ -170,7 +174,8 @@ func TestPageOrigins(t *testing.T) {
 		{name: "POST of a member", request: "POST /status", header: page, status: 403},
 		{name: "status for a stranger", request: "GET /status", header: stranger, status: 403},
 		{name: "events for a stranger", request: "GET /events", header: stranger, status: 403},
-		{name: "status for a rebound name", request: "GET /status", header: page, host: "evil.example", status: 403, allowed: member},
+		{name: "status for a rebound name", request: "GET /status", header: page, host: "evil.example", status: 403,
+			allowed: member},
 		{name: "link to the page", request: "GET /", header: link, status: 200},
 		{name: "frame of the relay", request: "GET /relay", header: link, status: 200},
 		{name: "link to a set", request: "GET /set?key=a&value=1", header: link, status: 403},
@@ -200,12 +205,14 @@ func TestPageOrigins(t *testing.T) {
 		}
 	}
 	a = ask(t, leader, "/relay")
-	if got := a.header.Get("Content-Security-Policy"); !strings.Contains(got, "frame-ancestors 'self' ") || !strings.Contains(got, member) {
+	if got := a.header.Get("Content-Security-Policy"); !strings.Contains(got, "frame-ancestors 'self' ") ||
+		!strings.Contains(got, member) {
 		t.Errorf("/relay: got the policy %s, want that members may have it in a frame", got)
 	}
 	r := newRequest(t, http.MethodGet, leader, "/", "")
 	r.Host = "localhost:" + port(leader.listener.Addr().String())
-	if a := exchange(t, r); a.status != http.StatusTemporaryRedirect || a.header.Get("Location") != leader.node.HTTPURL()+"/" {
+	if a := exchange(t, r); a.status != http.StatusTemporaryRedirect ||
+		a.header.Get("Location") != leader.node.HTTPURL()+"/" {
 		t.Errorf("by localhost: got %d to %q, want 307 to %s/", a.status, a.header.Get("Location"), leader.node.HTTPURL())
 	}
 

@@ -30,8 +30,9 @@ type Leader struct {
 // theirs. By the mark, the leader finds out and refuses it.
 const lengthMark = "raftkv-length="
 
-// redirectHeader with the value redirectShown asks for redirects with Raftkv-Location in the place of Location: a script
-// in a browser can't see where a redirect leads, nor follow one to another origin itself.
+// redirectHeader with the value redirectShown asks for redirects with Raftkv-Location in the
+// place of Location: a script in a browser can't see where a redirect leads, nor follow one to
+// another origin itself.
 const (
 	redirectHeader = "Raftkv-Redirect"
 	redirectShown  = "shown"

@@ -22,7 +22,8 @@ func TestRecorder(t *testing.T) {
 	r.Add(Event{Kind: Voted})
 	<-v.News
 	all, dropped := v.Since()
-	if len(all) != 2 || dropped != 0 || all[0].Kind != Stored || all[1].Kind != Voted || all[1].Number != 2 || all[0].At == 0 {
+	if len(all) != 2 || dropped != 0 || all[0].Kind != Stored || all[1].Kind != Voted ||
+		all[1].Number != 2 || all[0].At == 0 {
 		t.Errorf("got %+v, %d dropped, want the two", all, dropped)
 	}
 	if got := len(all[0].Error); got != maxError {

@@ -95,7 +95,8 @@ func (n *Node) Frame() Frame {
 	n.urls.mu.Lock()
 	defer n.urls.mu.Unlock()
 	for _, server := range i.servers() {
-		m := FrameMember{ID: string(server.ID), Nonvoter: server.Suffrage != raft.Voter, HTTP: n.urls.known[string(server.ID)]}
+		m := FrameMember{ID: string(server.ID), Nonvoter: server.Suffrage != raft.Voter,
+			HTTP: n.urls.known[string(server.ID)]}
 		if m.ID == n.config.ID {
 			m.HTTP = n.HTTPURL()
 		}

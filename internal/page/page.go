@@ -82,7 +82,8 @@ func (p *Page) Lets(w http.ResponseWriter, r *http.Request) bool {
 	return false
 }
 
-// isMember reports whether origin is that of a member's page. A node that has just joined may not have heard the others.
+// isMember reports whether origin is that of a member's page. A node that has just joined may not have heard the
+// others.
 func (p *Page) isMember(ctx context.Context, origin string) bool {
 	if slices.Contains(p.node.MemberURLs(), origin) {
 		return true

@@ -30,7 +30,8 @@ func TestPolicy(t *testing.T) {
 		return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 	}
 	got := policy(html)
-	for _, want := range []string{"default-src 'none'", "base-uri 'none'", "form-action 'none'", "script-src " + hash("\nf()\n"),
+	for _, want := range []string{"default-src 'none'", "base-uri 'none'", "form-action 'none'",
+		"script-src " + hash("\nf()\n"),
 		"style-src " + hash("a{}")} {
 		if !strings.Contains(got, want) {
 			t.Errorf("got %s, want it to have %s", got, want)
