@@ -209,6 +209,9 @@ const drainBytes = 8 << 20
 
 var drainTime = 5 * time.Second // shorter in tests
 
+// drains bounds the connections on which that is done, those of requests without a slot among them.
+var drains = NewSlots(512)
+
 // WriteError answers r with text as one line and a status that may come before the body was
 // read. A client that is sending it gets the answer all the same.
 func WriteError(w http.ResponseWriter, r *http.Request, status int, text string) {
@@ -227,5 +230,10 @@ func WriteError(w http.ResponseWriter, r *http.Request, status int, text string)
 	if guarded, ok := body.(*guardedBody); ok {
 		body = guarded.ReadCloser
 	}
-	_, _ = io.CopyN(io.Discard, body, drainBytes)
+	drained := *r
+	drained.Body = body
+	if _, release, err := drains.Take(w, &drained); err == nil {
+		defer release()
+		_, _ = io.CopyN(io.Discard, drained.Body, drainBytes)
+	}
 }

@@ -42,10 +42,10 @@ func tooLarge(what string, limit int64) error {
 }
 
 // Set returns the command that sets the keys and values in the query and, with POST,
-// in a form; with PUT the body is the value. ETags are of the history h.
+// in a form; with PUT the body is the value. The keys may have a lease. ETags are of the history h.
 func Set(r *http.Request, h History) (command.Command, error) {
 	c := command.Command{Kind: command.Set}
-	values, err := Parse(r, "key", "value")
+	values, err := Parse(r, "key", "value", "ttl", "lease")
 	if err != nil {
 		return c, err
 	}
@@ -55,6 +55,16 @@ func Set(r *http.Request, h History) (command.Command, error) {
 	}
 	if c.Options, err = options(r, h); err != nil {
 		return c, err
+	}
+	lease, err := values.lease(keys)
+	if err != nil {
+		return c, err
+	}
+	if lease != (command.Lease{}) {
+		if c.Options == nil {
+			c.Options = new(command.Options)
+		}
+		c.Options.Lease = lease
 	}
 	if r.Method == http.MethodPut {
 		if len(given) > 0 {

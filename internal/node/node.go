@@ -6,9 +6,9 @@
 // A Node is made of parts that are read one by one: batch.go has group commit, the way of a
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
 // followers learn at once what is committed; join.go, leave.go, adopt.go, autojoin.go and
-// transfer.go change the membership; status.go, health.go and serving.go report; rpc.go is how
-// nodes call each other, forward.go how a follower sends a request on to the leader, errors.go
-// what they may answer; life.go draws the states of a node.
+// transfer.go change the membership; expiry.go ends keys with a TTL; status.go, health.go and
+// serving.go report; rpc.go is how nodes call each other, forward.go how a follower sends a request
+// on to the leader, errors.go what they may answer; life.go draws the states of a node.
 package node
 
 import (
@@ -30,6 +30,7 @@ import (
 
 	"raftkv/internal/command"
 	"raftkv/internal/events"
+	"raftkv/internal/kv"
 	"raftkv/internal/peer"
 	"raftkv/internal/storage"
 )
@@ -54,6 +55,10 @@ type StateMachine interface {
 	Size() int
 	// Len is how many keys it holds.
 	Len() int
+	// TimedKeys, TimedLen and IsTimed are about the keys with a TTL: see kv.Store.
+	TimedKeys(after kv.Timed, limit int) (keys []kv.Timed, epoch uint64)
+	TimedLen() int
+	IsTimed(key string, index uint64) bool
 	// Reset empties it. Called only while no raft instance uses it.
 	Reset()
 }
@@ -131,12 +136,12 @@ type Node struct {
 // instance is raft on a volume. A node that is adopted gets a new one.
 type instance struct {
 	raft      *raft.Raft
-	log       raft.LogStore // as raft sees it
+	log       *installed // as raft sees it
 	transport *peer.Transport
 	volume    *storage.Volume
 	trailing  atomic.Uint64 // raft's TrailingLogs, as boundLog has set them; 0: it has not yet
 
-	first   atomic.Uint64 // index of the log, for frames; 0: it is empty
+	cache   *storage.Cache // below log
 	vote    vote
 	reading sync.RWMutex // held while the log is read for a frame, and while the volume is closed
 	closed  bool         // the volume; guarded by reading
@@ -246,6 +251,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.life.background.Go(n.pollCommitIndex)
 	n.life.background.Go(n.watchTransfers)
 	n.life.background.Go(n.joinByItself)
+	n.life.background.Go(n.expireKeys)
 	n.serving.set(nil, nil)
 	n.life.background.Go(n.watchServing)
 	return n, nil
@@ -313,6 +319,7 @@ func (n *Node) start() error {
 			n.events.Add(events.Event{Kind: events.Took})
 		},
 		Wrap:     n.config.disk,
+		Logf:     n.config.Logf,
 		Progress: starting.verified,
 	})
 	if err != nil {
@@ -336,10 +343,13 @@ func (n *Node) start() error {
 	n.machine.Reset()
 	config := n.raftConfig()
 	t := peer.NewTransport(n.port.Stream(), n.config.RaftLog, config.HeartbeatTimeout/4)
-	cache := storage.NewCache(v.Log, logCacheBytes)
-	i := &instance{log: cache, transport: t, volume: v}
-	i.first.Store(firstIndex(cache))
-	seen := seams{log: &seenLog{cache, i, &n.events}, stable: newSeenStable(v.Log, &i.vote, &n.events, n.idAt),
+	replayed := &replay{Log: v.Log, machine: n.machine, limit: replayBytes}
+	cache := storage.NewCache(replayed, logCacheBytes)
+	log := &installed{LogStore: cache, newest: v.Snapshots.NewestEntry}
+	v.Snapshots.OnInstalled(func(index, term uint64) { cache.Discard(v.Log, index, term) })
+	v.Log.KeepAfter(func() uint64 { return n.servedAfter(t, v.Log) })
+	i := &instance{log: log, cache: cache, transport: t, volume: v}
+	seen := seams{log: &seenLog{log, v.Log, &n.events}, stable: newSeenStable(v.Log, &i.vote, &n.events, n.idAt),
 		transport: &seenTransport{t, &n.events}}
 	starting.watch(v)
 	r, err := newRaft(config, n.machine, v, seen, recovery)
@@ -352,7 +362,6 @@ func (n *Node) start() error {
 	if err == nil && recovery != nil {
 		n.config.Logf("Recovered from %s as cluster %s: the members are now %v",
 			storage.RecoveryFile, n.port.ClusterID(), recovery.Servers)
-		i.first.Store(firstIndex(cache))
 		err = v.FinishRecovery()
 	}
 	if errors.Is(err, errStopped) {
@@ -361,6 +370,7 @@ func (n *Node) start() error {
 	if err != nil {
 		return errors.Join(err, t.Close(), v.Close())
 	}
+	replayed.raft.Store(r)
 	i.raft = r
 	t.SetStillLeads(func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }

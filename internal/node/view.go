@@ -88,9 +88,10 @@ func (n *Node) Frame() Frame {
 	f := Frame{
 		Version: FrameVersion, Node: n.config.ID, State: i.raft.State().String(), Term: i.raft.CurrentTerm(),
 		Leader: string(leader), Last: i.volume.Log.Last(), Commit: i.raft.CommitIndex(), Applied: applied,
-		Snapshot: i.volume.Snapshots.NewestIndex(), Lab: n.config.Lab,
+		Lab: n.config.Lab,
 	}
-	f.First = i.first.Load()
+	f.Snapshot, _ = i.volume.Snapshots.NewestEntry()
+	f.First = i.firstIndex()
 	f.Vote, f.VoteTerm = i.vote.get()
 	n.urls.mu.Lock()
 	defer n.urls.mu.Unlock()
@@ -124,13 +125,15 @@ func (n *Node) Cells(above uint64, hidden bool) (cells []Cell) {
 	if i.closed {
 		return nil
 	}
+	first, _ := i.volume.Log.FirstIndex() // it has no errors
 	last := i.volume.Log.Last()
 	if last > FrameCells {
 		above = max(above, last-FrameCells)
 	}
-	for index := max(above+1, i.first.Load()); index <= last; index++ {
+	for index := max(above+1, first); first > 0 && index <= last; index++ {
 		var entry raft.Log
-		if i.log.GetLog(index, &entry) != nil { // it is gone by now
+		// Not as raft reads it, which may wait for the state machine and has what a snapshot stands for.
+		if !i.cache.Cached(index, &entry) && i.volume.Log.GetLog(index, &entry) != nil { // it is gone by now
 			continue
 		}
 		kind, text := describe(&entry, hidden)
@@ -321,7 +324,7 @@ func (s *seenStable) Set(key, value []byte) error {
 // seenLog is raft's log store.
 type seenLog struct {
 	raft.LogStore
-	i      *instance
+	disk   raft.LogStore
 	events *events.Recorder
 }
 
@@ -334,7 +337,6 @@ func (l *seenLog) StoreLogs(logs []*raft.Log) error {
 	if len(logs) == 0 || err != nil {
 		return err
 	}
-	l.i.first.CompareAndSwap(0, logs[0].Index)
 	if l.events.Watched() {
 		last := logs[len(logs)-1]
 		l.events.Add(events.Event{Kind: events.Stored, From: logs[0].Index, To: last.Index, Term: last.Term})
@@ -345,17 +347,15 @@ func (l *seenLog) StoreLogs(logs []*raft.Log) error {
 // DeleteRange implements raft.LogStore. What it does not delete, as package storage keeps it for a snapshot, is not in
 // the event.
 func (l *seenLog) DeleteRange(low, high uint64) error {
-	before := l.i.first.Load()
+	if !l.events.Watched() {
+		return l.LogStore.DeleteRange(low, high)
+	}
+	before, _ := l.disk.FirstIndex() // it has no errors
 	if err := l.LogStore.DeleteRange(low, high); err != nil {
 		return err
 	}
-	first, err := l.LogStore.FirstIndex()
-	if err != nil {
-		return err
-	}
-	l.i.first.Store(first)
+	first, _ := l.disk.FirstIndex()
 	switch {
-	case !l.events.Watched():
 	case low > before:
 		l.events.Add(events.Event{Kind: events.Repair, From: low, To: high})
 	case first > before:
@@ -453,9 +453,14 @@ func (n *Node) watchStates(r *raft.Raft) {
 	}))
 }
 
-// firstIndex is that of the log at the start of an instance.
-func firstIndex(log raft.LogStore) uint64 {
-	first, _ := log.FirstIndex() // it has no errors: storage.Log
+// firstIndex is that of the log on disk; 0: it is empty, or the volume is closed.
+func (i *instance) firstIndex() uint64 {
+	i.reading.RLock()
+	defer i.reading.RUnlock()
+	if i.closed {
+		return 0
+	}
+	first, _ := i.volume.Log.FirstIndex() // it has no errors
 	return first
 }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/command"
+	"raftkv/internal/storage"
 )
 
 // TestCellsOfAClosedVolume: whoever looks at a node that ends gets nothing of its log, rather than a read of a volume
@@ -21,7 +22,7 @@ func TestCellsOfAClosedVolume(t *testing.T) {
 	if err := n.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	i.log = i.volume.Log // not what a cache still has
+	i.cache = storage.NewCache(i.volume.Log, 1) // not what a cache still has
 	if got := n.Cells(0, false); got != nil {
 		t.Errorf("after the end: got %+v, want nothing", got)
 	}

@@ -19,8 +19,11 @@ import (
 // Whoever reaches the raft port, a member or not, can open connections to it and send bytes: these bound both.
 const (
 	// maxPending bounds the connections whose preface is awaited. A further one evicts the oldest, so that a flood of
-	// silent ones keeps no member out.
+	// silent ones keeps no member out; one from a host that has a quarter of them, the oldest of that host.
 	maxPending = 256
+	// maxStreams bounds the raft streams and the connections for terms. A further one evicts the one that has been
+	// silent for longest, as maxPending does: members send heartbeats.
+	maxStreams = 256
 	// maxCalls bounds the connections of node-to-node HTTP calls, and maxCallBytes the bytes of unfinished headers
 	// that are held for them (package connlimit).
 	maxCalls     = 1024
@@ -227,7 +230,7 @@ func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 	p.done.Add(2)
 	go func() {
 		defer p.done.Done()
-		_ = p.server.Serve(connlimit.Listen(p.calls, maxCalls, maxCallBytes)) // until Close
+		_ = p.server.Serve(connlimit.Listen(p.calls, connlimit.OfFiles(maxCalls, 1, 8), maxCallBytes)) // until Close
 	}()
 	go func() {
 		defer p.done.Done()
@@ -324,9 +327,7 @@ func (p *Port) accept() {
 			_ = c.Close()
 			continue
 		}
-		if p.pending.Len() >= maxPending {
-			_ = p.pending.Remove(p.pending.Front()).(net.Conn).Close()
-		}
+		p.evictPending(c)
 		pending := p.pending.PushBack(c)
 		p.done.Add(1)
 		p.mu.Unlock()
@@ -346,6 +347,28 @@ func (p *Port) accept() {
 			}
 		}()
 	}
+}
+
+// evictPending makes room for c among the connections whose preface is awaited. p.mu is held.
+func (p *Port) evictPending(c net.Conn) {
+	limit := connlimit.OfFiles(maxPending, 1, 16)
+	host := connlimit.Host(c.RemoteAddr().String())
+	var oldest *list.Element // of the host
+	count := 0
+	for e := p.pending.Back(); e != nil && host != ""; e = e.Prev() {
+		if connlimit.Host(e.Value.(net.Conn).RemoteAddr().String()) == host {
+			oldest = e
+			count++
+		}
+	}
+	switch {
+	case count >= connlimit.PerHost(limit):
+	case p.pending.Len() >= limit:
+		oldest = p.pending.Front()
+	default:
+		return
+	}
+	_ = p.pending.Remove(oldest).(net.Conn).Close()
 }
 
 // admit reads the preface of c and hands c to the server, to raft, or to answerTerms.
@@ -389,7 +412,7 @@ func (p *Port) admit(c net.Conn) (err error) {
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	var handed net.Conn = &conn{Conn: c, preface: hello}
+	handed := net.Conn(newConn(c, hello))
 	if hello.magic != magicHTTP {
 		if handed = s.track(handed, ""); handed == nil {
 			return errDetached
