@@ -1126,6 +1126,26 @@ var unitMutants = []unitMutant{
 	defer p.mu.Unlock()
 	began := time.Now()`,
 			`	began := time.Now()`}},
+
+	// The page.
+	{name: "a page of any origin reads frames", run: "TestPageOrigins",
+		edit: edit{"handler.go", `		if h.page.Lets(w, r) {`, `		if h.page.Lets(w, r) || r.URL.Path == "/events" {`}},
+	{name: "a member's page does more than read frames", run: "TestPageOrigins",
+		edit: edit{"handler.go", `		if h.page.Lets(w, r) {`,
+			`		if h.page.Lets(w, r) || r.Header.Get("Sec-Fetch-Site") == "same-site" {`}},
+	{name: "a page of a member comes by any name", run: "TestPageOrigins",
+		edit: edit{"handler.go", `			check = api.CheckHostName`,
+			`			check = func(*http.Request, []string) error { return nil }`}},
+	{name: "views without a bound", run: "TestTooManyViews",
+		edit: edit{"internal/events/events.go", `	if len(r.wake) >= MaxViews {`, `	if false {`}},
+	{name: "frames without a bound", run: "TestRecorder",
+		edit: edit{"internal/events/events.go", `min(count, maxBatch); kept < count {`, `min(count, size); kept < count {`}},
+	{name: "repaired entries are not sent again", run: "TestRepairedCells",
+		edit: edit{"internal/page/frames.go",
+			`			f.cells = min(f.cells, e.From-1)`,
+			`			_ = e.From`}},
+	{name: "a volume is closed while frames read it", run: "TestCellsOfAClosedVolume",
+		edit: edit{"internal/node/view.go", `	if i.closed {`, `	if false {`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not

@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/command"
+	"raftkv/internal/events"
 	"raftkv/internal/kv"
 	"raftkv/internal/peer"
 	"raftkv/internal/storage"
@@ -133,6 +135,8 @@ type Node struct {
 
 	observed *observed // for metrics
 	terms    terms     // for the console
+	events   events.Recorder
+	urls     memberURLs
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -142,6 +146,11 @@ type instance struct {
 	transport *peer.Transport
 	volume    *storage.Volume
 	trailing  atomic.Uint64 // raft's TrailingLogs, as boundLog has set them; 0: it has not yet
+
+	cache   *storage.Cache // below log
+	vote    vote
+	reading sync.RWMutex // held while the log is read for a frame, and while the volume is closed
+	closed  bool         // the volume; guarded by reading
 }
 
 // stop ends raft. Raft waits for its calls to other nodes, up to 10 s for one that
@@ -314,10 +323,13 @@ func (n *Node) start() error {
 		MaxFormat:    command.Format,
 		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
 		OnVote:       n.voted,
-		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
-		Wrap:         n.config.disk,
-		Logf:         n.config.Logf,
-		Progress:     starting.verified,
+		OnSnapshot: func(_ int64, took time.Duration) {
+			n.observed.snapshots.Observe(took.Seconds())
+			n.events.Add(events.Event{Kind: events.Took})
+		},
+		Wrap:     n.config.disk,
+		Logf:     n.config.Logf,
+		Progress: starting.verified,
 	})
 	if err != nil {
 		return err
@@ -345,8 +357,11 @@ func (n *Node) start() error {
 	log := &installed{LogStore: cache, newest: v.Snapshots.NewestEntry}
 	v.Snapshots.OnInstalled(func(index, term uint64) { cache.Discard(v.Log, index, term) })
 	v.Log.KeepAfter(func() uint64 { return n.servedAfter(t, v.Log) })
+	i := &instance{log: log, cache: cache, transport: t, volume: v}
+	seen := seams{log: &seenLog{log, v.Log, &n.events}, stable: newSeenStable(v.Log, &i.vote, &n.events, n.idAt),
+		transport: &seenTransport{t, &n.events}}
 	starting.watch(v)
-	r, err := newRaft(config, n.machine, v, log, t, recovery)
+	r, err := newRaft(config, n.machine, v, seen, recovery)
 	if aborted := starting.end(v); aborted != nil {
 		if err = aborted; r != nil {
 			stopped := r.Shutdown()
@@ -365,7 +380,7 @@ func (n *Node) start() error {
 		return errors.Join(err, t.Close(), v.Close())
 	}
 	replayed.raft.Store(r)
-	i := &instance{raft: r, log: log, transport: t, volume: v}
+	i.raft = r
 	t.SetStillLeads(func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
@@ -373,6 +388,7 @@ func (n *Node) start() error {
 	n.current.Store(i)
 	t.SetGate(n.gate(i))
 	n.observeLeaders(r)
+	n.watchStates(r)
 	return nil
 }
 
@@ -424,10 +440,17 @@ func (r *restorer) Restore(snapshot io.ReadCloser) error {
 	return err
 }
 
+// seams are what raft is given of a volume and of the port, with what watches it (view.go).
+type seams struct {
+	log       raft.LogStore
+	stable    raft.StableStore
+	transport raft.Transport
+}
+
 // newRaft is raft.NewRaft in a goroutine of its own: the log ends the goroutine that meets
 // a failure (storage.Log), and raft panics when an entry is missing.
-func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.LogStore, t raft.Transport,
-	recovery *raft.Configuration) (r *raft.Raft, err error) {
+func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, s seams, recovery *raft.Configuration,
+) (r *raft.Raft, err error) {
 	err = errStopped
 	done := make(chan struct{})
 	restoring := &restorer{StateMachine: machine}
@@ -444,13 +467,13 @@ func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.L
 			}
 		}()
 		if recovery != nil {
-			if err = raft.RecoverCluster(c, restoring, v.Log, v.Log, v.Snapshots, t, *recovery); err != nil {
+			if err = raft.RecoverCluster(c, restoring, v.Log, v.Log, v.Snapshots, s.transport, *recovery); err != nil {
 				err = fmt.Errorf("%s: %w", storage.RecoveryFile, err)
 				return
 			}
 			machine.Reset()
 		}
-		r, err = raft.NewRaft(c, restoring, log, v.Log, v.Snapshots, t)
+		r, err = raft.NewRaft(c, restoring, s.log, s.stable, v.Snapshots, s.transport)
 	}()
 	<-done
 	return r, err
@@ -530,5 +553,5 @@ func (n *Node) close() error {
 	stopped := i.stop()
 	close(n.life.stopped)
 	defer n.life.end(closed)
-	return errors.Join(stopped, n.port.Close(), i.volume.Close(), n.lock.Close())
+	return errors.Join(stopped, n.port.Close(), i.closeVolume(), n.lock.Close())
 }
