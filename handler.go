@@ -23,6 +23,7 @@ import (
 	"raftkv/internal/kv"
 	"raftkv/internal/metrics"
 	"raftkv/internal/node"
+	"raftkv/internal/page"
 )
 
 // Requests in flight, of each kind (docs/design.md, "Bounds"): no kind can keep another out.
@@ -44,7 +45,8 @@ type handler struct {
 	leaders      *mux.Router // of what only the leader can do, for requests that other nodes send on
 	forwards     bool        // a follower sends such requests on, rather than their clients
 	labOn        bool        // of RAFT_LAB
-	kill         func()      // ends the process as kill -9 does
+	page         *page.Page
+	kill         func() // ends the process as kill -9 does
 	node         *node.Node
 	store        *kv.Store
 	log          *logrus.Logger
@@ -59,7 +61,8 @@ type handler struct {
 type endpoint func(w http.ResponseWriter, r *http.Request) error
 
 func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string) *handler {
-	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string), kill: killProcess}
+	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string),
+		kill: killProcess, page: page.New(n)}
 	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
 	request, stream, watch := h.limit(maxRequests), h.limit(maxStreams), h.limit(maxWatches)
 	membership, status, probe := h.limit(maxMemberships), h.limit(maxStatuses), h.limit(maxProbes)
@@ -87,6 +90,9 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	router.Handle("/healthz", probe(h.healthz)).Methods(get, head, post)
 	router.Handle("/readyz", probe(h.readyz)).Methods(get, head, post)
 
+	h.page.Route(router, func(answer func(http.ResponseWriter, *http.Request) error) http.Handler {
+		return watch(answer)
+	})
 	router.Handle("/lab", request(h.lab)).Methods(get, post)
 
 	m := metrics.New(n, store)
@@ -115,7 +121,11 @@ func (h *handler) checkOrigin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cache-Control", "no-store") // a cache would answer for the node: sets arrive as GET
-		if err := api.CheckOrigin(r, h.names); err != nil {
+		check := api.CheckOrigin
+		if h.page.Lets(w, r) {
+			check = api.CheckHostName
+		}
+		if err := check(r, h.names); err != nil {
 			h.writeError(w, r, err)
 			return
 		}

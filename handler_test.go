@@ -345,7 +345,7 @@ func TestRefusedRequests(t *testing.T) {
 			says: `"key": unknown parameter`, answers: nil},
 		{name: "status: DELETE", method: "DELETE", target: "/status", body: "", header: nil, status: 405,
 			says: "method DELETE", answers: only("GET, HEAD, POST")},
-		{name: "no such path", method: "GET", target: "/", body: "", header: nil, status: 404,
+		{name: "no such path", method: "GET", target: "/none", body: "", header: nil, status: 404,
 			says: "/set /get /remove /txn /list /watch /join /leave /transfer /status /snapshot /restore", answers: nil},
 		{name: "no such path, hostile", method: "GET", target: "/a%0Ab", body: "", header: nil, status: 404,
 			says: "no such path", answers: nil},

@@ -10,7 +10,7 @@ is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 # is_stale: is there no binary, or a source newer than it? (What lies in internal/ may be embedded.)
 is_stale() {
-	[ ! -x raftkv ] || [ -n "$(find . \( -name .git -o -path ./bench \) -prune -o -type f ! -name '*_test.go' \
+	[ ! -x raftkv ] || [ -n "$(find . \( -name .git -o -path ./bench -o -path ./browser \) -prune -o -type f ! -name '*_test.go' \
 		\( -name '*.go' -o -name go.mod -o -name go.sum -o -path './internal/*' \) -newer raftkv -print)" ]
 }
 

@@ -199,11 +199,28 @@ func (e *encoder) uvarint(v uint64) {
 // then. All watchers end with ErrHistoryGone. On any error the store is unchanged. The
 // error wraps ErrSnapshotVersion, ErrSnapshotDamaged, or that of r when r fails.
 func (s *Store) ReadSnapshot(r io.Reader) error {
+	p, err := PrepareSnapshot(r)
+	if err == nil {
+		s.Install(p)
+	}
+	return err
+}
+
+// Prepared is a snapshot that was read and verified, and is not yet the content of a store.
+type Prepared struct{ state state }
+
+// PrepareSnapshot reads the snapshot in r to its end. Its errors are those of ReadSnapshot.
+func PrepareSnapshot(r io.Reader) (*Prepared, error) {
 	d := &decoder{r: bufio.NewReaderSize(r, snapshotBuffer)}
 	st := d.state()
 	if d.err != nil {
-		return fmt.Errorf("read snapshot: %w", d.err)
+		return nil, fmt.Errorf("read snapshot: %w", d.err)
 	}
-	s.replace(st)
-	return nil
+	return &Prepared{st}, nil
 }
+
+// Applied is what Applied of a store with that content is.
+func (p *Prepared) Applied() (index, term uint64) { return p.state.index, p.state.term }
+
+// Install replaces the content of the store as ReadSnapshot does. A snapshot is installed once.
+func (s *Store) Install(p *Prepared) { s.replace(p.state) }

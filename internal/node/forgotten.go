@@ -68,6 +68,7 @@ func (a *acknowledged) all() map[string]Acknowledged {
 func (n *Node) heard(info *Info) {
 	n.versions.heard(info)
 	n.acknowledged.heard(info)
+	n.urls.heard(info)
 	i := n.current.Load()
 	if i == nil || n.life.now() != running {
 		return

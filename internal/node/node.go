@@ -6,9 +6,10 @@
 // A Node is made of parts that are read one by one: batch.go has group commit, the way of a
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
 // followers learn at once what is committed; join.go, leave.go, adopt.go, autojoin.go and
-// transfer.go change the membership; expiry.go ends keys with a TTL; status.go, health.go and
-// serving.go report; rpc.go is how nodes call each other, forward.go how a follower sends a request
-// on to the leader, errors.go what they may answer; life.go draws the states of a node.
+// transfer.go change the membership; gate.go checks what other nodes send to raft; expiry.go ends
+// keys with a TTL; status.go, health.go and serving.go report; rpc.go is how nodes call each other,
+// forward.go how a follower sends a request on to the leader, errors.go what they may answer;
+// life.go draws the states of a node.
 package node
 
 import (
@@ -21,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +30,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/command"
+	"raftkv/internal/events"
 	"raftkv/internal/kv"
 	"raftkv/internal/peer"
 	"raftkv/internal/storage"
@@ -37,6 +40,9 @@ import (
 // may be called at any time, by several goroutines.
 type StateMachine interface {
 	raft.BatchingFSM
+	// Prepare reads a snapshot to its end and verifies it. restore does what Restore would with it, at once; index and
+	// term are those of Applied in it. It is called beside ApplyBatch, restore as Restore is.
+	Prepare(r io.Reader) (restore func(), index, term uint64, err error)
 	// Applied is the index and term of the last entry applied (a command or a change
 	// of the members), as the state machine itself counts it: raft's AppliedIndex
 	// means queued for it only.
@@ -116,8 +122,9 @@ type Node struct {
 	members   *members    // calls to other nodes
 	versions  versions    // of the other members
 
-	acknowledged acknowledged // by the other members
-	snapshotting atomic.Bool  // boundLog has raft take a snapshot
+	acknowledged acknowledged  // by the other members
+	snapshotting atomic.Bool   // boundLog has raft take a snapshot
+	due          chan struct{} // of capacity 1: the log has grown beyond its bound, see watchLog
 	leader       leaderURL
 	health       health
 	serving      serving
@@ -127,6 +134,9 @@ type Node struct {
 	auto      autojoin
 
 	observed *observed // for metrics
+	terms    terms     // for the console
+	events   events.Recorder
+	urls     memberURLs
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -136,6 +146,11 @@ type instance struct {
 	transport *peer.Transport
 	volume    *storage.Volume
 	trailing  atomic.Uint64 // raft's TrailingLogs, as boundLog has set them; 0: it has not yet
+
+	cache   *storage.Cache // below log
+	vote    vote
+	reading sync.RWMutex // held while the log is read for a frame, and while the volume is closed
+	closed  bool         // the volume; guarded by reading
 }
 
 // stop ends raft. Raft waits for its calls to other nodes, up to 10 s for one that
@@ -202,6 +217,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		membership: make(chan struct{}, 1),
 
 		transferred: make(chan struct{}, 1),
+		due:         make(chan struct{}, 1),
 		forwards:    make(chan struct{}, maxForwards),
 
 		idleTimer: time.NewTimer(idleAfterOne),
@@ -240,6 +256,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	port.Serve(n.rpcHandler(), n.term)
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)
+	n.life.background.Go(n.watchLog)
 	n.life.background.Go(n.watchTransfers)
 	n.life.background.Go(n.joinByItself)
 	n.life.background.Go(n.expireKeys)
@@ -305,10 +322,14 @@ func (n *Node) start() error {
 		EntryFormat:  command.EntryFormat,
 		MaxFormat:    command.Format,
 		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
-		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
-		Wrap:         n.config.disk,
-		Logf:         n.config.Logf,
-		Progress:     starting.verified,
+		OnVote:       n.voted,
+		OnSnapshot: func(_ int64, took time.Duration) {
+			n.observed.snapshots.Observe(took.Seconds())
+			n.events.Add(events.Event{Kind: events.Took})
+		},
+		Wrap:     n.config.disk,
+		Logf:     n.config.Logf,
+		Progress: starting.verified,
 	})
 	if err != nil {
 		return err
@@ -336,8 +357,11 @@ func (n *Node) start() error {
 	log := &installed{LogStore: cache, newest: v.Snapshots.NewestEntry}
 	v.Snapshots.OnInstalled(func(index, term uint64) { cache.Discard(v.Log, index, term) })
 	v.Log.KeepAfter(func() uint64 { return n.servedAfter(t, v.Log) })
+	i := &instance{log: log, cache: cache, transport: t, volume: v}
+	seen := seams{log: &seenLog{log, v.Log, &n.events}, stable: newSeenStable(v.Log, &i.vote, &n.events, n.idAt),
+		transport: &seenTransport{t, &n.events}}
 	starting.watch(v)
-	r, err := newRaft(config, n.machine, v, log, t, recovery)
+	r, err := newRaft(config, n.machine, v, seen, recovery)
 	if aborted := starting.end(v); aborted != nil {
 		if err = aborted; r != nil {
 			stopped := r.Shutdown()
@@ -356,13 +380,15 @@ func (n *Node) start() error {
 		return errors.Join(err, t.Close(), v.Close())
 	}
 	replayed.raft.Store(r)
-	i := &instance{raft: r, log: log, transport: t, volume: v}
+	i.raft = r
 	t.SetStillLeads(func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
 	})
 	n.current.Store(i)
-	n.observed.countLeaders(r)
+	t.SetGate(n.gate(i))
+	n.observeLeaders(r)
+	n.watchStates(r)
 	return nil
 }
 
@@ -401,17 +427,30 @@ type restorer struct {
 	err error // written by the goroutine of newRaft, until NewRaft returns
 }
 
-// Restore implements raft.FSM.
+// Restore implements raft.FSM. Raft's loop waits for it when a snapshot of the leader is installed: that was prepared.
 func (r *restorer) Restore(snapshot io.ReadCloser) error {
+	if w, ok := snapshot.(raft.ReadCloserWrapper); ok {
+		if state, ok := w.WrappedReadCloser().(*storage.PreparedState); ok {
+			state.Restore()
+			return nil
+		}
+	}
 	err := r.StateMachine.Restore(snapshot)
 	r.err = err
 	return err
 }
 
+// seams are what raft is given of a volume and of the port, with what watches it (view.go).
+type seams struct {
+	log       raft.LogStore
+	stable    raft.StableStore
+	transport raft.Transport
+}
+
 // newRaft is raft.NewRaft in a goroutine of its own: the log ends the goroutine that meets
 // a failure (storage.Log), and raft panics when an entry is missing.
-func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.LogStore, t raft.Transport,
-	recovery *raft.Configuration) (r *raft.Raft, err error) {
+func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, s seams, recovery *raft.Configuration,
+) (r *raft.Raft, err error) {
 	err = errStopped
 	done := make(chan struct{})
 	restoring := &restorer{StateMachine: machine}
@@ -428,13 +467,13 @@ func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.L
 			}
 		}()
 		if recovery != nil {
-			if err = raft.RecoverCluster(c, restoring, v.Log, v.Log, v.Snapshots, t, *recovery); err != nil {
+			if err = raft.RecoverCluster(c, restoring, v.Log, v.Log, v.Snapshots, s.transport, *recovery); err != nil {
 				err = fmt.Errorf("%s: %w", storage.RecoveryFile, err)
 				return
 			}
 			machine.Reset()
 		}
-		r, err = raft.NewRaft(c, restoring, log, v.Log, v.Snapshots, t)
+		r, err = raft.NewRaft(c, restoring, s.log, s.stable, v.Snapshots, s.transport)
 	}()
 	<-done
 	return r, err
@@ -463,7 +502,7 @@ func (n *Node) RaftAddress() string { return n.port.Address() }
 func (n *Node) StepDown(ctx context.Context) error {
 	n.life.cancel()
 	_, err := n.Transfer(ctx, "")
-	if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrConflict) {
+	if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrConflict) || errors.Is(err, errRemoved) {
 		return nil
 	}
 	return err
@@ -514,5 +553,5 @@ func (n *Node) close() error {
 	stopped := i.stop()
 	close(n.life.stopped)
 	defer n.life.end(closed)
-	return errors.Join(stopped, n.port.Close(), i.volume.Close(), n.lock.Close())
+	return errors.Join(stopped, n.port.Close(), i.closeVolume(), n.lock.Close())
 }

@@ -140,7 +140,7 @@ func (n *Node) Info() Info {
 		Keys:         n.machine.Len(),
 		RaftAddress:  n.port.Address(),
 		HTTPAddress:  n.config.HTTPAddress,
-		HTTPURL:      cmp.Or(n.config.HTTPURL, "http://"+reachable(n.config.HTTPAddress, n.port.Address())),
+		HTTPURL:      n.HTTPURL(),
 		Removed:      n.life.now() == removed,
 		MemberIDs:    members,
 		VolumeID:     i.volume.ID,
