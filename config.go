@@ -26,6 +26,7 @@ type config struct {
 	httpURL           string // where clients reach httpAddress; empty: there
 	forward           bool   // of HTTP_FOLLOWERS
 	raftAddress       string // host:port to listen on
+	raftCerts         string // directory; empty: the raft port has no certificates
 	raftAdvertise     string // host:port or host for other nodes to dial; empty: raftAddress
 	join              []string
 	nonvoter          bool
@@ -92,6 +93,8 @@ var variables = []variable{
 			}
 			return api.CheckDial(v, true)
 		}},
+	{"RAFT_CERT_DIR", "", "directory of ca.crt, node.crt and node.key: only nodes with such reach the raft port",
+		func(c *config, v string) error { c.raftCerts = v; return nil }},
 	{"RAFT_JOIN", "", "host:port of all nodes, or one DNS name and port: they form a cluster, or join it",
 		func(c *config, v string) (err error) { c.join, err = api.SplitJoin(v); return err }},
 	{"RAFT_SUFFRAGE", "voter", "how this node joins by RAFT_JOIN: voter or nonvoter", func(c *config, v string) error {

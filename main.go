@@ -25,6 +25,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"raftkv/internal/api"
+	"raftkv/internal/certs"
 	"raftkv/internal/console"
 	"raftkv/internal/forward"
 	"raftkv/internal/node"
@@ -121,7 +122,11 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	lines := console.New(out, format)
 	s := &service{console: lines, log: console.NewLogger(lines, c.logLevel, format), served: make(chan error, 1)}
 	s.machine = newFSM(s.log)
-	var err error
+	raftCerts, err := certs.OpenNode(c.raftCerts, s.log.Infof, s.log.Warnf)
+	if err != nil {
+		s.console.Close()
+		return nil, fmt.Errorf("%w: RAFT_CERT_DIR: %w", errUsage, err)
+	}
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
 		s.console.Close()
 		return nil, fmt.Errorf("HTTP port: %w", portHint(err, "HTTP_SERVER_PORT"))
@@ -147,6 +152,8 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Logf:              s.log.Infof,
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
+		Certs:             raftCerts,
+		Security:          raftCerts.Warning,
 		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
 	if err != nil {

@@ -700,6 +700,32 @@ var unitMutants = []unitMutant{
 		edit: edit{"client/client.go",
 			`	timer := time.AfterFunc(idleTimeout, `,
 			`	timer := time.AfterFunc(time.Hour, `}},
+
+	// certificates
+	{name: "any certificate of the authority is a node's", run: "TestNodesAlone",
+		edit: edit{"internal/certs/certs.go",
+			`if !slices.Contains(leaf.DNSNames, NodeName) {`,
+			`if false {`}},
+	{name: "a certificate for any usage is a node's", run: "TestNodesAlone",
+		edit: edit{"internal/certs/certs.go",
+			`if !slices.Contains(leaf.ExtKeyUsage, usage) {`,
+			`if false {`}},
+	{name: "a key that all may read", run: "TestOpenRefuses",
+		edit: edit{"internal/certs/mode_unix.go",
+			`if info.Mode().Perm()&^allowed&0o077 != 0 {`,
+			`if info.Mode().Perm()&^allowed&0o077 != 0 && false {`}},
+	{name: "streams outlast their authority", run: "TestAuthorityChanges",
+		edit: edit{"internal/peer/secure.go",
+			`s.closeIf(func(net.Conn, string) bool { return true })`,
+			`s.closeIf(func(net.Conn, string) bool { return false })`}},
+	{name: "connections for calls outlast their authority", run: "TestAuthorityChanges",
+		edit: edit{"internal/peer/secure.go",
+			`if err := p.certs.Verify(secured); err != nil {`,
+			`if err := p.certs.Verify(secured); err != nil && false {`}},
+	{name: "calls use connections that have shown the former certificate", run: "TestAuthorityChanges",
+		edit: edit{"internal/peer/secure.go",
+			`			pool.renew()`,
+			`			_ = pool`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not

@@ -27,6 +27,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
+	"raftkv/internal/certs"
 	"raftkv/internal/command"
 	"raftkv/internal/peer"
 	"raftkv/internal/storage"
@@ -56,8 +57,8 @@ type StateMachine interface {
 	Reset()
 }
 
-// Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL,
-// Dial and Progress are required.
+// Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL, Certs,
+// Security, Dial and Progress are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
@@ -73,7 +74,9 @@ type Config struct {
 	ElectionTimeout   time.Duration // without a leader before an election; at least 50 ms
 	RaftLog           hclog.Logger  // raft's own lines
 	Logf, Warnf       func(format string, args ...any)
-	Dial              peer.Dialer // reaches the raft ports of other nodes; nil: TCP
+	Dial              peer.Dialer   // reaches the raft ports of other nodes; nil: TCP
+	Certs             *certs.Node   // that nodes show to each other; nil: none
+	Security          func() string // returns the line of Health.Security; asked often; nil: there is none
 
 	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
 	Progress func(fraction float64) error
@@ -182,6 +185,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	if config.Dial != nil {
 		port.Dial = config.Dial
 	}
+	port.Secure(config.Certs)
 	config.catchUp, config.adopt = cmp.Or(config.catchUp, catchUpTimeout), cmp.Or(config.adopt, adoptTimeout)
 	config.recovery = cmp.Or(config.recovery, recoveryTimeout)
 	config.commit, config.lowSpace = cmp.Or(config.commit, commitTimeout), cmp.Or(config.lowSpace, lowSpace)
@@ -229,6 +233,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 			own.ID, own.Address, n.port.Address())
 	}
 	port.Serve(n.rpcHandler(), n.term)
+	n.checkSecurity()
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)
 	n.life.background.Go(n.watchTransfers)

@@ -1,0 +1,165 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"raftkv/internal/testkit"
+)
+
+// TestCertificatesOfNodes: nodes with certificates of one authority form a cluster; one without, and one of another
+// authority, does not get in, and the others go on.
+func TestCertificatesOfNodes(t *testing.T) {
+	t.Parallel()
+	authority := testkit.NewAuthority(t)
+	nodes := testkit.StartCluster(t, binary(t), 2, "RAFT_CERT_DIR="+authority.NodeFiles(t))
+	plain := testkit.StartNodes(t, binary(t), 1)[0]
+	other := testkit.StartNodes(t, binary(t), 1, "RAFT_CERT_DIR="+testkit.NewAuthority(t).NodeFiles(t))[0]
+	for name, test := range map[string]struct {
+		n    *testkit.Node
+		line string
+	}{"without certificates": {plain, "RAFT_CERT_DIR"}, "of another authority": {other, "unknown authority"}} {
+		test.n.ID = "n3"
+		a := nodes[0].Ask(t, test.n.JoinPath())
+		if a.Status != http.StatusConflict || !strings.Contains(a.Body, test.line) {
+			t.Errorf("%s: got %d %q, want 409 with %q", name, a.Status, a.Body, test.line)
+		}
+	}
+	nodes[1].Set(t, "a", "1")
+	testkit.CheckReplicas(t, nodes...)
+	if got := len(state(t, nodes[0]).Members); got != 2 {
+		t.Errorf("members: got %d, want 2", got)
+	}
+}
+
+// TestRotationOfTheAuthority: while writes and reads go on at each node, all get another authority, in three steps as
+// docs/operations.md has them. Not one write or read fails, and at the end the former authority is worth nothing.
+func TestRotationOfTheAuthority(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	old, next := testkit.NewAuthority(t), testkit.NewAuthority(t)
+	var nodes []*testkit.Node
+	var dirs []string
+	for k := range 3 {
+		dirs = append(dirs, old.NodeFiles(t))
+		n := testkit.NewNode(t, binary(t), fmt.Sprint("n", k+1), "RAFT_CERT_DIR="+dirs[k], "HTTP_FOLLOWERS=forward")
+		n.Start(t)
+		nodes = append(nodes, n)
+	}
+	for _, n := range nodes[1:] {
+		testkit.Join(t, nodes[0].Client, n.Client, n.RaftPort)
+	}
+
+	done := make(chan struct{})
+	var load sync.WaitGroup
+	var count atomic.Int64
+	for k, n := range nodes {
+		for j := range 2 {
+			load.Go(func() {
+				for i := 0; ; i++ {
+					select {
+					case <-done:
+						return
+					default:
+					}
+					key := fmt.Sprintf("k%d-%d-%d", k, j, i%100)
+					target := "/set?" + testkit.Pair(key, fmt.Sprint(i))
+					if _, err := testkit.Acknowledged(n.Request(t, http.MethodGet, target, "")); err != nil {
+						t.Errorf("write %d at %s: %v", i, n.ID, err)
+						return
+					}
+					target = "/get?key=" + key
+					a, err := testkit.Acknowledged(n.Request(t, http.MethodGet, target, ""))
+					if err != nil || a.Body != fmt.Sprint(i) {
+						t.Errorf("read %d at %s: got %q, %v, want %d", i, n.ID, a.Body, err, i)
+						return
+					}
+					count.Add(1)
+				}
+			})
+		}
+	}
+	// goesOn waits until a hundred more writes were acknowledged.
+	goesOn := func() {
+		t.Helper()
+		want := count.Load() + 100
+		testkit.Eventually(t, "more writes", func() error {
+			if got := count.Load(); got < want && !t.Failed() {
+				return fmt.Errorf("got %d, want %d", got, want)
+			}
+			return nil
+		})
+	}
+	const renewed = "The authority of the nodes' certificates has changed"
+	step := func(name string, seen int, line string, replace func(k int)) {
+		t.Helper()
+		goesOn()
+		for k, n := range nodes {
+			replace(k)
+			testkit.Eventually(t, name+" at "+n.ID, func() error {
+				isLine := func(m string) bool { return strings.HasPrefix(m, line) }
+				if got := len(slices.DeleteFunc(n.Messages(), func(m string) bool { return !isLine(m) })); got < seen {
+					return fmt.Errorf("%d lines, want %d", got, seen)
+				}
+				return nil
+			})
+		}
+		goesOn()
+	}
+	step("both authorities", 1, renewed, func(k int) {
+		testkit.ReplaceFile(t, dirs[k], "ca.crt", slices.Concat(old.PEM, next.PEM))
+	})
+	step("certificates of the new one", 2, "Certificate ", func(k int) {
+		certificate, key := next.Issue(t)
+		testkit.ReplaceFile(t, dirs[k], "node.key", key)
+		testkit.ReplaceFile(t, dirs[k], "node.crt", certificate)
+	})
+	step("the new one alone", 2, renewed, func(k int) {
+		testkit.ReplaceFile(t, dirs[k], "ca.crt", next.PEM)
+	})
+	close(done)
+	load.Wait()
+	t.Logf("%d writes and as many reads", count.Load())
+	testkit.CheckReplicas(t, nodes...)
+
+	stranger := testkit.NewNode(t, binary(t), "n4", "RAFT_CERT_DIR="+old.NodeFiles(t))
+	stranger.Start(t)
+	if a := nodes[0].Definite(t, http.MethodGet, stranger.JoinPath(), ""); a.Status != http.StatusConflict {
+		t.Errorf("a node of the former authority: got %d %q, want 409", a.Status, a.Body)
+	}
+}
+
+// TestCertificatesThatCannotBeUsed: a node does not start, exit code 2, with one line; and it goes on, with a warning,
+// when they are spoiled later.
+func TestCertificatesThatCannotBeUsed(t *testing.T) {
+	t.Parallel()
+	authority := testkit.NewAuthority(t)
+	dir := authority.NodeFiles(t)
+	n := testkit.NewNode(t, binary(t), "n1", "RAFT_CERT_DIR="+dir)
+	n.Start(t)
+	testkit.ReplaceFile(t, dir, "node.crt", []byte("nothing"))
+	testkit.Eventually(t, "a warning", func() error {
+		a, err := testkit.Send(testkit.Direct, n.Request(t, http.MethodGet, "/readyz", ""))
+		if err == nil && (a.Status != http.StatusOK || !strings.Contains(a.Body, "node.crt")) {
+			err = errors.New(a.Body)
+		}
+		return err
+	})
+	n.Set(t, "a", "1")
+	n.Signal(t, syscall.SIGTERM)
+	n.WantExit(t, testkit.StopBound, 0)
+	n.Run(t)
+	n.WantExit(t, 30*time.Second, 2)
+	if got := strings.TrimSpace(n.Stderr.String()); !strings.Contains(got, "RAFT_CERT_DIR") ||
+		!strings.Contains(got, "node.crt") || strings.Count(got, "\n") > 0 {
+		t.Errorf("got %q, want one line with RAFT_CERT_DIR and node.crt", got)
+	}
+}
