@@ -23,6 +23,7 @@ type config struct {
 	volume            string
 	httpAddress       string // host:port to listen on
 	httpNames         []string
+	httpCerts         string // directory; empty: HTTP without TLS
 	httpURL           string // where clients reach httpAddress; empty: there
 	forward           bool   // of HTTP_FOLLOWERS
 	raftAddress       string // host:port to listen on
@@ -79,6 +80,8 @@ var variables = []variable{
 		}},
 	{"HTTP_ADVERTISE", "", "URL by which clients reach this node, http://HOST:PORT, if not where it listens",
 		func(c *config, v string) error { c.httpURL = v; return api.CheckURL(v) }},
+	{"HTTP_CERT_DIR", "", "directory of http.crt and http.key: clients reach this node by https",
+		func(c *config, v string) error { c.httpCerts = v; return nil }},
 	{"HTTP_FOLLOWERS", "redirect", "a follower sends clients to the leader (redirect), or their requests (forward)",
 		func(c *config, v string) error {
 			if c.forward = v == "forward"; !c.forward && v != "redirect" {

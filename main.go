@@ -127,6 +127,11 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		s.console.Close()
 		return nil, fmt.Errorf("%w: RAFT_CERT_DIR: %w", errUsage, err)
 	}
+	httpCerts, err := certs.OpenHTTP(c.httpCerts, s.log.Infof, s.log.Warnf)
+	if err != nil {
+		s.console.Close()
+		return nil, fmt.Errorf("%w: HTTP_CERT_DIR: %w", errUsage, err)
+	}
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
 		s.console.Close()
 		return nil, fmt.Errorf("HTTP port: %w", portHint(err, "HTTP_SERVER_PORT"))
@@ -134,7 +139,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	names := api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress, c.raftAdvertise)
 	starting := api.NewStarting(names)
 	s.server = api.NewServer(starting, s.log.Warnf)
-	go func() { s.served <- api.Serve(s.server, s.listener) }()
+	go func() { s.served <- api.Serve(s.server, s.listener, httpCerts.Config()) }()
 	s.node, err = node.Open(node.Config{
 		ID:                c.nodeID,
 		Version:           version.String(),
@@ -144,6 +149,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Join:              c.join,
 		Nonvoter:          c.nonvoter,
 		HTTPAddress:       s.listener.Addr().String(),
+		HTTPS:             httpCerts != nil,
 		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,
 		SnapshotBytes:     c.snapshotBytes,
@@ -153,7 +159,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
 		Certs:             raftCerts,
-		Security:          raftCerts.Warning,
+		Security:          func() string { return certs.Warnings(raftCerts.Warning(), httpCerts.Warning()) },
 		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
 	if err != nil {
@@ -165,8 +171,8 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	h := newHandler(s.node, s.machine.Store, s.log, names)
 	h.forwards = c.forward
 	s.node.SetForwarded(forward.Handler(h.leaders))
-	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",
-		c.nodeID, version.String(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
+	s.log.Infof("Node %s (version %s): %s on %s, raft on %s, volume %s",
+		c.nodeID, version.String(), httpCerts.Protocol(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
 	starting.Ready(h)
 	return s, nil
 }

@@ -15,9 +15,10 @@ import (
 //
 // Against cross-site request forgery (CSRF) it goes by Sec-Fetch-Site and Origin, which
 // a page can't change. http.CrossOriginProtection does not do here: it exempts GET as a
-// safe method, and sets arrive as GET, so that a link or an image could carry one. An
-// Origin may have either scheme: behind a proxy that ends TLS the page is at https, and
-// this node can't know. The host and the port are what a foreign page can't have, and a
+// safe method, and sets arrive as GET, so that a link or an image could carry one. Over
+// HTTPS, an Origin must be of https too: a page of the same host and port that came by
+// http may be anybody's who is between. Over HTTP it may have either scheme: behind a proxy that ends TLS the page is
+// at https, and this node can't know. The host and the port are what a foreign page can't have, and a
 // browser that holds the two schemes for different sites says so by Sec-Fetch-Site.
 //
 // Against DNS rebinding, where a page has its own name resolve to this node and so becomes
@@ -28,7 +29,8 @@ func CheckOrigin(r *http.Request, names []string) error {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" {
 		return Errorf(http.StatusForbidden, "Sec-Fetch-Site: %q; requests from web pages of other sites are refused", site)
 	}
-	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
+	origin, plain := r.Header.Get("Origin"), r.TLS == nil
+	if origin != "" && origin != "https://"+r.Host && !(plain && origin == "http://"+r.Host) {
 		return Errorf(http.StatusForbidden, "Origin: %q; requests from web pages of other sites are refused", origin)
 	}
 	probe := r.URL.Path == "/healthz" || r.URL.Path == "/readyz"

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -123,6 +124,11 @@ func (f *files) warning() string {
 		return fmt.Sprintf("%s expires at %s: put another in its place", path, leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return ""
+}
+
+// Warnings is one line of all that are not empty.
+func Warnings(lines ...string) string {
+	return strings.Join(slices.DeleteFunc(lines, func(line string) bool { return line == "" }), "; ")
 }
 
 func (f *files) paths() []string {

@@ -24,8 +24,19 @@ func (h *HTTP) Warning() string {
 	return h.files.warning()
 }
 
-// Config is for a server. Each handshake gets the certificate that the files hold.
+// Protocol is HTTPS, or HTTP if h is nil.
+func (h *HTTP) Protocol() string {
+	if h == nil {
+		return "HTTP"
+	}
+	return "HTTPS"
+}
+
+// Config is for a server, nil if h is. Each handshake gets the certificate that the files hold.
 func (h *HTTP) Config() *tls.Config {
+	if h == nil {
+		return nil
+	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {

@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"raftkv/client"
 	"raftkv/internal/testkit"
 )
 
@@ -135,6 +139,120 @@ func TestRotationOfTheAuthority(t *testing.T) {
 	if a := nodes[0].Definite(t, http.MethodGet, stranger.JoinPath(), ""); a.Status != http.StatusConflict {
 		t.Errorf("a node of the former authority: got %d %q, want 409", a.Status, a.Body)
 	}
+}
+
+// TestHTTPS: with certificates for clients, nodes serve HTTP/1.1 and HTTP/2 over TLS, redirects lead to https, and
+// without TLS there is nothing.
+func TestHTTPS(t *testing.T) {
+	t.Parallel()
+	authority := testkit.NewAuthority(t)
+	var nodes []*testkit.Node
+	var dirs []string
+	for k := range 3 {
+		dirs = append(dirs, authority.NodeFiles(t))
+		n := testkit.NewNode(t, binary(t), fmt.Sprint("n", k+1), "RAFT_CERT_DIR="+dirs[k], "HTTP_CERT_DIR="+dirs[k])
+		n.Base = strings.Replace(n.Base, "http:", "https:", 1)
+		n.Start(t)
+		nodes = append(nodes, n)
+	}
+	for _, n := range nodes[1:] {
+		testkit.Join(t, nodes[0].Client, n.Client, n.RaftPort)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(authority.PEM)
+	trust := &tls.Config{RootCAs: roots}
+	for version, second := range map[string]bool{"HTTP/1.1": false, "HTTP/2.0": true} {
+		transport := &http.Transport{TLSClientConfig: trust.Clone(), ForceAttemptHTTP2: second}
+		defer transport.CloseIdleConnections()
+		direct := &http.Client{Transport: transport, Timeout: time.Minute, CheckRedirect: testkit.Direct.CheckRedirect}
+		following := &http.Client{Transport: transport, Timeout: time.Minute}
+		testkit.UnderOneLeader(t, nodes, func(leader *testkit.Node, others []*testkit.Node) error {
+			response, err := direct.Do(others[0].Request(t, http.MethodPut, "/set?key=a", "value"))
+			if err != nil {
+				return err
+			}
+			_ = response.Body.Close()
+			if response.Proto != version {
+				t.Errorf("protocol: got %s, want %s", response.Proto, version)
+			}
+			if got, want := response.Header.Get("Location"), leader.Base+"/set?key=a&raftkv-length=5"; got != want {
+				t.Errorf("Location: got %q, want %q", got, want)
+			}
+			for _, r := range []*http.Request{
+				others[0].Request(t, http.MethodPut, "/set?key=a", "value"),
+				others[1].Request(t, http.MethodPut, "/set?key=b", strings.Repeat("v", 900<<10)),
+				others[0].Request(t, http.MethodGet, "/get?key=a", ""),
+				leader.Request(t, http.MethodGet, "/list", "", "Origin", leader.Base),
+				leader.Request(t, http.MethodGet, "/snapshot", ""),
+			} {
+				if a, err := testkit.Send(following, r); err != nil || a.Status != http.StatusOK {
+					return fmt.Errorf("%s %s: got %d %.100q, %w, want 200", r.Method, r.URL.Path, a.Status, a.Body, err)
+				}
+			}
+			for _, test := range []struct {
+				r      *http.Request
+				status int
+			}{
+				{leader.Request(t, http.MethodPut, "/set?key=a", strings.Repeat("v", 9<<20)), http.StatusRequestEntityTooLarge},
+				{leader.Request(t, http.MethodPut, "/set?key=a", "w", "If-Match", `"1-00000000"`), http.StatusPreconditionFailed},
+				{leader.Request(t, http.MethodGet, "/set?key=a&value=1", "", "Origin",
+					strings.Replace(leader.Base, "https:", "http:", 1)), http.StatusForbidden},
+			} {
+				if a, err := testkit.Send(following, test.r); err != nil || a.Status != test.status {
+					t.Errorf("%s: %s: got %d %.100q, %v, want %d", version, test.r.URL.Path, a.Status, a.Body, err, test.status)
+				}
+			}
+			return nil
+		})
+	}
+	plain := strings.Replace(nodes[0].Base, "https:", "http:", 1)
+	if response, err := http.Get(plain + "/get?key=a"); err == nil {
+		_ = response.Body.Close()
+		if response.StatusCode != http.StatusBadRequest {
+			t.Errorf("without TLS: got %s, want 400", response.Status)
+		}
+	}
+
+	// The client of package client, by an endpoint that does not lead.
+	_, others := testkit.Leader(t, nodes...)
+	c, err := client.New(client.Config{Endpoints: []string{others[0].Base}, TLS: trust})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := c.Set(ctx, "c", []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	for event, err := range c.ListWatch(ctx, "c") {
+		if err != nil || len(event.Items) != 1 || string(event.Items[0].Value) != "1" {
+			t.Errorf("watch: got %v, %v, want c=1", event, err)
+		}
+		break
+	}
+	// Another certificate is shown to the next that connects.
+	first := shown(t, trust, others[0])
+	certificate, key := authority.Issue(t, testkit.ForHTTP)
+	for k := range dirs {
+		testkit.ReplaceFile(t, dirs[k], "http.key", key)
+		testkit.ReplaceFile(t, dirs[k], "http.crt", certificate)
+	}
+	if shown(t, trust, others[0]).Equal(first) {
+		t.Error("got the former certificate, want the new one")
+	}
+	testkit.CheckReplicas(t, nodes...)
+}
+
+// shown is the certificate that a node shows to a client.
+func shown(t testing.TB, trust *tls.Config, n *testkit.Node) *x509.Certificate {
+	t.Helper()
+	c, err := tls.Dial("tcp", "127.0.0.1:"+n.HTTPPort, trust)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	return c.ConnectionState().PeerCertificates[0]
 }
 
 // TestCertificatesThatCannotBeUsed: a node does not start, exit code 2, with one line; and it goes on, with a warning,

@@ -538,8 +538,8 @@ var unitMutants = []unitMutant{
 			`api.OwnNames(c.httpNames, "")`}},
 	{name: "any port's page", run: "TestCheckOrigin",
 		edit: edit{"internal/api/origin.go",
-			`origin != "https://"+r.Host {`,
-			`!strings.HasPrefix(origin, "https://") {`}},
+			`origin != "https://"+r.Host &&`,
+			`!strings.HasPrefix(origin, "https://") &&`}},
 	{name: "a watch outlives what its node learns", run: "TestWatchEnds",
 		edit: edit{"internal/api/stream.go",
 			`		stop := context.AfterFunc(serving, cancel)`,
@@ -726,6 +726,14 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/peer/secure.go",
 			`			pool.renew()`,
 			`			_ = pool`}},
+	{name: "an origin of http over https", run: "TestCheckOrigin",
+		edit: edit{"internal/api/origin.go",
+			`!(plain && origin == "http://"+r.Host)`,
+			`!((plain || !plain) && origin == "http://"+r.Host)`}},
+	{name: "connections of TLS are always idle", run: "TestTLS",
+		edit: edit{"internal/connlimit/connlimit.go",
+			`		c = secure.NetConn()`,
+			`		_ = secure`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not

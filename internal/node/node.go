@@ -68,6 +68,7 @@ type Config struct {
 	Join              []string      // host:port of the nodes that form a cluster (autojoin.go); nil: it bootstraps itself
 	Nonvoter          bool          // with Join: it asks for no vote
 	HTTPAddress       string        // host:port that HTTP listens on; the host may be unspecified
+	HTTPS             bool          // clients reach HTTPAddress by https
 	HTTPURL           string        // where clients reach that; empty: at HTTPAddress, or the host of RaftAddress
 	SnapshotThreshold uint64        // entries in the log before a snapshot is taken
 	SnapshotBytes     uint64        // the same in bytes, or the size of the data if that is more: see boundLog
