@@ -6,7 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -280,4 +284,100 @@ func TestCertificatesThatCannotBeUsed(t *testing.T) {
 		!strings.Contains(got, "node.crt") || strings.Count(got, "\n") > 0 {
 		t.Errorf("got %q, want one line with RAFT_CERT_DIR and node.crt", got)
 	}
+}
+
+// TestCertScript: what cert.sh makes, nodes use, and nobody else may read; again for the same node, it makes another pair,
+// which a running node takes. A new authority is not put in the place of another at one node alone.
+func TestCertScript(t *testing.T) {
+	t.Parallel()
+	for _, program := range []string{"bash", "openssl"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skip(err)
+		}
+	}
+	work := t.TempDir()
+	script, err := filepath.Abs("../../cert.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := func(args ...string) (out string, code int) {
+		t.Helper()
+		cmd := exec.Command("bash", append([]string{"-c", `umask 022; exec "$0" "$@"`, script}, args...)...)
+		cmd.Dir = work
+		text, err := cmd.CombinedOutput()
+		if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
+		return string(text), cmd.ProcessState.ExitCode()
+	}
+	for _, args := range [][]string{{}, {"-x"}, {"a/b"}, {".."}, {"n1", "http://kv"}, {"n1", "node.raftkv"}, {"n1", "a:80"},
+		{"--ca", "n1"}} {
+		if out, code := call(args...); code != 2 || strings.Count(out, "\n") != 1 {
+			t.Errorf("cert.sh %q: got %d %q, want 2 and one line", args, code, out)
+		}
+	}
+	if entries, err := os.ReadDir(work); err != nil || len(entries) > 0 {
+		t.Errorf("after wrong arguments: got %v, %v, want nothing", entries, err)
+	}
+	want := func(want string, args ...string) {
+		t.Helper()
+		if out, code := call(args...); code != 0 || !strings.HasSuffix(out, want) {
+			t.Fatalf("cert.sh %q: got %d %q, want 0 and %q at the end", args, code, out, want)
+		}
+	}
+	want("certs/n1 has the certificates of n1, for 397 days.\n", "n1", "kv.example", "10.0.0.1", "fd00::1")
+	want("certs/n2 has the certificates of n2, for 397 days.\n", "n2")
+	certs := filepath.Join(work, "certs")
+	err = filepath.WalkDir(certs, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s: got mode %v, want that its user alone may read it", path, info.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	var nodes []*testkit.Node
+	for _, id := range []string{"n1", "n2"} {
+		dir := filepath.Join(certs, id)
+		n := testkit.NewNode(t, binary(t), id, "RAFT_CERT_DIR="+dir, "HTTP_CERT_DIR="+dir)
+		n.Base = strings.Replace(n.Base, "http:", "https:", 1)
+		n.Start(t)
+		nodes = append(nodes, n)
+	}
+	testkit.Join(t, nodes[0].Client, nodes[1].Client, nodes[1].RaftPort)
+
+	ca, err := os.ReadFile(filepath.Join(certs, "ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	trust := &tls.Config{RootCAs: roots}
+	first := shown(t, trust, nodes[0])
+	for _, host := range []string{"n1", "localhost", "127.0.0.1", "::1", "kv.example", "10.0.0.1", "fd00::1"} {
+		if err := first.VerifyHostname(host); err != nil {
+			t.Error(err)
+		}
+	}
+	want("certs/n1 has the certificates of n1, for 397 days.\n", "n1")
+	if shown(t, trust, nodes[0]).Equal(first) {
+		t.Error("got the former certificate, want the new one")
+	}
+	nodes[0].WaitMessage(t, "Certificate "+filepath.Join(certs, "n1", "node.crt")+" was read again")
+	nodes[1].Set(t, "a", "1")
+
+	for _, name := range []string{"ca.crt", "ca.key"} {
+		if err := os.Remove(filepath.Join(certs, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, code := call("n1"); code != 1 || !strings.Contains(out, "is of another authority") {
+		t.Errorf("another authority: got %d %q, want 1 and a line", code, out)
+	}
+	testkit.CheckReplicas(t, nodes...)
 }
