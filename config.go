@@ -24,6 +24,8 @@ type config struct {
 	httpAddress       string // host:port to listen on
 	httpNames         []string
 	httpCerts         string // directory; empty: HTTP without TLS
+	insecure          bool   // the user trusts whatever reaches the ports
+	warning           string // of api.Exposure; empty: none
 	httpURL           string // where clients reach httpAddress; empty: there
 	forward           bool   // of HTTP_FOLLOWERS
 	raftAddress       string // host:port to listen on
@@ -137,6 +139,13 @@ var variables = []variable{
 			}
 			return nil
 		}},
+	{"INSECURE", "no", "yes: the ports may be reached from other machines without certificates",
+		func(c *config, v string) error {
+			if c.insecure = v == "yes"; !c.insecure && v != "no" {
+				return errors.New("want yes or no")
+			}
+			return nil
+		}},
 	{"LOG_LEVEL", "debug", "what the console shows: debug, info, warn or error", func(c *config, v string) error {
 		c.logLevel = v
 		if !slices.Contains([]string{"debug", "info", "warn", "error"}, v) {
@@ -172,6 +181,12 @@ func parseConfig(getenv func(string) string) (config, error) {
 	overlap := httpHost == raftHost || ip.IsUnspecified() || net.ParseIP(raftHost).IsUnspecified()
 	if httpPort == raftPort && httpPort != "0" && overlap {
 		return c, fmt.Errorf("%w: HTTP_SERVER_PORT and RAFT_SERVER_PORT are the same: give each its own", errUsage)
+	}
+	exposure := api.Exposure{RaftAddress: c.raftAddress, HTTPAddress: c.httpAddress, RaftCerts: c.raftCerts != "",
+		HTTPS: c.httpCerts != "", Tokens: true, Insecure: c.insecure}
+	var err error
+	if c.warning, err = exposure.Check(); err != nil {
+		return c, fmt.Errorf("%w: %w", errUsage, err)
 	}
 	return c, nil
 }

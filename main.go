@@ -159,7 +159,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
 		Certs:             raftCerts,
-		Security:          func() string { return certs.Warnings(raftCerts.Warning(), httpCerts.Warning()) },
+		Security:          func() string { return certs.Warnings(c.warning, raftCerts.Warning(), httpCerts.Warning()) },
 		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
 	if err != nil {

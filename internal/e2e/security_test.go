@@ -286,6 +286,23 @@ func TestCertificatesThatCannotBeUsed(t *testing.T) {
 	}
 }
 
+// TestInsecure: a node beyond loopback that its user lets start warns on the console, in /readyz and in /status.
+func TestInsecure(t *testing.T) {
+	t.Parallel()
+	n := testkit.NewNode(t, binary(t), "n1", "HTTP_SERVER_HOST=0.0.0.0", "INSECURE=yes")
+	for range 2 {
+		n.Start(t)
+		const line = "INSECURE=yes: whoever reaches the HTTP port"
+		n.WaitMessage(t, line)
+		for _, path := range []string{"/readyz", "/status"} {
+			if a := n.Ask(t, path); a.Status != http.StatusOK || !strings.Contains(a.Body, line) {
+				t.Errorf("%s: got %d %q, want 200 with %q", path, a.Status, a.Body, line)
+			}
+		}
+		n.Stop(t, syscall.SIGTERM)
+	}
+}
+
 // TestCertScript: what cert.sh makes, nodes use, and nobody else may read; again for the same node, it makes another pair,
 // which a running node takes. A new authority is not put in the place of another at one node alone.
 func TestCertScript(t *testing.T) {

@@ -34,7 +34,7 @@ type Health struct {
 
 	Snapshots string `json:"snapshots,omitempty"` // the last snapshot could not be written
 	Address   string `json:"address,omitempty"`   // the members know the node at another address
-	Security  string `json:"security,omitempty"`  // certificates that end soon or can't be used
+	Security  string `json:"security,omitempty"`  // certificates that end soon or can't be used, or none
 }
 
 // Warnings returns, in one line, what clients need not keep away from this node for; empty:
