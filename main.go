@@ -29,10 +29,12 @@ import (
 	"raftkv/internal/console"
 	"raftkv/internal/forward"
 	"raftkv/internal/node"
+	"raftkv/internal/storage"
 	"raftkv/internal/version"
 )
 
 func main() {
+	storage.PrivateFiles()
 	// A console that is gone, as after | head, must not end the node.
 	signal.Ignore(syscall.SIGPIPE)
 	end := []os.Signal{os.Interrupt, syscall.SIGTERM}

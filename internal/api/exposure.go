@@ -21,8 +21,8 @@ type Exposure struct {
 func (e Exposure) Check() (warning string, err error) {
 	var open []string
 	if address := e.RaftAddress; isExposed(address) && !e.RaftCerts {
-		open = append(open, fmt.Sprintf("whoever reaches the raft port at %s is a member: set RAFT_CERT_DIR (cert.sh makes one)",
-			address))
+		open = append(open, fmt.Sprintf("whoever reaches the raft port at %s is a member: "+
+			"set RAFT_CERT_DIR (cert.sh makes one)", address))
 	}
 	if address := e.HTTPAddress; isExposed(address) && !(e.HTTPS && e.Tokens) {
 		var missing, makes []string
@@ -32,8 +32,8 @@ func (e Exposure) Check() (warning string, err error) {
 		if !e.Tokens {
 			missing, makes = append(missing, "HTTP_TOKENS"), append(makes, "token.sh makes its lines")
 		}
-		open = append(open, fmt.Sprintf("whoever reaches the HTTP port at %s may read and change everything, or what is on its way: "+
-			"set %s (%s)", address, strings.Join(missing, " and "), strings.Join(makes, ", ")))
+		open = append(open, fmt.Sprintf("whoever reaches the HTTP port at %s may read and change everything, or what "+
+			"is on its way: set %s (%s)", address, strings.Join(missing, " and "), strings.Join(makes, ", ")))
 	}
 	text := strings.Join(open, "; ")
 	switch {

@@ -29,8 +29,8 @@ func TestExposure(t *testing.T) {
 		{name: "tokens", e: Exposure{RaftAddress: here, HTTPAddress: there, Tokens: true}, want: []string{https}},
 		{name: "HTTPS and tokens", e: Exposure{RaftAddress: here, HTTPAddress: there, HTTPS: true, Tokens: true}},
 		{name: "both", e: Exposure{RaftAddress: there, HTTPAddress: there}, want: []string{raft, https, tokens}},
-		{name: "certificates of the other port", e: Exposure{RaftAddress: there, HTTPAddress: here, HTTPS: true, Tokens: true},
-			want: []string{raft}},
+		{name: "certificates of the other port", want: []string{raft},
+			e: Exposure{RaftAddress: there, HTTPAddress: here, HTTPS: true, Tokens: true}},
 	} {
 		for _, insecure := range []bool{false, true} {
 			test.e.Insecure = insecure

@@ -303,8 +303,69 @@ func TestInsecure(t *testing.T) {
 	}
 }
 
-// TestCertScript: what cert.sh makes, nodes use, and nobody else may read; again for the same node, it makes another pair,
-// which a running node takes. A new authority is not put in the place of another at one node alone.
+// TestFilesArePrivate: whatever the umask of the shell, nobody but its user may read what a node makes, snapshots and
+// backups of others included; a volume that former versions have made readable is taken, and is not any more.
+func TestFilesArePrivate(t *testing.T) {
+	t.Parallel()
+	n := testkit.NewNode(t, binary(t), "n1", "RAFT_SNAPSHOT_THRESHOLD=1")
+	run := func() {
+		t.Helper()
+		cmd := n.Command()
+		cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", `umask 0; exec "$0"`, cmd.Path}
+		n.Process = testkit.Start(t, cmd)
+		n.WaitReady(t)
+	}
+	check := func() (snapshots int) {
+		t.Helper()
+		err := filepath.WalkDir(n.Volume, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) { // one that was not finished
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if info, err := d.Info(); err == nil && info.Mode().Perm()&0o077 != 0 {
+				t.Errorf("%s: got mode %v, want that its user alone may read it", path, info.Mode())
+			}
+			if d.Name() == "state.bin" && !strings.HasSuffix(filepath.Dir(path), ".tmp") {
+				snapshots++
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		return snapshots
+	}
+	run()
+	testkit.Eventually(t, "a snapshot", func() error {
+		n.Set(t, "a", "1")
+		if check() == 0 {
+			return errors.New("none")
+		}
+		return nil
+	})
+	n.Stop(t, syscall.SIGTERM)
+	err := filepath.WalkDir(n.Volume, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			return os.Chmod(path, 0o755)
+		} else if err == nil {
+			return os.Chmod(path, 0o644)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run()
+	check()
+	if a := n.Ask(t, "/get?key=a"); a.Body != "1" {
+		t.Errorf("got %d %q, want 1", a.Status, a.Body)
+	}
+}
+
+// TestCertScript: what cert.sh makes, nodes use, and nobody else may read; again for the same node, it makes another
+// pair, which a running node takes. A new authority is not put in the place of another at one node alone.
 func TestCertScript(t *testing.T) {
 	t.Parallel()
 	for _, program := range []string{"bash", "openssl"} {

@@ -245,7 +245,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 }
 
 func (n *Node) open() error {
-	if err := os.MkdirAll(n.config.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(n.config.Dir, 0o700); err != nil {
 		return err
 	}
 	lock, err := storage.Lock(n.config.Dir)
