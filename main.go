@@ -162,6 +162,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Dial:              c.dial,
 		Certs:             raftCerts,
 		Security:          func() string { return certs.Warnings(c.warning, raftCerts.Warning(), httpCerts.Warning()) },
+		Lab:               c.lab,
 		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
 	if err != nil {
@@ -171,7 +172,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
 	h := newHandler(s.node, s.machine.Store, s.log, names)
-	h.forwards = c.forward
+	h.forwards, h.labOn = c.forward, c.lab
 	s.node.SetForwarded(forward.Handler(h.leaders))
 	s.log.Infof("Node %s (version %s): %s on %s, raft on %s, volume %s",
 		c.nodeID, version.String(), httpCerts.Protocol(), s.listener.Addr(), s.node.RaftAddress(), c.volume)

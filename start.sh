@@ -63,4 +63,8 @@ if [ "$keep" != --keep ]; then
 	rm -rf "$RAFT_VOLUME_DIR"/raft.db* "$RAFT_VOLUME_DIR/snapshots" "$RAFT_VOLUME_DIR"/peers.json* "$RAFT_VOLUME_DIR/lock"
 	rmdir "$RAFT_VOLUME_DIR" 2>/dev/null || true
 fi
+# The lab, for learning, unless the node may be reached from elsewhere: it is refused there.
+if [ -z "${HTTP_SERVER_HOST:-}${RAFT_SERVER_HOST:-}${HTTP_ADVERTISE:-}${RAFT_ADVERTISE:-}" ]; then
+	export RAFT_LAB=${RAFT_LAB:-1}
+fi
 exec ./raftkv

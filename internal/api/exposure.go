@@ -3,7 +3,6 @@ package api
 import (
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 )
 
@@ -20,11 +19,11 @@ type Exposure struct {
 // whoever reaches it. If that is what the user wants, it is a warning.
 func (e Exposure) Check() (warning string, err error) {
 	var open []string
-	if address := e.RaftAddress; isExposed(address) && !e.RaftCerts {
+	if address := e.RaftAddress; !IsLoopback(address) && !e.RaftCerts {
 		open = append(open, fmt.Sprintf("whoever reaches the raft port at %s is a member: "+
 			"set RAFT_CERT_DIR (cert.sh makes one)", address))
 	}
-	if address := e.HTTPAddress; isExposed(address) && !(e.HTTPS && e.Tokens) {
+	if address := e.HTTPAddress; !IsLoopback(address) && !(e.HTTPS && e.Tokens) {
 		var missing, makes []string
 		if !e.HTTPS {
 			missing, makes = append(missing, "HTTP_CERT_DIR"), append(makes, "cert.sh makes one")
@@ -43,11 +42,4 @@ func (e Exposure) Check() (warning string, err error) {
 		return "INSECURE=yes: " + text, nil
 	}
 	return "", errors.New(text + "; or set INSECURE=yes if only machines that you trust reach this one")
-}
-
-// isExposed reports whether address, host:port, may be reached from other machines. A name other than localhost counts
-// as such, whatever it leads to.
-func isExposed(address string) bool {
-	host, _, err := net.SplitHostPort(address)
-	return err != nil || !strings.EqualFold(host, "localhost") && !net.ParseIP(host).IsLoopback()
 }

@@ -37,13 +37,17 @@ func NewServer(h http.Handler, warnf func(format string, args ...any)) *http.Ser
 	}
 }
 
+// connections returns how many connections the server has at most: MaxConnections, or half the files that this process
+// may have open if those are fewer. The raft port and the volume take some too.
+func connections() int { return connlimit.OfFiles(MaxConnections, 1, 2) }
+
 // maxStreams bounds the requests under way over one connection of HTTP/2.
 const maxStreams = 100
 
-// Serve serves at most MaxConnections of l at once, until the server is closed: by HTTPS with secure, HTTP/2 included,
-// and by HTTP if that is nil.
+// Serve serves as many connections of l at once, until the server is closed: by HTTPS with secure, HTTP/2 included, and
+// by HTTP if that is nil.
 func Serve(server *http.Server, l net.Listener, secure *tls.Config) error {
-	l = connlimit.Listen(l, MaxConnections, MaxHeaderBytes).Counted()
+	l = connlimit.Listen(l, connections(), MaxHeaderBytes).Counted()
 	if secure == nil {
 		return server.Serve(l)
 	}

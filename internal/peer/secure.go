@@ -48,9 +48,9 @@ func (p *Port) CheckCertificates() {
 	}
 }
 
-// connect is Dial with the handshake after it.
-func (p *Port) connect(ctx context.Context, address string) (net.Conn, error) {
-	c, err := p.Dial(ctx, address)
+// dialSecure is connect with the handshake after it. Everything that the port dials goes by it.
+func (p *Port) dialSecure(ctx context.Context, address string) (net.Conn, error) {
+	c, err := p.connect(ctx, address)
 	if err != nil || p.certs == nil {
 		return c, err
 	}
@@ -87,8 +87,17 @@ var errOutdated = errors.New("the authority of the certificates has changed mean
 // outdated reports whether c, which is tracked by now, was verified by an authority that has changed since: Secure may
 // have closed the streams before c was one of them.
 func (p *Port) outdated(c net.Conn) bool {
-	secured, ok := c.(*certs.Conn)
-	return ok && !p.certs.Current(secured)
+	secured := securedOf(c)
+	return secured != nil && !p.certs.Current(secured)
+}
+
+// securedOf is the connection of the handshake below the layers of c; nil: there was none.
+func securedOf(c net.Conn) *certs.Conn {
+	if link, ok := c.(*linked); ok {
+		c = link.Conn
+	}
+	secured, _ := c.(*certs.Conn)
+	return secured
 }
 
 // verified is handler behind a look at the certificate of the caller, if the authority has changed since it was shown.
@@ -99,7 +108,7 @@ func (p *Port) verified(handler http.Handler) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, _ := r.Context().Value(callerKey{}).(*conn)
-		if secured, ok := c.Conn.(*certs.Conn); ok {
+		if secured := securedOf(c.Conn); secured != nil {
 			if err := p.certs.Verify(secured); err != nil {
 				host, _, _ := net.SplitHostPort(r.RemoteAddr)
 				p.refused(host, err)
