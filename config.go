@@ -23,9 +23,13 @@ type config struct {
 	volume            string
 	httpAddress       string // host:port to listen on
 	httpNames         []string
+	httpCerts         string // directory; empty: HTTP without TLS
+	insecure          bool   // the user trusts whatever reaches the ports
+	warning           string // of api.Exposure; empty: none
 	httpURL           string // where clients reach httpAddress; empty: there
 	forward           bool   // of HTTP_FOLLOWERS
 	raftAddress       string // host:port to listen on
+	raftCerts         string // directory; empty: the raft port has no certificates
 	raftAdvertise     string // host:port or host for other nodes to dial; empty: raftAddress
 	join              []string
 	nonvoter          bool
@@ -79,6 +83,8 @@ var variables = []variable{
 		}},
 	{"HTTP_ADVERTISE", "", "URL by which clients reach this node, http://HOST:PORT, if not where it listens",
 		func(c *config, v string) error { c.httpURL = v; return api.CheckURL(v) }},
+	{"HTTP_CERT_DIR", "", "directory of http.crt and http.key: clients reach this node by https",
+		func(c *config, v string) error { c.httpCerts = v; return nil }},
 	{"HTTP_FOLLOWERS", "redirect", "a follower sends clients to the leader (redirect), or their requests (forward)",
 		func(c *config, v string) error {
 			if c.forward = v == "forward"; !c.forward && v != "redirect" {
@@ -93,6 +99,8 @@ var variables = []variable{
 			}
 			return api.CheckDial(v, true)
 		}},
+	{"RAFT_CERT_DIR", "", "directory of ca.crt, node.crt and node.key: only nodes with such reach the raft port",
+		func(c *config, v string) error { c.raftCerts = v; return nil }},
 	{"RAFT_JOIN", "", "host:port of all nodes, or one DNS name and port: they form a cluster, or join it",
 		func(c *config, v string) (err error) { c.join, err = api.SplitJoin(v); return err }},
 	{"RAFT_SUFFRAGE", "voter", "how this node joins by RAFT_JOIN: voter or nonvoter", func(c *config, v string) error {
@@ -129,6 +137,13 @@ var variables = []variable{
 			c.snapshotBytes, err = strconv.ParseUint(v, 10, 63)
 			if err != nil || c.snapshotBytes < 1<<20 {
 				return errors.New("want a number of bytes of at least 1048576")
+			}
+			return nil
+		}},
+	{"INSECURE", "no", "yes: the ports may be reached from other machines without certificates",
+		func(c *config, v string) error {
+			if c.insecure = v == "yes"; !c.insecure && v != "no" {
+				return errors.New("want yes or no")
 			}
 			return nil
 		}},
@@ -180,6 +195,12 @@ func parseConfig(getenv func(string) string) (config, error) {
 			return c, fmt.Errorf("%w: RAFT_LAB=1 with %s: whoever reaches the node could kill it; "+
 				"want loopback addresses alone, such as 127.0.0.1, or RAFT_LAB=0", errUsage, reached)
 		}
+	}
+	exposure := api.Exposure{RaftAddress: c.raftAddress, HTTPAddress: c.httpAddress, RaftCerts: c.raftCerts != "",
+		HTTPS: c.httpCerts != "", Tokens: true, Insecure: c.insecure}
+	var err error
+	if c.warning, err = exposure.Check(); err != nil {
+		return c, fmt.Errorf("%w: %w", errUsage, err)
 	}
 	return c, nil
 }

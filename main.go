@@ -25,13 +25,16 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"raftkv/internal/api"
+	"raftkv/internal/certs"
 	"raftkv/internal/console"
 	"raftkv/internal/forward"
 	"raftkv/internal/node"
+	"raftkv/internal/storage"
 	"raftkv/internal/version"
 )
 
 func main() {
+	storage.PrivateFiles()
 	// A console that is gone, as after | head, must not end the node.
 	signal.Ignore(syscall.SIGPIPE)
 	end := []os.Signal{os.Interrupt, syscall.SIGTERM}
@@ -127,7 +130,16 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	lines := console.New(out, format)
 	s := &service{console: lines, log: console.NewLogger(lines, c.logLevel, format), served: make(chan error, 1)}
 	s.machine, s.raftLog = newFSM(s.log), console.NewRaftLogger(lines, c.logLevel, format)
-	var err error
+	raftCerts, err := certs.OpenNode(c.raftCerts, s.log.Infof, s.log.Warnf)
+	if err != nil {
+		s.console.Close()
+		return nil, fmt.Errorf("%w: RAFT_CERT_DIR: %w", errUsage, err)
+	}
+	httpCerts, err := certs.OpenHTTP(c.httpCerts, s.log.Infof, s.log.Warnf)
+	if err != nil {
+		s.console.Close()
+		return nil, fmt.Errorf("%w: HTTP_CERT_DIR: %w", errUsage, err)
+	}
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
 		s.console.Close()
 		return nil, fmt.Errorf("HTTP port: %w", portHint(err, "HTTP_SERVER_PORT"))
@@ -135,7 +147,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	names := api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress, c.raftAdvertise)
 	starting := api.NewStarting(names)
 	s.server = api.NewServer(starting, s.log.Warnf)
-	go func() { s.served <- api.Serve(s.server, s.listener) }()
+	go func() { s.served <- api.Serve(s.server, s.listener, httpCerts.Config()) }()
 	s.node, err = node.Open(node.Config{
 		ID:                c.nodeID,
 		Version:           version.String(),
@@ -145,6 +157,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Join:              c.join,
 		Nonvoter:          c.nonvoter,
 		HTTPAddress:       s.listener.Addr().String(),
+		HTTPS:             httpCerts != nil,
 		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,
 		SnapshotBytes:     c.snapshotBytes,
@@ -153,6 +166,8 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Logf:              s.log.Infof,
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
+		Certs:             raftCerts,
+		Security:          func() string { return certs.Warnings(c.warning, raftCerts.Warning(), httpCerts.Warning()) },
 		Lab:               c.lab,
 		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
@@ -165,8 +180,8 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	h := newHandler(s.node, s.machine.Store, s.log, names)
 	h.forwards, h.labOn = c.forward, c.lab
 	s.node.SetForwarded(forward.Handler(h.leaders))
-	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",
-		c.nodeID, version.String(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
+	s.log.Infof("Node %s (version %s): %s on %s, raft on %s, volume %s",
+		c.nodeID, version.String(), httpCerts.Protocol(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
 	starting.Ready(h)
 	return s, nil
 }

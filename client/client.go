@@ -12,6 +12,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -34,6 +35,9 @@ type Config struct {
 	// HTTP sends the requests; nil: a client with connections of its own. Its CheckRedirect is not
 	// used, and its Timeout should be 0, as it would cut watches short.
 	HTTP *http.Client
+	// TLS is for endpoints of https, with the authority of the nodes as RootCAs; nil: those that the
+	// system trusts. It is not used with HTTP.
+	TLS *tls.Config
 	// RetryFor bounds for how long a request is sent again, beside its context; 0: 30 s. A watch is
 	// bounded by its context alone.
 	RetryFor time.Duration
@@ -73,7 +77,7 @@ func New(config Config) (*Client, error) {
 		*c.http = *config.HTTP
 	} else {
 		transport := http.DefaultTransport.(*http.Transport).Clone()
-		transport.MaxIdleConnsPerHost = 64
+		transport.MaxIdleConnsPerHost, transport.TLSClientConfig = 64, config.TLS.Clone()
 		// An error of dialing is known to have sent nothing; that of a longer wait is not.
 		transport.DialContext = (&net.Dialer{Timeout: 2 * time.Second}).DialContext
 		c.http.Transport = transport

@@ -15,9 +15,10 @@ import (
 //
 // Against cross-site request forgery (CSRF) it goes by Sec-Fetch-Site and Origin, which
 // a page can't change. http.CrossOriginProtection does not do here: it exempts GET as a
-// safe method, and sets arrive as GET, so that a link or an image could carry one. An
-// Origin may have either scheme: behind a proxy that ends TLS the page is at https, and
-// this node can't know. The host and the port are what a foreign page can't have, and a
+// safe method, and sets arrive as GET, so that a link or an image could carry one. Over
+// HTTPS, an Origin must be of https too: a page of the same host and port that came by
+// http may be anybody's who is between. Over HTTP it may have either scheme: behind a proxy that ends TLS the page is
+// at https, and this node can't know. The host and the port are what a foreign page can't have, and a
 // browser that holds the two schemes for different sites says so by Sec-Fetch-Site.
 //
 // To a name over plain http, browsers send no Sec-Fetch-Site (Fetch Metadata, section 3: only to
@@ -33,13 +34,18 @@ func CheckOrigin(r *http.Request, names []string) error {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" {
 		return Errorf(http.StatusForbidden, "Sec-Fetch-Site: %q; requests from web pages of other sites are refused", site)
 	}
-	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
+	origin, plain := r.Header.Get("Origin"), r.TLS == nil
+	if origin != "" && origin != "https://"+r.Host && !(plain && origin == "http://"+r.Host) {
 		return Errorf(http.StatusForbidden, "Origin: %q; requests from web pages of other sites are refused", origin)
 	}
 	if !reads(r) && fromBrowser(r) {
+		scheme := "https"
+		if plain {
+			scheme = "http"
+		}
 		return Errorf(http.StatusForbidden, "Accept-Language: with neither Sec-Fetch-Site nor Origin, it is sent by "+
 			"a browser, and maybe for a web page of another site: nothing was done; use curl, or a client that leaves it out, "+
-			"or sends Origin: http://%s", r.Host)
+			"or sends Origin: %s://%s", scheme, r.Host)
 	}
 	return CheckHostName(r, names)
 }

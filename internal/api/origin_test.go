@@ -2,6 +2,7 @@ package api
 
 import (
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"maps"
 	"net/http"
@@ -20,6 +21,7 @@ func TestCheckOrigin(t *testing.T) {
 		name, host string
 		target     string // default /set?key=k&value=v
 		remote     string // default 192.0.2.1:1234
+		secure     bool   // over HTTPS
 		header     http.Header
 		rejected   string // what the error names; empty: the request is let in
 	}{
@@ -63,6 +65,11 @@ func TestCheckOrigin(t *testing.T) {
 		{
 			name: "own page behind such a proxy, older browser", host: "kv.example:8443",
 			header: http.Header{"Origin": {"https://kv.example:8443"}},
+		},
+		{name: "own page over HTTPS", host: own, secure: true, header: http.Header{"Origin": {"https://" + own}}},
+		{
+			name: "page of http over HTTPS", host: own, secure: true,
+			header: http.Header{"Origin": {"http://" + own}}, rejected: "Origin",
 		},
 		{
 			name: "other port's origin behind such a proxy", host: "kv.example:8443",
@@ -126,7 +133,9 @@ func TestCheckOrigin(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r := httptest.NewRequest(http.MethodGet, cmp.Or(tt.target, "/set?key=k&value=v"), nil)
 			r.Host, r.RemoteAddr = tt.host, cmp.Or(tt.remote, r.RemoteAddr)
-			maps.Copy(r.Header, tt.header)
+			if maps.Copy(r.Header, tt.header); tt.secure {
+				r.TLS = new(tls.ConnectionState)
+			}
 			err := CheckOrigin(r, []string{"KV.Example", "*.Nodes.Example"})
 			if tt.rejected == "" {
 				if err != nil {
