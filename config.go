@@ -25,6 +25,7 @@ type config struct {
 	httpNames         []string
 	httpURL           string // where clients reach httpAddress; empty: there
 	forward           bool   // of HTTP_FOLLOWERS
+	tokens            string // file of the tokens that clients need; empty: they need none
 	raftAddress       string // host:port to listen on
 	raftAdvertise     string // host:port or host for other nodes to dial; empty: raftAddress
 	join              []string
@@ -34,6 +35,7 @@ type config struct {
 	electionTimeout   time.Duration
 	logLevel          string
 	logFormat         string // text or json
+	hideValues        bool   // from the console
 	gcBallast         bool   // the user has not set the garbage collector by GOGC or GOMEMLIMIT
 
 	dial func(ctx context.Context, address string) (net.Conn, error) // reaches raft ports, for tests; nil: TCP
@@ -85,6 +87,8 @@ var variables = []variable{
 			}
 			return nil
 		}},
+	{"HTTP_TOKENS", "", "file with the clients' tokens and rights (token.sh), of mode 600; then followers forward",
+		func(c *config, v string) error { c.tokens = v; return nil }},
 	{"RAFT_ADVERTISE", "", "host:port, or host, that the other nodes dial, if not where the raft port listens",
 		func(c *config, v string) error {
 			if c.raftAdvertise = v; v == "" {
@@ -144,6 +148,13 @@ var variables = []variable{
 		}
 		return nil
 	}},
+	{"LOG_VALUES", "on", "values on the console (on), or how long they are (off); off with HTTP_TOKENS",
+		func(c *config, v string) error {
+			if c.hideValues = v == "off"; v != "on" && v != "off" {
+				return errors.New("want on or off")
+			}
+			return nil
+		}},
 }
 
 // parseConfig reads the environment. Its error wraps errUsage and names the
@@ -158,6 +169,10 @@ func parseConfig(getenv func(string) string) (config, error) {
 	}
 	if getenv("RAFT_VOLUME_DIR") == "" {
 		c.volume = filepath.Join("data", c.nodeID)
+	}
+	if c.tokens != "" {
+		c.forward = getenv("HTTP_FOLLOWERS") != "redirect"
+		c.hideValues = true
 	}
 	c.gcBallast = getenv("GOGC") == "" && getenv("GOMEMLIMIT") == ""
 	httpHost, httpPort, _ := net.SplitHostPort(c.httpAddress)

@@ -42,6 +42,7 @@ type handler struct {
 	http.Handler             // the router
 	leaders      *mux.Router // of what only the leader can do, for requests that other nodes send on
 	forwards     bool        // a follower sends such requests on, rather than their clients
+	access       *api.Access // nil: clients need no tokens
 	node         *node.Node
 	store        *kv.Store
 	log          *logrus.Logger
@@ -90,7 +91,8 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	// mux runs the middleware of Use for a request that matches a route. For one that
 	// matches none it does not, so these two handlers are wrapped here: otherwise a web
 	// page could find out by them that a node is there.
-	router.Use(m.Count, h.checkOrigin)
+	router.Use(m.Count, h.checkOrigin, h.checkAccess)
+	h.leaders.Use(h.checkAccess)
 	router.NotFoundHandler = m.Count(h.checkOrigin(request(h.notFound)))
 	router.MethodNotAllowedHandler = m.Count(h.checkOrigin(request(h.methodNotAllowed)))
 
@@ -116,6 +118,12 @@ func (h *handler) checkOrigin(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// checkAccess is the middleware around every endpoint that asks for tokens, also for requests that another node, which
+// has asked for them, has sent on.
+func (h *handler) checkAccess(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.access.Check(w, r, next) })
 }
 
 // limit returns a function that makes handlers of endpoints. Together, these handlers have
@@ -244,8 +252,12 @@ func (h *handler) history() api.History {
 }
 
 // propose replicates c and returns what the state machine made of it. If that is nothing,
-// because a condition of c does not hold, it returns an api.Error.
+// because the client has no right to do that or a condition of c does not hold, it returns an api.Error.
 func (h *handler) propose(ctx context.Context, c command.Command) (command.Result, error) {
+	c, err := h.access.Command(ctx, c)
+	if err != nil {
+		return command.Result{}, err
+	}
 	result, err := h.node.Propose(ctx, c)
 	if err != nil {
 		return command.Result{}, err
@@ -276,6 +288,9 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := h.access.Read(r.Context(), key); err != nil {
+		return err
+	}
 	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
@@ -304,6 +319,9 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := h.access.Read(r.Context(), q.Prefix); err != nil {
+		return err
+	}
 	if err := h.prepareRead(w, r, q.Stale); err != nil {
 		return err
 	}
@@ -315,6 +333,9 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
 func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
 	q, err := api.Watch(r, h.history())
 	if err != nil {
+		return err
+	}
+	if err := h.access.Read(r.Context(), q.Prefix); err != nil {
 		return err
 	}
 	if err := h.prepareRead(w, r, q.Stale); err != nil {
@@ -516,6 +537,7 @@ func (h *handler) writeError(w http.ResponseWriter, r *http.Request, err error) 
 			return
 		}
 	}
+	h.access.Refuse(w, r, err)
 	status, message := statusOf(err)
 	switch {
 	case status == http.StatusServiceUnavailable && api.WriteUnavailable(w, r, message):

@@ -25,6 +25,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"raftkv/internal/api"
+	"raftkv/internal/auth"
 	"raftkv/internal/console"
 	"raftkv/internal/forward"
 	"raftkv/internal/node"
@@ -109,6 +110,7 @@ type service struct {
 	machine  *fsm
 	console  *console.Writer
 	log      *logrus.Logger
+	tokens   *auth.Tokens // nil: clients need none
 	listener net.Listener
 	server   *http.Server
 	served   chan error // of capacity 1: the error with which the HTTP server has ended
@@ -121,8 +123,18 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	lines := console.New(out, format)
 	s := &service{console: lines, log: console.NewLogger(lines, c.logLevel, format), served: make(chan error, 1)}
 	s.machine = newFSM(s.log)
+	s.machine.hideValues = c.hideValues
 	var err error
+	var access *api.Access
+	if c.tokens != "" {
+		if s.tokens, err = auth.Open(c.tokens, s.log.Warnf); err != nil {
+			s.console.Close()
+			return nil, fmt.Errorf("%w: HTTP_TOKENS=%q: %w", errUsage, c.tokens, err)
+		}
+		access = api.NewAccess(s.tokens, s.log.Warnf)
+	}
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
+		s.tokens.Close()
 		s.console.Close()
 		return nil, fmt.Errorf("HTTP port: %w", portHint(err, "HTTP_SERVER_PORT"))
 	}
@@ -147,16 +159,18 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Logf:              s.log.Infof,
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
+		Names:             &s.machine.names,
 		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
 	if err != nil {
+		s.tokens.Close()
 		s.console.Close()
 		_ = s.listener.Close() // which the server does only once it serves
 		_ = s.server.Close()
 		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
 	h := newHandler(s.node, s.machine.Store, s.log, names)
-	h.forwards = c.forward
+	h.forwards, h.access = c.forward, access
 	s.node.SetForwarded(forward.Handler(h.leaders))
 	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",
 		c.nodeID, version.String(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
@@ -176,6 +190,7 @@ const (
 // under way, and closes raft, its port and the volume, in this order.
 func (s *service) stop() error {
 	defer s.console.Close()
+	defer s.tokens.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()
 	if err := s.node.StepDown(ctx); err != nil {
@@ -195,6 +210,7 @@ func (s *service) stop() error {
 // voter stand for election, as far as that can be done.
 func (s *service) abort() {
 	defer s.console.Close()
+	defer s.tokens.Close()
 	_ = s.server.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()

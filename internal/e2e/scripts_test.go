@@ -170,6 +170,9 @@ func TestScriptsRefuseWrongUse(t *testing.T) {
 		{"./pump.sh", "1", "http://localhost:8000", "x"},
 		{"./startn1.sh", "--kep"}, {"./startn1.sh", "--keep", "x"}, {"./cluster.sh", "--kep"}, {"./cluster.sh", "--keep",
 			"x"},
+		{"./token.sh"}, {"./token.sh", "alice"}, {"./token.sh", "anonymous", "read:"}, {"./token.sh", "a b", "admin"},
+		{"./token.sh", "-a", "admin"}, {"./token.sh", strings.Repeat("a", 65), "admin"}, {"./token.sh", "a", "root"},
+		{"./token.sh", "a", "read"}, {"./token.sh", "a", "read:a b"}, {"./token.sh", "a", "admin", "write"},
 	} {
 		wrong := p.run(t, "", command[0], command[1:]...)
 		wrong.WantExit(t, testkit.Bound, 2)

@@ -75,6 +75,9 @@ type Config struct {
 	Logf, Warnf       func(format string, args ...any)
 	Dial              peer.Dialer // reaches the raft ports of other nodes; nil: TCP
 
+	// Names keeps the names of clients for StateMachine, while their commands are proposed; nil: nobody wants them.
+	Names *command.Names
+
 	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
 	Progress func(fraction float64) error
 
@@ -205,6 +208,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.life.init()
 	n.batcher = &batcher{
 		raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped, onBatch: n.observed.batch,
+		names: n.config.Names,
 	}
 	if n.config.confirmTerm == nil {
 		n.config.confirmTerm = n.reads.majorityAt
