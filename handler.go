@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,6 +44,8 @@ type handler struct {
 	leaders      *mux.Router // of what only the leader can do, for requests that other nodes send on
 	forwards     bool        // a follower sends such requests on, rather than their clients
 	access       *api.Access // nil: clients need no tokens
+	labOn        bool        // of RAFT_LAB
+	kill         func()      // ends the process as kill -9 does
 	node         *node.Node
 	store        *kv.Store
 	log          *logrus.Logger
@@ -57,7 +60,7 @@ type handler struct {
 type endpoint func(w http.ResponseWriter, r *http.Request) error
 
 func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string) *handler {
-	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string)}
+	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string), kill: killProcess}
 	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
 	request, stream, watch := h.limit(maxRequests), h.limit(maxStreams), h.limit(maxWatches)
 	membership, status, probe := h.limit(maxMemberships), h.limit(maxStatuses), h.limit(maxProbes)
@@ -84,6 +87,8 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	leading("/restore", h.restore, stream, true, put)
 	router.Handle("/healthz", probe(h.healthz)).Methods(get, head, post)
 	router.Handle("/readyz", probe(h.readyz)).Methods(get, head, post)
+
+	router.Handle("/lab", request(h.lab)).Methods(get, post)
 
 	m := metrics.New(n, store)
 	m.Route(router)
@@ -294,7 +299,7 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
-	item, ok := h.store.Get(key)
+	item, lease, ok := h.store.GetLeased(key)
 	if !ok {
 		return api.Errorf(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
 	}
@@ -303,6 +308,7 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	}
 	etag := h.history().ETag(item.Index)
 	w.Header().Set("ETag", etag)
+	api.SetLeaseHeaders(w, lease)
 	if api.NotModified(r, etag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
@@ -471,6 +477,45 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 	}
 	api.WriteLine(w, "OK index=%d keys=%d", index, data.Len())
 	return nil
+}
+
+// lab cuts and heals links of this node to other members, and ends it as kill -9 does: for
+// learning and for tests, where the lab is on.
+func (h *handler) lab(w http.ResponseWriter, r *http.Request) error {
+	if !h.labOn {
+		return api.Errorf(http.StatusForbidden, "the lab is off: start every node with RAFT_LAB=1, on loopback alone")
+	}
+	l, err := api.Lab(r)
+	if err != nil {
+		return err
+	}
+	var members []string
+	switch l.Do {
+	case "cut":
+		if members, err = h.node.Cut(l.From, l.Out, l.In); err != nil {
+			return err
+		}
+	case "heal":
+		members = h.node.Heal(l.From)
+	case "kill":
+		h.log.Info("Killed by the lab")
+		line := "OK " + h.node.ID() + " ends as by kill -9"
+		w.Header().Set("Content-Length", strconv.Itoa(len(line)+1)) // so that the answer is whole without an end
+		api.WriteLine(w, "%s", line)
+		_ = http.NewResponseController(w).Flush()
+		h.kill()
+		return nil
+	}
+	h.log.Infof("Lab: %s from [%s], out=%t in=%t", l.Do, strings.Join(members, " "), l.Out, l.In)
+	api.WriteLine(w, "OK %s: %s [%s]", h.node.ID(), l.Do, strings.Join(members, " "))
+	return nil
+}
+
+// killProcess ends this process by a signal that it can't catch, or as the system has it.
+func killProcess() {
+	if self, err := os.FindProcess(os.Getpid()); err == nil {
+		_ = self.Kill()
+	}
 }
 
 // healthz answers OK: the process is alive.

@@ -160,6 +160,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
 		Names:             &s.machine.names,
+		Lab:               c.lab,
 		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
 	if err != nil {
@@ -170,7 +171,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
 	h := newHandler(s.node, s.machine.Store, s.log, names)
-	h.forwards, h.access = c.forward, access
+	h.forwards, h.access, h.labOn = c.forward, access, c.lab
 	s.node.SetForwarded(forward.Handler(h.leaders))
 	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",
 		c.nodeID, version.String(), s.listener.Addr(), s.node.RaftAddress(), c.volume)

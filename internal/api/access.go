@@ -146,8 +146,14 @@ func (a *Access) Command(ctx context.Context, c command.Command) (command.Comman
 	require := func(kind auth.Kind, prefix string) {
 		err = cmp.Or(err, a.require(h, auth.Right{Kind: kind, Prefix: prefix}))
 	}
+	lease := func(l command.Lease) { // it shows whether its key is there
+		if l.Key != "" {
+			require(auth.Read, l.Key)
+		}
+	}
 	switch c.Kind {
 	case command.Set, command.Remove, command.RemovePrefix:
+		lease(c.Lease())
 		for _, p := range c.Pairs {
 			require(auth.Write, p.Key)
 		}
@@ -161,6 +167,7 @@ func (a *Access) Command(ctx context.Context, c command.Command) (command.Comman
 					require(auth.Read, o.Key)
 				} else {
 					require(auth.Write, o.Key)
+					lease(o.Lease)
 				}
 			}
 		}

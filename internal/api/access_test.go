@@ -92,6 +92,12 @@ func TestCheckByPath(t *testing.T) {
 	}
 }
 
+// leased is c with the lease of a key.
+func leased(c command.Command, key string) command.Command {
+	c.Options = &command.Options{Lease: command.Lease{Key: key}}
+	return c
+}
+
 // TestCommandAccess: every key that a command names, in whatever place, must be within a right.
 func TestCommandAccess(t *testing.T) {
 	a := newTestAccess(t, "write:a/ read:r/", "admin")
@@ -126,6 +132,10 @@ func TestCommandAccess(t *testing.T) {
 		{name: "else remove", command: txn(command.Transaction{Else: op(command.OpRemove, "a/1")}), may: true},
 		{name: "else remove of what may be read", command: txn(command.Transaction{Else: op(command.OpRemove, "r/1")})},
 		{name: "else get beyond", command: txn(command.Transaction{Else: op(command.OpGet, "b")})},
+		{name: "lease", command: leased(command.Command{Kind: command.Set, Pairs: pairs("a/1")}, "r/1"), may: true},
+		{name: "lease beyond", command: leased(command.Command{Kind: command.Set, Pairs: pairs("a/1")}, "b")},
+		{name: "lease beyond in a transaction", command: txn(command.Transaction{Then: []command.Operation{
+			{Op: command.OpSet, Key: "a/1", Lease: command.Lease{Key: "b"}}}})},
 		{name: "stage", command: command.Command{Kind: command.Stage, Pairs: pairs("a/1")}},
 		{name: "restore", command: command.Command{Kind: command.Restore}},
 	} {
@@ -147,7 +157,8 @@ func TestCommandAccess(t *testing.T) {
 		t.Errorf("a read without Check: got %v, want 401", err)
 	}
 	var none *Access
-	if _, err := none.Command(t.Context(), command.Command{Kind: command.Restore}); err != nil || none.Read(ctx, "") != nil {
+	_, err := none.Command(t.Context(), command.Command{Kind: command.Restore})
+	if err != nil || none.Read(ctx, "") != nil {
 		t.Errorf("without tokens: got %v, want that all may do all", err)
 	}
 }

@@ -116,6 +116,19 @@ func isLoopbackURL(u string) bool {
 	return strings.EqualFold(host, "localhost") || net.ParseIP(host).IsLoopback()
 }
 
+// IsLoopback reports whether address, a URL, host:port or a host, is of the loopback interface; empty: it is no address
+// by which anything else could be reached.
+func IsLoopback(address string) bool {
+	if address == "" || isLoopbackURL(address) {
+		return true
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = address
+	}
+	return strings.EqualFold(host, "localhost") || net.ParseIP(host).IsLoopback()
+}
+
 // fromThisMachine reports whether the client of r runs on this machine. With a proxy
 // between, which adds a header of its own, it does not count as such.
 func fromThisMachine(r *http.Request) bool {

@@ -125,8 +125,13 @@ func (w *hand) warned(n *node, name string, room int64) {
 		return strings.TrimSpace(ready), answer.Health.Space
 	}
 	before := len(n.console())
-	if ready, space := text(); ready != "OK" || space != "" {
-		w.fail("%s: with room: got %q and health %q, want OK and none", name, ready, space)
+	if err := testkit.Poll(bound, func() error { // it may warn of another node that has just come back
+		if ready, space := text(); ready != "OK" || space != "" {
+			return fmt.Errorf("with room: got %q and health %q, want OK and none", ready, space)
+		}
+		return nil
+	}); err != nil {
+		w.fail("%s: %v", name, err)
 	}
 	if err := resize(n.volume, room/4, 0); err != nil {
 		w.t.Fatal(err)

@@ -46,6 +46,7 @@ type Port struct {
 	header   time.Duration // the limit for a call to send its header
 	listener net.Listener
 	address  string
+	links    *links // of EnableLab; nil: the lab is off
 	logf     func(format string, args ...any)
 	client   *http.Client
 	forward  *http.Client // of ForwardClient
@@ -120,15 +121,16 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 
 // pool is the connections for calls to other nodes. It may be used by several goroutines at once.
 type pool struct {
+	port      *Port
 	transport atomic.Pointer[http.Transport] // another with each cluster ID
 	open      func() *http.Transport
 }
 
 func (p *Port) newPool(maxIdle int) *pool {
-	c := &pool{open: func() *http.Transport {
+	c := &pool{port: p, open: func() *http.Transport {
 		return &http.Transport{
 			DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-				return dial(ctx, p.Dial, address, preface{magic: magicHTTP, cluster: p.ClusterID()})
+				return dial(ctx, p.connect, address, preface{magic: magicHTTP, cluster: p.ClusterID()})
 			},
 			MaxIdleConnsPerHost:   maxIdle,
 			IdleConnTimeout:       30 * time.Second, // less than that of a server: see Serve
@@ -142,7 +144,7 @@ func (p *Port) newPool(maxIdle int) *pool {
 
 // RoundTrip implements http.RoundTripper.
 func (c *pool) RoundTrip(r *http.Request) (*http.Response, error) {
-	return c.transport.Load().RoundTrip(r)
+	return c.transport.Load().RoundTrip(c.port.signed(r))
 }
 
 // CloseIdleConnections is that of http.Client.
@@ -213,7 +215,7 @@ func (p *Port) requiresNamed() bool {
 func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 	p.term = term
 	p.server = &http.Server{
-		Handler:           handler,
+		Handler:           p.lab(handler),
 		ReadHeaderTimeout: p.header,
 		ReadTimeout:       p.header,        // a call has no body, but for /forward, which sets its own limit
 		WriteTimeout:      2 * time.Minute, // longer than any call takes
@@ -221,6 +223,7 @@ func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 		MaxHeaderBytes:    16 << 10,
 		ConnState:         connlimit.StateChanged,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			ctx = context.WithValue(ctx, linkKey{}, linkOf(c))
 			return context.WithValue(ctx, callerKey{}, c.(*connlimit.Conn).NetConn().(*conn).preface.cluster)
 		},
 	}
@@ -337,7 +340,7 @@ func (p *Port) accept() {
 			if err != nil {
 				_ = c.Close()
 			}
-			if err != nil && !errors.Is(err, errDetached) {
+			if err != nil && !errors.Is(err, errDetached) && !errors.Is(err, errCutOff) {
 				p.refusals.Add(1)
 				host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
 				p.refused(host, err)
@@ -369,11 +372,19 @@ func (p *Port) evictPending(c net.Conn) {
 }
 
 // admit reads the preface of c and hands c to the server, to raft, or to answerTerms.
-func (p *Port) admit(c net.Conn) error {
+func (p *Port) admit(c net.Conn) (err error) {
 	hello, err := readPreface(c)
 	if err != nil {
 		return fmt.Errorf("preface: %w", err)
 	}
+	if c, err = p.arrived(c, hello.from); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = c.Close()
+		}
+	}()
 	p.mu.Lock()
 	own, s := p.cluster, p.stream
 	p.mu.Unlock()

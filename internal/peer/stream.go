@@ -47,7 +47,7 @@ func (s *stream) Dial(target raft.ServerAddress, timeout time.Duration) (net.Con
 }
 
 func (s *stream) dial(ctx context.Context, address string, p preface) (net.Conn, error) {
-	c, err := dial(ctx, s.port.Dial, address, p)
+	c, err := dial(ctx, s.port.connect, address, p)
 	if err != nil {
 		return nil, err
 	}
