@@ -941,6 +941,16 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/api/access.go",
 			`	recent := now.Sub(a.logged[host]) < time.Second`,
 			`	recent := now.Sub(a.logged[host]) < 0`}},
+	{name: "a join shows what listens where", run: "TestJoinIsNoScanner",
+		edit: edit{"internal/node/join.go",
+			`	if net.ParseIP(host).IsLoopback() {
+		return`,
+			`	if true {
+		return`}},
+	{name: "a join shows by its time what listens where", run: "TestJoinIsNoScanner",
+		edit: edit{"internal/node/join.go",
+			`time.Until(began.Add(memberTimeout))`,
+			`0`}},
 	{name: "Basic is Bearer", run: "TestBearerAlone",
 		edit: edit{"internal/api/access.go",
 			`!strings.EqualFold(scheme, "Bearer") {`,
