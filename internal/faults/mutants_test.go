@@ -980,6 +980,30 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/storage/compact.go",
 			`	case left < used+compactSpare:`,
 			`	case left < 0:`}},
+	// Snapshots that are installed over other entries.
+	{name: "entries before an installed snapshot stay", run: "TestDiscard|TestDiscardOnInstall",
+		edit: edit{"internal/storage/log.go",
+			`	case first == 0 || first > index:`,
+			`	case true:`}},
+	{name: "the cache has entries before an installed snapshot", run: "TestDiscardOnInstall",
+		edit: edit{"internal/storage/cache.go",
+			`	c.mu.Unlock()
+	log.Discard(index, term)`,
+			`	c.mu.Unlock()
+	c.entries[index] = &raft.Log{Index: index}
+	log.Discard(index, term)`}},
+	{name: "what follows an installed snapshot is refused", run: "TestInstalledSnapshotHasItsLastEntry",
+		edit: edit{"internal/node/replay.go",
+			`	if at, term := l.newest(); index == at &&`,
+			`	if at, term := l.newest(); false && index == at &&`}},
+	{name: "a follower takes its own entries for committed", run: "TestCommitIndexOfAnAppend",
+		edit: edit{"internal/peer/transport.go",
+			`	args.LeaderCommitIndex = min(args.LeaderCommitIndex, args.PrevLogEntry+uint64(len(args.Entries)))`,
+			``}},
+	{name: "a member is sent a log that is larger than the data", run: "TestMemberGetsWhatIsLess",
+		edit: edit{"internal/node/logsize.go",
+			`		hidden = min(after, newest, i.transport.Served())`,
+			`		hidden = min(after, newest, 0)`}},
 	// The lab.
 	{name: "a cut leaves what is dialed", run: "TestCut",
 		edit: edit{"internal/peer/links.go", `	if p.links.covers(address, "") {`, `	if false {`}},

@@ -135,7 +135,7 @@ type Node struct {
 // instance is raft on a volume. A node that is adopted gets a new one.
 type instance struct {
 	raft      *raft.Raft
-	log       raft.LogStore // as raft sees it
+	log       *installed // as raft sees it
 	transport *peer.Transport
 	volume    *storage.Volume
 	trailing  atomic.Uint64 // raft's TrailingLogs, as boundLog has set them; 0: it has not yet
@@ -337,8 +337,11 @@ func (n *Node) start() error {
 	t := peer.NewTransport(n.port.Stream(), n.config.RaftLog, config.HeartbeatTimeout/4)
 	replayed := &replay{Log: v.Log, machine: n.machine, limit: replayBytes}
 	cache := storage.NewCache(replayed, logCacheBytes)
+	log := &installed{LogStore: cache, newest: v.Snapshots.NewestEntry}
+	v.Snapshots.OnInstalled(func(index, term uint64) { cache.Discard(v.Log, index, term) })
+	v.Log.KeepAfter(func() uint64 { return n.servedAfter(t, v.Log) })
 	starting.watch(v)
-	r, err := newRaft(config, n.machine, v, cache, t, recovery)
+	r, err := newRaft(config, n.machine, v, log, t, recovery)
 	if aborted := starting.end(v); aborted != nil {
 		if err = aborted; r != nil {
 			stopped := r.Shutdown()
@@ -357,7 +360,7 @@ func (n *Node) start() error {
 		return errors.Join(err, t.Close(), v.Close())
 	}
 	replayed.raft.Store(r)
-	i := &instance{raft: r, log: cache, transport: t, volume: v}
+	i := &instance{raft: r, log: log, transport: t, volume: v}
 	t.SetStillLeads(func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)

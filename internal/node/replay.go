@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -53,4 +54,31 @@ func (r *replay) wait(index uint64) {
 		}
 		applied, _ = r.machine.Applied()
 	}
+}
+
+// installed is the log as raft sees it. It has the last entry of the newest snapshot, with nothing in it but its index
+// and term, also if what the log has there is none or another entry: that of the snapshot is committed.
+//
+// Raft 1.7.3 goes by its log alone (raft.go: appendEntries): a follower with entries that no other has, and a snapshot
+// that was installed over them, refuses what follows the snapshot for ever, and is sent the next one (hashicorp/raft
+// issue 697).
+//
+// A leader does not show raft what is below hidden: for a member that is so far behind, less is to be sent if it gets
+// the snapshot.
+type installed struct {
+	raft.LogStore
+	newest func() (index, term uint64)
+	hidden atomic.Uint64
+}
+
+// GetLog implements raft.LogStore.
+func (l *installed) GetLog(index uint64, log *raft.Log) error {
+	if index < l.hidden.Load() {
+		return raft.ErrLogNotFound
+	}
+	err := l.LogStore.GetLog(index, log)
+	if at, term := l.newest(); index == at && (errors.Is(err, raft.ErrLogNotFound) || err == nil && log.Term != term) {
+		*log, err = raft.Log{Index: at, Term: term, Type: raft.LogNoop}, nil
+	}
+	return err
 }

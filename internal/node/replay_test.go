@@ -1,6 +1,8 @@
 package node
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -75,5 +77,69 @@ func TestReplayNeverStalls(t *testing.T) {
 	uncommitted := &replay{Log: i.volume.Log, machine: newMachine(), limit: 1 << 20} // of no raft yet
 	if err := uncommitted.GetLog(n.applied(), new(raft.Log)); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestInstalledSnapshotHasItsLastEntry: the entry that the newest snapshot ends with is there, whatever the log has.
+func TestInstalledSnapshotHasItsLastEntry(t *testing.T) {
+	below := raft.NewInmemStore()
+	for index := uint64(5); index <= 9; index++ {
+		if err := below.StoreLog(&raft.Log{Index: index, Term: 2, Type: raft.LogCommand, Data: []byte("d")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		name           string
+		index, term    uint64 // of the newest snapshot
+		read, wantTerm uint64
+		wantData       string
+		wantErr        error
+	}{
+		{name: "its own", index: 7, term: 2, read: 7, wantTerm: 2, wantData: "d"},
+		{name: "another entry there", index: 7, term: 3, read: 7, wantTerm: 3},
+		{name: "none there", index: 12, term: 3, read: 12, wantTerm: 3},
+		{name: "an entry after it", index: 7, term: 3, read: 8, wantTerm: 2, wantData: "d"},
+		{name: "a missing entry", index: 12, term: 3, read: 11, wantErr: raft.ErrLogNotFound},
+		{name: "no snapshot", read: 1, wantErr: raft.ErrLogNotFound},
+	} {
+		l := &installed{LogStore: below, newest: func() (uint64, uint64) { return test.index, test.term }}
+		var got raft.Log
+		if err := l.GetLog(test.read, &got); !errors.Is(err, test.wantErr) {
+			t.Errorf("%s: got error %v, want %v", test.name, err, test.wantErr)
+		} else if err == nil && (got.Index != test.read || got.Term != test.wantTerm || string(got.Data) != test.wantData) {
+			t.Errorf("%s: got %+v, want term %d, data %q", test.name, got, test.wantTerm, test.wantData)
+		}
+	}
+}
+
+// TestMemberGetsWhatIsLess: a member that was away while one key was set again and again gets the snapshot, though the
+// log has all that it lacks.
+func TestMemberGetsWhatIsLess(t *testing.T) {
+	calm := func(c *Config) { c.ElectionTimeout = 3 * time.Second } // no other leader comes in between
+	nodes := []*testNode{openNode(t, "n1", t.TempDir(), calm), openNode(t, "n2", t.TempDir(), calm)}
+	nodes[0].waitLeader(t)
+	nodes[0].join(t, nodes[1])
+	third := openNode(t, "n3", t.TempDir(), calm)
+	nodes[0].join(t, third)
+	dir, address, away := third.config.Dir, third.RaftAddress(), third.applied()
+	third.stop()
+	for k := range 40 {
+		nodes[0].set(t, "key", fmt.Sprint(k, strings.Repeat("v", 256<<10)))
+	}
+	i := nodes[0].current.Load()
+	if err := i.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	if first, err := i.volume.Log.FirstIndex(); err != nil || first > away {
+		t.Fatalf("the log begins at %d, %v: want that it has what n3 lacks, from %d on", first, err, away+1)
+	}
+	waitFor(t, "n3 is not served any more", func() bool {
+		nodes[0].boundLog()
+		return i.log.hidden.Load() > away
+	})
+	again := openNode(t, "n3", dir, calm, func(c *Config) { c.RaftAddress = address })
+	checkReplicas(t, nodes[0], nodes[1], again)
+	if got := again.current.Load().volume.Snapshots.Written(); got == 0 {
+		t.Error("n3 was sent 10 MiB of entries, want the snapshot of 256 KiB")
 	}
 }

@@ -237,6 +237,14 @@ func Open(dir string, o Options) (*Volume, error) {
 	}
 	v.Log = newLog(disk, end, snaps.oldest, o)
 	v.Log.format = format
+	if index, term := snaps.NewestEntry(); index > 0 { // a crash may have come between the snapshot and this
+		done := make(chan struct{})
+		go func() { // which the log ends if it fails
+			defer close(done)
+			v.Log.Discard(index, term)
+		}()
+		<-done
+	}
 	return v, nil
 }
 
