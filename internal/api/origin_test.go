@@ -196,3 +196,22 @@ func TestFromBrowser(t *testing.T) {
 		}
 	}
 }
+
+// TestOriginChecker: what is let in and what is refused have the headers that keep answers out of caches and scripts.
+func TestOriginChecker(t *testing.T) {
+	check := OriginChecker([]string{"kv.example"}, func(w http.ResponseWriter, r *http.Request, err error) {
+		e, _ := errors.AsType[Error](err)
+		WriteError(w, r, e.Status, e.Message)
+	})
+	answers := check(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { WriteLine(w, "OK") }))
+	for host, want := range map[string]int{"kv.example": http.StatusOK, "evil.example": http.StatusForbidden} {
+		r := httptest.NewRequest(http.MethodGet, "/get?key=k", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		answers.ServeHTTP(w, r)
+		if w.Code != want || w.Header().Get("Cache-Control") != "no-store" ||
+			w.Header().Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("%s: got %d %v, want %d, no-store and nosniff", host, w.Code, w.Header(), want)
+		}
+	}
+}
