@@ -283,9 +283,9 @@ func TestReadAgain(t *testing.T) {
 	write(t, path, strings.Replace(second, "read:", "read:b/", 1), 0o600)
 	<-bob.Done()
 	<-nobody.Done()
-	if n := logged.count("was read again: 1 tokens"); n < 2 {
-		t.Errorf("got %d lines about a file that was read again, want them: %q", n, logged.all)
-	}
+	eventually(t, "two lines about a file that was read again", func() bool {
+		return logged.count("was read again: 1 tokens") == 2
+	})
 	releaseBob()
 	tokens.Close()
 	tokens.mu.Lock()
