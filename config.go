@@ -28,6 +28,7 @@ type config struct {
 	warning           string // of api.Exposure; empty: none
 	httpURL           string // where clients reach httpAddress; empty: there
 	forward           bool   // of HTTP_FOLLOWERS
+	tokens            string // file of the tokens that clients need; empty: they need none
 	raftAddress       string // host:port to listen on
 	raftCerts         string // directory; empty: the raft port has no certificates
 	raftAdvertise     string // host:port or host for other nodes to dial; empty: raftAddress
@@ -38,6 +39,7 @@ type config struct {
 	electionTimeout   time.Duration
 	logLevel          string
 	logFormat         string // text or json
+	hideValues        bool   // from the console
 	lab               bool   // everything listens on loopback
 	gcBallast         bool   // the user has not set the garbage collector by GOGC or GOMEMLIMIT
 
@@ -92,6 +94,8 @@ var variables = []variable{
 			}
 			return nil
 		}},
+	{"HTTP_TOKENS", "", "file with the clients' tokens and rights (token.sh), of mode 600; then followers forward",
+		func(c *config, v string) error { c.tokens = v; return nil }},
 	{"RAFT_ADVERTISE", "", "host:port, or host, that the other nodes dial, if not where the raft port listens",
 		func(c *config, v string) error {
 			if c.raftAdvertise = v; v == "" {
@@ -160,6 +164,13 @@ var variables = []variable{
 		}
 		return nil
 	}},
+	{"LOG_VALUES", "on", "values on the console (on), or how long they are (off); off with HTTP_TOKENS",
+		func(c *config, v string) error {
+			if c.hideValues = v == "off"; v != "on" && v != "off" {
+				return errors.New("want on or off")
+			}
+			return nil
+		}},
 	{"RAFT_LAB", "0", "1: /lab cuts links to other nodes and kills this one, for learning; on loopback alone",
 		func(c *config, v string) error {
 			if c.lab = v == "1"; !c.lab && v != "0" {
@@ -182,6 +193,10 @@ func parseConfig(getenv func(string) string) (config, error) {
 	if getenv("RAFT_VOLUME_DIR") == "" {
 		c.volume = filepath.Join("data", c.nodeID)
 	}
+	if c.tokens != "" {
+		c.forward = getenv("HTTP_FOLLOWERS") != "redirect"
+		c.hideValues = true
+	}
 	c.gcBallast = getenv("GOGC") == "" && getenv("GOMEMLIMIT") == ""
 	httpHost, httpPort, _ := net.SplitHostPort(c.httpAddress)
 	raftHost, raftPort, _ := net.SplitHostPort(c.raftAddress)
@@ -197,7 +212,7 @@ func parseConfig(getenv func(string) string) (config, error) {
 		}
 	}
 	exposure := api.Exposure{RaftAddress: c.raftAddress, HTTPAddress: c.httpAddress, RaftCerts: c.raftCerts != "",
-		HTTPS: c.httpCerts != "", Tokens: true, Insecure: c.insecure}
+		HTTPS: c.httpCerts != "", Tokens: c.tokens != "", Insecure: c.insecure}
 	var err error
 	if c.warning, err = exposure.Check(); err != nil {
 		return c, fmt.Errorf("%w: %w", errUsage, err)

@@ -104,6 +104,11 @@ func TestConfig(t *testing.T) {
 			"LOG_LEVEL": "error", "LOG_FORMAT": "json"}, want: with(func(c *config) {
 			c.electionTimeout, c.snapshotThreshold, c.logLevel, c.logFormat = 50*time.Millisecond, 1, "error", "json"
 		})},
+		{name: "tokens", env: environment{"HTTP_TOKENS": "tokens"},
+			want: with(func(c *config) { c.tokens, c.forward, c.hideValues = "tokens", true, true })},
+		{name: "tokens and redirects", env: environment{"HTTP_TOKENS": "tokens", "HTTP_FOLLOWERS": "redirect",
+			"LOG_VALUES": "on"}, want: with(func(c *config) { c.tokens, c.hideValues = "tokens", true })},
+		{name: "no values", env: environment{"LOG_VALUES": "off"}, want: with(func(c *config) { c.hideValues = true })},
 		{name: "most", env: environment{"RAFT_ELECTION_TIMEOUT": "1m", "RAFT_SNAPSHOT_THRESHOLD": "9223372036854775807",
 			"LOG_LEVEL": "warn"}, want: with(func(c *config) {
 			c.electionTimeout, c.snapshotThreshold, c.logLevel = time.Minute, 1<<63-1, "warn"
@@ -150,10 +155,13 @@ func TestConfigRefuses(t *testing.T) {
 		"INSECURE":                {"YES", "true", "1"},
 		"LOG_LEVEL":               {"INFO", "trace", "panic", "loud", "info "},
 		"LOG_FORMAT":              {"JSON", "logfmt", "json "},
+		"LOG_VALUES":              {"ON", "no", "false"},
 		"RAFT_LAB":                {"yes", "true", "2", " 1"},
 		"HTTP_SERVER_NAMES":       {"*", "*.", "*kv.example", "kv.*.example", "*.*.example", "a.example,kv.*", "*.kv:80"},
 	}
-	free := map[string]bool{"RAFT_VOLUME_DIR": true, "RAFT_CERT_DIR": true, "HTTP_CERT_DIR": true} // any value is good
+	free := map[string]bool{ // any value is good here
+		"RAFT_VOLUME_DIR": true, "RAFT_CERT_DIR": true, "HTTP_CERT_DIR": true, "HTTP_TOKENS": true,
+	}
 	for _, v := range variables {
 		if len(bad[v.name]) == 0 && !free[v.name] {
 			t.Errorf("%s: no bad values in this test", v.name)

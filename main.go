@@ -25,6 +25,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"raftkv/internal/api"
+	"raftkv/internal/auth"
 	"raftkv/internal/certs"
 	"raftkv/internal/console"
 	"raftkv/internal/forward"
@@ -117,6 +118,7 @@ type service struct {
 	machine  *fsm
 	console  *console.Writer
 	log      *logrus.Logger
+	tokens   *auth.Tokens // nil: clients need none
 	raftLog  *console.RaftLogger
 	listener net.Listener
 	server   *http.Server
@@ -130,6 +132,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	lines := console.New(out, format)
 	s := &service{console: lines, log: console.NewLogger(lines, c.logLevel, format), served: make(chan error, 1)}
 	s.machine, s.raftLog = newFSM(s.log), console.NewRaftLogger(lines, c.logLevel, format)
+	s.machine.hideValues = c.hideValues
 	raftCerts, err := certs.OpenNode(c.raftCerts, s.log.Infof, s.log.Warnf)
 	if err != nil {
 		s.console.Close()
@@ -140,7 +143,16 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		s.console.Close()
 		return nil, fmt.Errorf("%w: HTTP_CERT_DIR: %w", errUsage, err)
 	}
+	var access *api.Access
+	if c.tokens != "" {
+		if s.tokens, err = auth.Open(c.tokens, s.log.Warnf); err != nil {
+			s.console.Close()
+			return nil, fmt.Errorf("%w: HTTP_TOKENS=%q: %w", errUsage, c.tokens, err)
+		}
+		access = api.NewAccess(s.tokens, s.log.Warnf)
+	}
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
+		s.tokens.Close()
 		s.console.Close()
 		return nil, fmt.Errorf("HTTP port: %w", portHint(err, "HTTP_SERVER_PORT"))
 	}
@@ -168,17 +180,19 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Dial:              c.dial,
 		Certs:             raftCerts,
 		Security:          func() string { return certs.Warnings(c.warning, raftCerts.Warning(), httpCerts.Warning()) },
+		Names:             &s.machine.names,
 		Lab:               c.lab,
 		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
 	if err != nil {
+		s.tokens.Close()
 		s.console.Close()
 		_ = s.listener.Close() // which the server does only once it serves
 		_ = s.server.Close()
 		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
 	h := newHandler(s.node, s.machine.Store, s.log, names)
-	h.forwards, h.labOn = c.forward, c.lab
+	h.forwards, h.access, h.labOn, h.page.HideValues = c.forward, access, c.lab, c.hideValues
 	s.node.SetForwarded(forward.Handler(h.leaders))
 	s.log.Infof("Node %s (version %s): %s on %s, raft on %s, volume %s",
 		c.nodeID, version.String(), httpCerts.Protocol(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
@@ -197,6 +211,7 @@ const (
 // stop shuts a running node down: it hands leadership over, drains the requests that are
 // under way, and closes raft, its port and the volume, in this order.
 func (s *service) stop() error {
+	defer s.tokens.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()
 	if err := s.node.StepDown(ctx); err != nil {
@@ -216,6 +231,7 @@ func (s *service) stop() error {
 // voter stand for election, as far as that can be done.
 func (s *service) abort() {
 	defer s.console.Close()
+	defer s.tokens.Close()
 	_ = s.server.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()

@@ -44,6 +44,9 @@ type Config struct {
 	// AttemptTimeout bounds the wait for one answer, after which another node is asked; 0: 6 s,
 	// which is longer than a node takes to find out that it can't answer.
 	AttemptTimeout time.Duration
+	// Token is sent to all of these nodes, if it is not empty: the nodes have HTTP_TOKENS. Over plain
+	// http, whoever is on the way has it too.
+	Token string
 }
 
 // Client is a client of one cluster. Its methods may be called concurrently.
@@ -51,6 +54,7 @@ type Client struct {
 	http                     *http.Client
 	retryFor, attemptTimeout time.Duration
 	configured               []string
+	token                    string
 
 	mu        sync.Mutex // guards what follows
 	endpoints []string   // the configured ones, and then the members that they named
@@ -72,7 +76,8 @@ var idleTimeout = 40 * time.Second
 
 // New returns a Client. It connects to nothing yet. An error is about the Config.
 func New(config Config) (*Client, error) {
-	c := &Client{http: new(http.Client), retryFor: config.RetryFor, attemptTimeout: config.AttemptTimeout}
+	c := &Client{http: new(http.Client), retryFor: config.RetryFor, attemptTimeout: config.AttemptTimeout,
+		token: config.Token}
 	if config.HTTP != nil {
 		*c.http = *config.HTTP
 	} else {
@@ -280,6 +285,9 @@ func (c *Client) send(ctx context.Context, target string, r *call) (*http.Respon
 	// the second attempt, not of the first.
 	request.ContentLength, request.GetBody = size, nil
 	maps.Copy(request.Header, r.header)
+	if c.token != "" {
+		request.Header.Set("Authorization", "Bearer "+c.token)
+	}
 	timeout := r.timeout
 	if timeout == 0 {
 		timeout = c.attemptTimeout

@@ -74,6 +74,28 @@ func CheckHostName(r *http.Request, names []string) error {
 	return nil
 }
 
+// OriginChecker returns the middleware around every endpoint that protects the node from web pages (CheckOrigin), and
+// web pages from values that a browser would run as a script. What lets returns true for may come from another origin,
+// and its Host alone is checked. writeError answers a request with an error.
+func OriginChecker(names []string, lets func(http.ResponseWriter, *http.Request) bool,
+	writeError func(http.ResponseWriter, *http.Request, error)) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Content-Type-Options", "nosniff")
+			w.Header().Set("Cache-Control", "no-store") // a cache would answer for the node: sets arrive as GET
+			check := CheckOrigin
+			if lets(w, r) {
+				check = CheckHostName
+			}
+			if err := check(r, names); err != nil {
+				writeError(w, r, err)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
 // readPaths change nothing for anybody. A path that is not among them is taken for one that does.
 var readPaths = map[string]bool{"/": true, "/get": true, "/list": true, "/watch": true, "/events": true, "/relay": true,
 	"/status": true, "/healthz": true, "/readyz": true, "/metrics": true}

@@ -205,3 +205,30 @@ func TestFromBrowser(t *testing.T) {
 		}
 	}
 }
+
+// TestOriginChecker: what is let in and what is refused have the headers that keep answers out of caches and scripts.
+func TestOriginChecker(t *testing.T) {
+	lets := func(_ http.ResponseWriter, r *http.Request) bool { return r.URL.Path == "/page" }
+	check := OriginChecker([]string{"kv.example"}, lets, func(w http.ResponseWriter, r *http.Request, err error) {
+		e, _ := errors.AsType[Error](err)
+		WriteError(w, r, e.Status, e.Message)
+	})
+	answers := check(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { WriteLine(w, "OK") }))
+	for host, want := range map[string]int{"kv.example": http.StatusOK, "evil.example": http.StatusForbidden} {
+		r := httptest.NewRequest(http.MethodGet, "/get?key=k", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		answers.ServeHTTP(w, r)
+		if w.Code != want || w.Header().Get("Cache-Control") != "no-store" ||
+			w.Header().Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("%s: got %d %v, want %d, no-store and nosniff", host, w.Code, w.Header(), want)
+		}
+		r = httptest.NewRequest(http.MethodGet, "/page", nil)
+		r.Host = host
+		r.Header.Set("Sec-Fetch-Site", "cross-site")
+		w = httptest.NewRecorder()
+		if answers.ServeHTTP(w, r); w.Code != want {
+			t.Errorf("%s, let in from another origin: got %d, want %d", host, w.Code, want)
+		}
+	}
+}

@@ -194,6 +194,9 @@ func TestScriptsRefuseWrongUse(t *testing.T) {
 		{"./cluster.sh", "--kep"}, {"./cluster.sh", "--keep", "x"},
 		{"./lesson.sh"}, {"./lesson.sh", "0"}, {"./lesson.sh", "10"}, {"./lesson.sh", "1", "--g"},
 		{"./lesson.sh", "1", "--go", "x"},
+		{"./token.sh"}, {"./token.sh", "alice"}, {"./token.sh", "anonymous", "read:"}, {"./token.sh", "a b", "admin"},
+		{"./token.sh", "-a", "admin"}, {"./token.sh", strings.Repeat("a", 65), "admin"}, {"./token.sh", "a", "root"},
+		{"./token.sh", "a", "read"}, {"./token.sh", "a", "read:a b"}, {"./token.sh", "a", "admin", "write"},
 	} {
 		wrong := p.run(t, "", command[0], command[1:]...)
 		wrong.WantExit(t, testkit.Bound, 2)

@@ -91,6 +91,9 @@ type Config struct {
 	Security          func() string // returns the line of Health.Security; asked often; nil: there is none
 	Lab               bool          // links to other members can be cut (lab.go)
 
+	// Names keeps the names of clients for StateMachine, while their commands are proposed; nil: nobody wants them.
+	Names *command.Names
+
 	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
 	Progress func(fraction float64) error
 
@@ -235,6 +238,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.life.init()
 	n.batcher = &batcher{
 		raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped, onBatch: n.observed.batch,
+		names: n.config.Names,
 	}
 	if n.config.confirmTerm == nil {
 		n.config.confirmTerm = n.reads.majorityAt

@@ -83,8 +83,16 @@ func Pair(key, value string) string { return url.Values{"key": {key}, "value": {
 
 // Client reaches one node over HTTP. Its methods may be called concurrently.
 type Client struct {
-	ID   string
-	Base string // of the node's URLs, such as http://127.0.0.1:8000
+	ID    string
+	Base  string // of the node's URLs, such as http://127.0.0.1:8000
+	Token string // that is sent with each request; empty: none
+}
+
+// authorize puts the token into r.
+func (c Client) authorize(r *http.Request) {
+	if c.Token != "" {
+		r.Header.Set("Authorization", "Bearer "+c.Token)
+	}
 }
 
 // At makes a Client, and what embeds one, a Peer.
@@ -100,6 +108,7 @@ func (c Client) Request(t testing.TB, method, target, body string, headers ...st
 	if method == http.MethodPost {
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
+	c.authorize(r)
 	for i := 0; i < len(headers); i += 2 {
 		r.Header.Set(headers[i], headers[i+1])
 	}
@@ -207,6 +216,7 @@ func (c Client) get(target string) (body string, err error) {
 	if err != nil {
 		return "", err
 	}
+	c.authorize(r)
 	a, err := Acknowledged(r)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", c.ID, err)
