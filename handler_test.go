@@ -897,7 +897,7 @@ func FuzzHandler(f *testing.F) {
 	h := &checked{s: s, h: newHandler(s.node, s.machine.Store, s.log, []string{"kv.example"})}
 	address := serveElsewhere(f, s, func(server *http.Server, l net.Listener) error {
 		server.Handler = h
-		return api.Serve(server, l)
+		return api.Serve(server, l, nil)
 	})
 	var backup bytes.Buffer
 	if err := kv.New().WriteSnapshot(&backup); err != nil {
@@ -1146,7 +1146,7 @@ func TestSlowSenders(t *testing.T) {
 	const limit = 200 * time.Millisecond
 	address := serveElsewhere(t, s, func(server *http.Server, l net.Listener) error {
 		server.ReadHeaderTimeout = limit
-		return api.Serve(server, l)
+		return api.Serve(server, l, nil)
 	})
 	checkUnchanged(t, s, func() {
 		for name, text := range map[string]string{
@@ -1184,7 +1184,7 @@ func TestIdleConnections(t *testing.T) {
 	set(t, s, "k", "v")
 	address := serveElsewhere(t, s, func(server *http.Server, l net.Listener) error {
 		server.ReadHeaderTimeout, server.IdleTimeout = time.Hour, time.Hour // it is not these that make room
-		return api.Serve(server, l)
+		return api.Serve(server, l, nil)
 	})
 	count := 10000
 	// Both ends of each are in this process.

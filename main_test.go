@@ -72,7 +72,11 @@ func startNode(t testing.TB, id, dir string, mutate func(*config)) *service {
 
 // At makes a service a testkit.Peer.
 func (s *service) At() testkit.Client {
-	return testkit.Client{ID: s.node.Info().NodeID, Base: "http://" + s.listener.Addr().String()}
+	c := testkit.Client{ID: s.node.Info().NodeID, Base: "http://" + s.listener.Addr().String()}
+	if s.tokens != nil {
+		c.Token = rootToken
+	}
+	return c
 }
 
 // leads waits until s leads, and all of its log is committed.

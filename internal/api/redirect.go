@@ -219,7 +219,9 @@ func WriteError(w http.ResponseWriter, r *http.Request, status int, text string)
 		WriteText(w, status, text)
 		return
 	}
-	w.Header().Set("Connection", "close") // a body that comes late must not be taken for the next request
+	if r.ProtoMajor < 2 { // a body that comes late must not be taken for the next request
+		w.Header().Set("Connection", "close")
+	}
 	c := http.NewResponseController(w)
 	drain := status != http.StatusRequestTimeout && !awaitsContinue(r) && c.EnableFullDuplex() == nil
 	WriteText(w, status, text)

@@ -37,12 +37,13 @@ type Health struct {
 
 	Snapshots string `json:"snapshots,omitempty"` // the last snapshot could not be written
 	Address   string `json:"address,omitempty"`   // the members know the node at another address
+	Security  string `json:"security,omitempty"`  // certificates that end soon or can't be used, or none
 }
 
 // Warnings returns, in one line, what clients need not keep away from this node for; empty:
 // nothing.
 func (h Health) Warnings() string {
-	lines := []string{h.Space, h.Members, h.Snapshots, h.Address}
+	lines := []string{h.Space, h.Members, h.Snapshots, h.Address, h.Security}
 	return strings.Join(slices.DeleteFunc(lines, func(line string) bool { return line == "" }), "; ")
 }
 
@@ -56,6 +57,7 @@ type health struct {
 
 	snapshots string
 	address   string
+	security  string
 }
 
 // Health returns what is wrong with this node.
@@ -69,6 +71,7 @@ func (n *Node) Health() Health {
 		Members:   n.health.members,
 		Snapshots: n.health.snapshots,
 		Address:   n.health.address,
+		Security:  n.health.security,
 	}
 }
 
@@ -135,6 +138,8 @@ func (n *Node) watch() {
 			return
 		case <-tick.C:
 		}
+		n.port.CheckCertificates()
+		n.checkSecurity()
 		n.checkSpace()
 		n.checkVolume()
 		n.checkAddress(n.life.ctx)
@@ -177,6 +182,16 @@ func (n *Node) removedAccordingTo(servers []raft.Server) bool {
 		}
 	}
 	return false
+}
+
+// checkSecurity asks for the line of Health.Security.
+func (n *Node) checkSecurity() {
+	if n.config.Security == nil {
+		return
+	}
+	if line := n.config.Security(); n.health.set(&n.health.security, line) {
+		n.config.Warnf("%s", line)
+	}
 }
 
 // checkSpace looks at the disk of the volume.

@@ -29,6 +29,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
+	"raftkv/internal/certs"
 	"raftkv/internal/command"
 	"raftkv/internal/events"
 	"raftkv/internal/kv"
@@ -67,8 +68,8 @@ type StateMachine interface {
 	Reset()
 }
 
-// Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL,
-// Dial, Lab and Progress are required.
+// Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL, Certs,
+// Security, Dial, Lab and Progress are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
@@ -78,14 +79,20 @@ type Config struct {
 	Join              []string      // host:port of the nodes that form a cluster (autojoin.go); nil: it bootstraps itself
 	Nonvoter          bool          // with Join: it asks for no vote
 	HTTPAddress       string        // host:port that HTTP listens on; the host may be unspecified
+	HTTPS             bool          // clients reach HTTPAddress by https
 	HTTPURL           string        // where clients reach that; empty: at HTTPAddress, or the host of RaftAddress
 	SnapshotThreshold uint64        // entries in the log before a snapshot is taken
 	SnapshotBytes     uint64        // the same in bytes, or the size of the data if that is more: see boundLog
 	ElectionTimeout   time.Duration // without a leader before an election; at least 50 ms
 	RaftLog           hclog.Logger  // raft's own lines
 	Logf, Warnf       func(format string, args ...any)
-	Dial              peer.Dialer // reaches the raft ports of other nodes; nil: TCP
-	Lab               bool        // links to other members can be cut (lab.go)
+	Dial              peer.Dialer   // reaches the raft ports of other nodes; nil: TCP
+	Certs             *certs.Node   // that nodes show to each other; nil: none
+	Security          func() string // returns the line of Health.Security; asked often; nil: there is none
+	Lab               bool          // links to other members can be cut (lab.go)
+
+	// Names keeps the names of clients for StateMachine, while their commands are proposed; nil: nobody wants them.
+	Names *command.Names
 
 	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
 	Progress func(fraction float64) error
@@ -203,6 +210,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	if config.Dial != nil {
 		port.Dial = config.Dial
 	}
+	port.Secure(config.Certs)
 	if config.Lab {
 		port.EnableLab()
 	}
@@ -230,6 +238,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.life.init()
 	n.batcher = &batcher{
 		raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped, onBatch: n.observed.batch,
+		names: n.config.Names,
 	}
 	if n.config.confirmTerm == nil {
 		n.config.confirmTerm = n.reads.majorityAt
@@ -254,6 +263,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 			own.ID, own.Address, n.port.Address())
 	}
 	port.Serve(n.rpcHandler(), n.term)
+	n.checkSecurity()
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)
 	n.life.background.Go(n.watchLog)
@@ -266,7 +276,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 }
 
 func (n *Node) open() error {
-	if err := os.MkdirAll(n.config.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(n.config.Dir, 0o700); err != nil {
 		return err
 	}
 	lock, err := storage.Lock(n.config.Dir)

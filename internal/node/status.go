@@ -158,6 +158,15 @@ func (n *Node) Info() Info {
 	}
 }
 
+// httpURL is where clients reach this node, as far as it knows by itself.
+func (n *Node) httpURL() string {
+	scheme := "http://"
+	if n.config.HTTPS {
+		scheme = "https://"
+	}
+	return scheme + reachable(n.config.HTTPAddress, n.port.Address())
+}
+
 // Status asks every member and compares the replicas, all at once, within memberTimeout.
 func (n *Node) Status(ctx context.Context) Status {
 	i := n.current.Load()
@@ -233,7 +242,7 @@ func (n *Node) Leader(ctx context.Context) (Leader, error) {
 		leader.URL = "http://" + reachable(info.HTTPAddress, string(address))
 	}
 	guess := reachable(info.HTTPAddress, info.RaftAddress)
-	leader.Guessed = guess != info.HTTPAddress && leader.URL == "http://"+guess
+	leader.Guessed = guess != info.HTTPAddress && (leader.URL == "http://"+guess || leader.URL == "https://"+guess)
 	n.leader.set(term, address, leader)
 	return leader, nil
 }

@@ -114,7 +114,7 @@ func (n *Node) Frame() Frame {
 
 // HTTPURL is where clients reach this node, as it gives it to others.
 func (n *Node) HTTPURL() string {
-	return cmp.Or(n.config.HTTPURL, "http://"+reachable(n.config.HTTPAddress, n.port.Address()))
+	return cmp.Or(n.config.HTTPURL, n.httpURL())
 }
 
 // Cells returns the entries above index, the newest FrameCells of them at most. With hidden, values are left out.

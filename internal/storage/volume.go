@@ -105,9 +105,9 @@ func Lock(dir string) (io.Closer, error) {
 
 // IsNew reports whether dir holds no volume yet. Snapshots without a raft.db are an error: that is a volume which
 // lost its log, and a new one in its place would forget the term and the vote of this node. So are another user's
-// files.
+// files, and those that others may have changed. What others may read of it, they may not from then on.
 func IsNew(dir string) (bool, error) {
-	if err := checkOwner(dir); err != nil {
+	if err := protect(dir); err != nil {
 		return false, err
 	}
 	_, err := os.Stat(boltPath(dir))
