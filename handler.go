@@ -272,7 +272,7 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := h.access.Read(r.Context(), key); err != nil {
+	if err := h.access.Read(r.Context(), keys...); err != nil {
 		return err
 	}
 	if err := h.prepareRead(w, r, stale); err != nil {
