@@ -13,7 +13,7 @@ import (
 // TestReplayIsReadInPieces: after a start, raft has read no more of the log than the state machine has applied, and a
 // bounded number of bytes beyond that.
 func TestReplayIsReadInPieces(t *testing.T) {
-	n := openNode(t, "n1", t.TempDir())
+	n := openNode(t, "n1", t.TempDir(), func(c *Config) { c.SnapshotBytes = 1 << 30 })
 	n.waitLeader(t)
 	value := strings.Repeat("v", 256<<10)
 	for range 300 { // 75 MiB, in no snapshot
