@@ -266,18 +266,25 @@ func (h *handler) prepareRead(w http.ResponseWriter, r *http.Request, stale bool
 	return nil
 }
 
-// get answers the raw bytes of a value.
+// get answers the raw bytes of a value, or the values of several keys in one consistent view.
 func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
-	key, stale, err := api.Get(r)
+	keys, stale, err := api.Get(r)
 	if err != nil {
 		return err
 	}
-	if err := h.access.Read(r.Context(), key); err != nil {
+	if err := h.access.Read(r.Context(), keys...); err != nil {
 		return err
 	}
 	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
+	index, _ := h.store.Applied() // before the key is read: a watch from there misses no change of it
+	api.SetAppliedIndexHeader(w, index)
+	if len(keys) > 1 {
+		_ = api.WriteItems(w, h.store.Clone(), keys)
+		return nil
+	}
+	key := keys[0]
 	item, lease, ok := h.store.GetLeased(key)
 	if !ok {
 		return api.Errorf(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))

@@ -50,6 +50,7 @@ func startNode(t testing.TB, id, dir string, mutate func(*config)) *service {
 		httpAddress:       "127.0.0.1:0",
 		raftAddress:       "127.0.0.1:0",
 		snapshotThreshold: 8192,
+		snapshotBytes:     64 << 20,
 		electionTimeout:   250 * time.Millisecond,
 		logLevel:          "debug",
 	}

@@ -119,13 +119,18 @@ func (a *Access) require(h *auth.Holder, right auth.Right) error {
 		h.Name, right)
 }
 
-// Read returns an Error unless the request of ctx may read all keys with a prefix; a key alone is
-// such a prefix.
-func (a *Access) Read(ctx context.Context, prefix string) error {
+// Read returns an Error unless the request of ctx may read all keys with each of the prefixes; a key
+// alone is such a prefix.
+func (a *Access) Read(ctx context.Context, prefixes ...string) error {
 	if a == nil {
 		return nil
 	}
-	return a.require(holderOf(ctx), auth.Right{Kind: auth.Read, Prefix: prefix})
+	for _, prefix := range prefixes {
+		if err := a.require(holderOf(ctx), auth.Right{Kind: auth.Read, Prefix: prefix}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // holderOf is nil, which has no rights, if Check was not called.

@@ -305,7 +305,7 @@ func TestOpenRefuses(t *testing.T) {
 		{name: "none", names: "no such file", make: func(string) error { return nil }},
 		{name: "directory", names: "not a file", make: func(path string) error { return os.Mkdir(path, 0o700) }},
 		{name: "of the group", names: "chmod 600", make: func(path string) error {
-			return errors.Join(os.WriteFile(path, []byte(good), 0o600), os.Chmod(path, 0o640))
+			return errors.Join(os.WriteFile(path, []byte(good), 0o600), os.Chmod(path, 0o660))
 		}},
 		{name: "of all", names: "chmod 600", make: func(path string) error {
 			return errors.Join(os.WriteFile(path, []byte(good), 0o600), os.Chmod(path, 0o602))

@@ -942,6 +942,24 @@ var unitMutants = []unitMutant{
 			`oneLine(r.URL.Query().Get("text"))`,
 			`r.URL.Query().Get("text")`}},
 
+	// Lists.
+	{name: "a list goes on behind its end", run: "TestListOptions",
+		edit: edit{"internal/api/list.go",
+			`, q.Until != "" && key >= q.Until:`,
+			`:`}},
+	{name: "a list does not tell that more follows", run: "TestListOptions",
+		edit: edit{"internal/api/list.go",
+			`		if n > q.Limit {`,
+			`		if n > q.Limit+1 {`}},
+	{name: "a condition of several keys that are read is ignored", run: "TestGetSeveral",
+		edit: edit{"internal/api/request.go",
+			`rejectHeaders(r, "If-Match", "If-None-Match"); err`,
+			`rejectHeaders(r); err`}},
+	{name: "a watch of one key has others", run: "TestWatchOfOneKey",
+		edit: edit{"internal/api/stream.go",
+			`			if q.Key == "" {`,
+			`			if true {`}},
+
 	// certificates
 	{name: "any certificate of the authority is a node's", run: "TestNodesAlone",
 		edit: edit{"internal/certs/certs.go",

@@ -390,6 +390,7 @@ func (n *Node) start() error {
 		return errors.Join(err, t.Close(), v.Close())
 	}
 	replayed.raft.Store(r)
+	log.raft.Store(r)
 	i.raft = r
 	t.SetStillLeads(func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }
