@@ -46,19 +46,22 @@ func (b *bench) runBytes(ctx context.Context) error {
 		}
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "# Large values\n\n%s\nEach row is a cluster of its own: the data are set once, in requests of %d KiB or one "+
-		"value, by %d clients, who then set single keys for %v, with %s; a node is restarted after that. Sizes in MiB, the median "+
-		"of the nodes; memory is what no file backs (RssAnon). Written is what the nodes wrote to their disks for each byte of "+
-		"values while the data were set, log and snapshots together.\n\n%s", b.about(), requestBytes>>10, bytesClients, length,
-		bytesThreshold, table([]string{"value, bytes", "data", "raft.db", "memory", "written a byte and node",
-			"ready after a restart, s", "sets/s", "p99 ms", "p99 ms during a snapshot", "snapshots"}, rows))
+	fmt.Fprintf(&text, "# Large values\n\n%s\nEach row is a cluster of its own: the data are set once, in requests of %d "+
+		"KiB or one value, by %d clients, who then set single keys for %v, with %s; a node is restarted after that. Sizes in "+
+		"MiB, the median of the nodes; memory is what no file backs (RssAnon). Written is what the nodes wrote to their "+
+		"disks for each byte of values while the data were set, log and snapshots together.\n\n%s",
+		b.about(), requestBytes>>10, bytesClients, length, bytesThreshold, table([]string{"value, bytes", "data",
+			"raft.db", "memory", "written a byte and node", "ready after a restart, s", "sets/s", "p99 ms",
+			"p99 ms during a snapshot", "snapshots"}, rows))
 	return b.publish("bytes", text.String(), nil)
 }
 
 // measureBytes measures one row: count keys with values of so many bytes.
-func (b *bench) measureBytes(ctx context.Context, name string, size, count int, length time.Duration) ([]string, error) {
+func (b *bench) measureBytes(ctx context.Context, name string, size, count int, length time.Duration) (
+	[]string, error) {
 	b.progress.show(name + ": starting a cluster")
-	c, err := startRaftkv(ctx, name, b.binary, filepath.Join(b.tmp, fmt.Sprint(size, "-", count)), bytesThreshold)
+	dir := filepath.Join(b.tmp, fmt.Sprint(size, "-", count))
+	c, err := startRaftkv(ctx, name, b.binary, dir, bytesThreshold)
 	if err != nil {
 		return nil, err
 	}
@@ -129,9 +132,10 @@ func (b *bench) measureBytes(ctx context.Context, name string, size, count int, 
 		short(ready.Seconds()), group3(got.perSecond()), ms(apart), ms(during), fmt.Sprint(len(spans))}, nil
 }
 
-// setValues has bytesClients set the keys that next returns for the n-th request, until it returns none or end, which may
-// be zero, has come.
-func setValues(ctx context.Context, target string, size int, next func(n int) (from, to int), end time.Time) (sample, error) {
+// setValues has bytesClients set the keys that next returns for the n-th request, until it returns none or end, which
+// may be zero, has come.
+func setValues(ctx context.Context, target string, size int, next func(n int) (from, to int), end time.Time) (
+	sample, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := sample{began: time.Now()}

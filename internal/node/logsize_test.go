@@ -13,7 +13,10 @@ import (
 // not of all that it ever was: raft.db stays within 4 times Config.SnapshotBytes, and 16 MiB by which bbolt lets it grow.
 // So do the followers', and a start reads no more.
 func TestLogIsBoundedInBytes(t *testing.T) {
-	bounded := func(c *Config) { c.SnapshotBytes, c.ElectionTimeout = 8<<20, 3*time.Second } // no other leader comes
+	bounded := func(c *Config) {
+		c.SnapshotBytes = 8 << 20
+		c.ElectionTimeout = 3 * time.Second // no other leader comes
+	}
 	nodes := []*testNode{openNode(t, "n1", t.TempDir(), bounded), openNode(t, "n2", t.TempDir(), bounded)}
 	nodes[0].waitLeader(t)
 	nodes[0].join(t, nodes[1])

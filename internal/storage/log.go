@@ -202,8 +202,9 @@ func (l *Log) DeleteRange(low, high uint64) error {
 
 // Discard drops the entries up to index if the one at index is not of term: a snapshot that ends with that entry has
 // been installed, so that they are not, or not known to be, those that the cluster has committed. Raft keeps them
-// (raft.go: installSnapshot), against the Raft paper (figure 13, steps 6 and 7): this node, as a leader, would send them
-// to a member with the same ones, as committed. The entries beyond index raft compares with the leader's as always.
+// (raft.go: installSnapshot), against the Raft paper (figure 13, steps 6 and 7): this node, as a leader, would send
+// them to a member with the same ones, as committed. The entries beyond index raft compares with the leader's as
+// always.
 func (l *Log) Discard(index, term uint64) {
 	var entry raft.Log
 	err := readLog(l.disk, index, &entry)
