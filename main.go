@@ -95,7 +95,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case <-ctx.Done():
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 		s.log.Info("Shutting down; interrupt again to exit immediately")
-		return s.stop()
+		defer s.console.Close()
+		if err = s.stop(); err == nil {
+			s.raftLog.Silence()
+			s.log.Info("Stopped")
+		}
+		return err
 	case err = <-s.node.Failed():
 	case err = <-s.served:
 	}
@@ -109,6 +114,7 @@ type service struct {
 	machine  *fsm
 	console  *console.Writer
 	log      *logrus.Logger
+	raftLog  *console.RaftLogger
 	listener net.Listener
 	server   *http.Server
 	served   chan error // of capacity 1: the error with which the HTTP server has ended
@@ -120,7 +126,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	format := console.Format(c.logFormat)
 	lines := console.New(out, format)
 	s := &service{console: lines, log: console.NewLogger(lines, c.logLevel, format), served: make(chan error, 1)}
-	s.machine = newFSM(s.log)
+	s.machine, s.raftLog = newFSM(s.log), console.NewRaftLogger(lines, c.logLevel, format)
 	var err error
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
 		s.console.Close()
@@ -143,7 +149,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		SnapshotThreshold: c.snapshotThreshold,
 		SnapshotBytes:     c.snapshotBytes,
 		ElectionTimeout:   c.electionTimeout,
-		RaftLog:           console.NewRaftLogger(lines, c.logLevel, format),
+		RaftLog:           s.raftLog,
 		Logf:              s.log.Infof,
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
@@ -176,7 +182,6 @@ const (
 // stop shuts a running node down: it hands leadership over, drains the requests that are
 // under way, and closes raft, its port and the volume, in this order.
 func (s *service) stop() error {
-	defer s.console.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()
 	if err := s.node.StepDown(ctx); err != nil {

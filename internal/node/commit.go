@@ -34,6 +34,7 @@ func (n *Node) onAppend() {
 	if active := n.idleTimer.Reset(idleAfterOne); active {
 		n.idleTimer.Reset(idleAfterSeveral)
 	}
+	n.logGrew()
 }
 
 // pollCommitIndex asks the leader, until the node ends, whether the last entry is committed

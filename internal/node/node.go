@@ -120,8 +120,9 @@ type Node struct {
 	members   *members    // calls to other nodes
 	versions  versions    // of the other members
 
-	acknowledged acknowledged // by the other members
-	snapshotting atomic.Bool  // boundLog has raft take a snapshot
+	acknowledged acknowledged  // by the other members
+	snapshotting atomic.Bool   // boundLog has raft take a snapshot
+	due          chan struct{} // of capacity 1: the log has grown beyond its bound, see watchLog
 	leader       leaderURL
 	health       health
 	serving      serving
@@ -131,6 +132,7 @@ type Node struct {
 	auto      autojoin
 
 	observed *observed // for metrics
+	terms    terms     // for the console
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -206,6 +208,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		membership: make(chan struct{}, 1),
 
 		transferred: make(chan struct{}, 1),
+		due:         make(chan struct{}, 1),
 		forwards:    make(chan struct{}, maxForwards),
 
 		idleTimer: time.NewTimer(idleAfterOne),
@@ -244,6 +247,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	port.Serve(n.rpcHandler(), n.term)
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)
+	n.life.background.Go(n.watchLog)
 	n.life.background.Go(n.watchTransfers)
 	n.life.background.Go(n.joinByItself)
 	n.life.background.Go(n.expireKeys)
@@ -309,6 +313,7 @@ func (n *Node) start() error {
 		EntryFormat:  command.EntryFormat,
 		MaxFormat:    command.Format,
 		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
+		OnVote:       n.voted,
 		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
 		Wrap:         n.config.disk,
 		Logf:         n.config.Logf,
@@ -367,7 +372,7 @@ func (n *Node) start() error {
 	})
 	n.current.Store(i)
 	t.SetGate(n.gate(i))
-	n.observed.countLeaders(r)
+	n.observeLeaders(r)
 	return nil
 }
 
@@ -474,7 +479,7 @@ func (n *Node) RaftAddress() string { return n.port.Address() }
 func (n *Node) StepDown(ctx context.Context) error {
 	n.life.cancel()
 	_, err := n.Transfer(ctx, "")
-	if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrConflict) {
+	if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrConflict) || errors.Is(err, errRemoved) {
 		return nil
 	}
 	return err
