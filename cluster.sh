@@ -144,7 +144,7 @@ trap 'exit 1' PIPE
 ./start.sh --build || fail "raftkv could not be built"
 tmp=$(mktemp -d) || exit 1
 
-say "starting n1, n2 and n3"
+say "starting n1, n2 and n3: watch them at http://127.0.0.1:$http_port/"
 for i in 1 2 3; do launch "$i"; done
 for i in 1 2 3; do ask "$(url "$i")/readyz"; done
 
