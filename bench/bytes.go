@@ -47,8 +47,8 @@ func (b *bench) runBytes(ctx context.Context) error {
 	}
 	var text strings.Builder
 	fmt.Fprintf(&text, "# Large values\n\n%s\nEach row is a cluster of its own: the data are set once, in requests of %d "+
-		"KiB or one value, by %d clients, who then set single keys for %v, with %s; a node is restarted after that. Sizes in "+
-		"MiB, the median of the nodes; memory is what no file backs (RssAnon). Written is what the nodes wrote to their "+
+		"KiB or one value, by %d clients, who then set single keys for %v, with %s; a node is restarted after that. "+
+		"Sizes in MiB, the median of the nodes; memory is what no file backs (RssAnon). Written is what the nodes wrote to their "+
 		"disks for each byte of values while the data were set, log and snapshots together.\n\n%s",
 		b.about(), requestBytes>>10, bytesClients, length, bytesThreshold, table([]string{"value, bytes", "data",
 			"raft.db", "memory", "written a byte and node", "ready after a restart, s", "sets/s", "p99 ms",

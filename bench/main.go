@@ -93,8 +93,8 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 	f.StringVar(&s.dir, "dir", os.TempDir(), "where the volumes are made, and removed: choose the disk by it")
 	f.StringVar(&s.out, "o", "", "directory of RESULTS.md and results.svg (default bench)")
 	f.BoolVar(&s.million, "million", false, "instead: what 1,000,000 keys cost")
-	f.BoolVar(&s.bytes, "bytes", false, "instead: what values of 100 B to 1 MiB cost, with 64 MiB and 1 GiB of data; -only "+
-		"selects rows, as in -only '64 MiB'")
+	f.BoolVar(&s.bytes, "bytes", false, "instead: what values of 100 B to 1 MiB cost, with 64 MiB and 1 GiB of data; "+
+		"-only selects rows, as in -only '64 MiB'")
 	f.DurationVar(&s.soak, "soak", 0, "instead: write for so long, and show memory and size of raft.db")
 	switch err := f.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):

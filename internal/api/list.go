@@ -104,12 +104,12 @@ func (q ListRequest) scan(view *kv.Store, yield func(key string, item kv.Item, l
 
 // endOfPrefix returns the first string behind all that begin with prefix; empty: there is none.
 func endOfPrefix(prefix string) string {
-	end := strings.TrimRight(prefix, "\xff")
-	if end == "" {
-		return ""
+	for last := len(prefix) - 1; last >= 0; last-- {
+		if b := prefix[last]; b != 0xff {
+			return prefix[:last] + string([]byte{b + 1})
+		}
 	}
-	last := len(end) - 1
-	return end[:last] + string([]byte{end[last] + 1})
+	return ""
 }
 
 // WriteItems writes keys of view, one JSON object a line, in the order given; one that is not there has "found":false.

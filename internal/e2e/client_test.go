@@ -312,8 +312,8 @@ func TestGoClient(t *testing.T) {
 	testkit.CheckReplicas(t, nodes[:2]...)
 }
 
-// TestGoClientLock: while leaders are killed, a lock has one holder at a time, each with a higher fence; one whose holder
-// is gone goes to the next, and one that was taken away is noticed.
+// TestGoClientLock: while leaders are killed, a lock has one holder at a time, each with a higher fence; one whose
+// holder is gone goes to the next, and one that was taken away is noticed.
 func TestGoClientLock(t *testing.T) {
 	t.Parallel()
 	nodes := testkit.StartCluster(t, binary(t), 3, "RAFT_ELECTION_TIMEOUT=200ms")

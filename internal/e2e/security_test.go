@@ -388,8 +388,8 @@ func TestCertScript(t *testing.T) {
 		}
 		return string(text), cmd.ProcessState.ExitCode()
 	}
-	for _, args := range [][]string{{}, {"-x"}, {"a/b"}, {".."}, {"n1", "http://kv"}, {"n1", "node.raftkv"}, {"n1", "a:80"},
-		{"--ca", "n1"}} {
+	for _, args := range [][]string{{}, {"-x"}, {"a/b"}, {".."}, {"n1", "http://kv"}, {"n1", "node.raftkv"},
+		{"n1", "a:80"}, {"--ca", "n1"}} {
 		if out, code := call(args...); code != 2 || strings.Count(out, "\n") != 1 {
 			t.Errorf("cert.sh %q: got %d %q, want 2 and one line", args, code, out)
 		}

@@ -121,7 +121,8 @@ func (s *Store) AscendLeased(from string, yield func(key string, item Item, leas
 	})
 }
 
-// DescendLeased is AscendLeased for each key before below, from the last to the first; an empty below is behind all keys.
+// DescendLeased is AscendLeased for each key before below, from the last to the first; an empty below is behind all
+// keys.
 func (s *Store) DescendLeased(below string, yield func(key string, item Item, lease Lease) bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

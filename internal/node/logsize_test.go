@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// TestLogIsBoundedInBytes: one key that is set again and again takes the disk of a snapshot and of the bytes behind it,
-// not of all that it ever was: raft.db stays within 4 times Config.SnapshotBytes, and 16 MiB by which bbolt lets it grow.
-// So do the followers', and a start reads no more.
+// TestLogIsBoundedInBytes: one key that is set again and again takes the disk of a snapshot and of the bytes behind
+// it, not of all that it ever was: raft.db stays within 4 times Config.SnapshotBytes, and 16 MiB by which bbolt lets
+// it grow. So do the followers', and a start reads no more.
 func TestLogIsBoundedInBytes(t *testing.T) {
 	bounded := func(c *Config) {
 		c.SnapshotBytes = 8 << 20

@@ -38,8 +38,9 @@ import (
 // An AppendEntries carries maxAppendBytes of entries, or one that is larger. Raft sends up to 64 of them, of any size,
 // and gives them 10 s: with large values over a slow link they never arrive in time, and are sent again for ever.
 //
-// An AppendEntries has no commit index beyond its last entry (Raft paper, figure 2): a follower takes what is at or below
-// it in its own log for committed (raft.go: appendEntries), and may have other entries behind those that it was sent.
+// An AppendEntries has no commit index beyond its last entry (Raft paper, figure 2): a follower takes what is at or
+// below it in its own log for committed (raft.go: appendEntries), and may have other entries behind those that it was
+// sent.
 //
 // TimeoutNow returns in a bounded time, because raft takes no entries until it has.
 type Transport struct {
@@ -164,7 +165,8 @@ func (t *Transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, 
 	}
 	for begin := time.Now(); ; time.Sleep(appendRetryDelay) {
 		err := t.AppendEntriesOnce(id, address, args, response)
-		if err == nil || err == errStandin || heartbeat || t.IsShutdown() || time.Since(begin) > appendRetryLimit || !stillLeads() {
+		given := err == nil || err == errStandin || heartbeat
+		if given || t.IsShutdown() || time.Since(begin) > appendRetryLimit || !stillLeads() {
 			return err
 		}
 	}

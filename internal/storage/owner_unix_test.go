@@ -82,8 +82,8 @@ func TestPrivate(t *testing.T) {
 	}
 }
 
-// TestDangerousVolumes: a volume that others may have changed is refused, with the command that mends it, and nothing in
-// it is touched.
+// TestDangerousVolumes: a volume that others may have changed is refused, with the command that mends it, and nothing
+// in it is touched.
 func TestDangerousVolumes(t *testing.T) {
 	root := os.Geteuid() == 0
 	for _, test := range []struct {
@@ -105,7 +105,8 @@ func TestDangerousVolumes(t *testing.T) {
 		{name: "another user's", do: func(dir, _ string) error { return os.Chown(dir, 65534, -1) },
 			want: []string{"belongs to user "}, mends: "chown -R root '", root: true},
 		{name: "another user's snapshots", do: func(dir, _ string) error {
-			return errors.Join(os.Mkdir(filepath.Join(dir, "snapshots"), 0o700), os.Chown(filepath.Join(dir, "snapshots"), 65534, -1))
+			path := filepath.Join(dir, "snapshots")
+			return errors.Join(os.Mkdir(path, 0o700), os.Chown(path, 65534, -1))
 		}, want: []string{"snapshots belongs to user "}, mends: "chown -R root '", root: true},
 		{name: "snapshots elsewhere", do: func(dir, elsewhere string) error {
 			return os.Symlink(elsewhere, filepath.Join(dir, "snapshots"))
@@ -163,8 +164,8 @@ func TestDangerousVolumes(t *testing.T) {
 	})
 }
 
-// TestVolumeOfAGroup: a disk whose root belongs to root and to a group of the node, as Kubernetes gives it (fsGroup), is
-// taken as it is; one that belongs to another group is not.
+// TestVolumeOfAGroup: a disk whose root belongs to root and to a group of the node, as Kubernetes gives it (fsGroup),
+// is taken as it is; one that belongs to another group is not.
 func TestVolumeOfAGroup(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can become another user")

@@ -252,8 +252,9 @@ func Open(dir string, o Options) (*Volume, error) {
 
 // ErrGone is returned when the files of an open volume are no longer at its path. What is written to them still
 // succeeds, but nobody will ever read it: the node must end.
-var ErrGone = errors.New("it was removed, unmounted or replaced while this node had it open, and what this node " +
-	"writes is lost: put it back and start this node again, or replace the member: /leave, start with an empty volume, /join")
+var ErrGone = errors.New("it was removed, unmounted or replaced while this node had it open, and what this " +
+	"node writes is lost: put it back and start this node again, or replace the member: /leave, start with an empty volume, " +
+	"/join")
 
 // Check returns an error that wraps ErrGone if the directory or raft.db was removed, or if another is at its path. What
 // can't be looked at for want of a permission counts as there. It may be called at any time, by several goroutines.
