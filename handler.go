@@ -495,6 +495,7 @@ var errorTable = map[node.Code]struct {
 		"send it again, or add consistency=stale to read what this node has"},
 	node.ErrNoLeader: {http.StatusServiceUnavailable,
 		"nothing was done; send it again when a majority of the nodes is up"},
+	node.ErrFull:       {http.StatusInsufficientStorage, ""},
 	node.ErrConflict:   {http.StatusConflict, ""},
 	node.ErrNoSuchNode: {http.StatusNotFound, ""},
 	node.ErrUnknown:    {http.StatusGatewayTimeout, "it may yet be applied: read before you send it again"},

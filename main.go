@@ -27,6 +27,7 @@ import (
 	"raftkv/internal/api"
 	"raftkv/internal/console"
 	"raftkv/internal/forward"
+	"raftkv/internal/memory"
 	"raftkv/internal/node"
 	"raftkv/internal/version"
 )
@@ -121,6 +122,8 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	lines := console.New(out, format)
 	s := &service{console: lines, log: console.NewLogger(lines, c.logLevel, format), served: make(chan error, 1)}
 	s.machine = newFSM(s.log)
+	maxBytes, line := memory.DataLimit(c.storeMaxBytes)
+	s.log.Info(line)
 	var err error
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
 		s.console.Close()
@@ -142,6 +145,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,
 		SnapshotBytes:     c.snapshotBytes,
+		MaxBytes:          maxBytes,
 		ElectionTimeout:   c.electionTimeout,
 		RaftLog:           console.NewRaftLogger(lines, c.logLevel, format),
 		Logf:              s.log.Infof,

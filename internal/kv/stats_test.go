@@ -28,8 +28,12 @@ func TestSize(t *testing.T) {
 		check := func(what string) {
 			t.Helper()
 			for name, of := range map[string]*Store{"store": s, "clone": clone} {
-				if got, want := of.Size(), scanned(of); got != want {
+				want := scanned(of)
+				if got := of.Size(); got != want {
 					t.Fatalf("seed %d, %s after %s: got %d bytes, want %d", seed, name, what, got, want)
+				}
+				if got, _ := of.Footprint(); got != want+of.Len()*Overhead {
+					t.Fatalf("seed %d, %s after %s: got a footprint of %d, want %d", seed, name, what, got, want+of.Len()*Overhead)
 				}
 			}
 		}
@@ -108,4 +112,28 @@ func TestWatchers(t *testing.T) {
 	w.Close()
 	w.Close() // does nothing
 	check("one that was closed", 0, 0)
+}
+
+// TestFootprint: what one key takes is what it adds; what is staged counts apart, and a record is found by its key.
+func TestFootprint(t *testing.T) {
+	s := New()
+	s.Update(1, 1, nil, func(tx *Tx) {
+		tx.Set("key", make([]byte, 100))
+		tx.Stage("staged", make([]byte, 10))
+		tx.AddRecord("id", "record")
+	})
+	content, staged := s.Footprint()
+	if want := 3 + 100 + Overhead; content != want || s.ItemFootprint("key") != want || ItemFootprint("key", 100) != want {
+		t.Errorf("content: got %d, the key alone %d and %d, want %d",
+			content, s.ItemFootprint("key"), ItemFootprint("key", 100), want)
+	}
+	if want := 6 + 10 + Overhead; staged != want {
+		t.Errorf("staged: got %d, want %d", staged, want)
+	}
+	if got := s.ItemFootprint("none"); got != 0 {
+		t.Errorf("no key: got %d, want 0", got)
+	}
+	if !s.HasRecord("id") || s.HasRecord("key") {
+		t.Errorf("records: got %v and %v, want only that of id", s.HasRecord("id"), s.HasRecord("key"))
+	}
 }

@@ -30,6 +30,7 @@ const (
 type Health struct {
 	Replicas string `json:"replicas,omitempty"` // another member has applied other entries
 	Space    string `json:"space,omitempty"`    // the disk of the volume is nearly full
+	Data     string `json:"data,omitempty"`     // the data take most of what they may
 	Members  string `json:"members,omitempty"`  // this node leads, and voters do not answer
 
 	Snapshots string `json:"snapshots,omitempty"` // the last snapshot could not be written
@@ -39,7 +40,7 @@ type Health struct {
 // Warnings returns, in one line, what clients need not keep away from this node for; empty:
 // nothing.
 func (h Health) Warnings() string {
-	lines := []string{h.Space, h.Members, h.Snapshots, h.Address}
+	lines := []string{h.Space, h.Data, h.Members, h.Snapshots, h.Address}
 	return strings.Join(slices.DeleteFunc(lines, func(line string) bool { return line == "" }), "; ")
 }
 
@@ -49,6 +50,7 @@ type health struct {
 	mu       sync.Mutex        // guards what follows
 	replicas map[string]string // member ID: the line about it. It stays until that member is replaced
 	space    string
+	data     string
 	members  string
 
 	snapshots string
@@ -63,6 +65,7 @@ func (n *Node) Health() Health {
 	return Health{
 		Replicas:  strings.Join(lines, "; "),
 		Space:     n.health.space,
+		Data:      n.health.data,
 		Members:   n.health.members,
 		Snapshots: n.health.snapshots,
 		Address:   n.health.address,
@@ -133,6 +136,7 @@ func (n *Node) watch() {
 		case <-tick.C:
 		}
 		n.checkSpace()
+		n.checkData()
 		n.checkVolume()
 		n.checkAddress(n.life.ctx)
 		n.checkReplicas(n.life.ctx)

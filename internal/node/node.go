@@ -50,6 +50,7 @@ type StateMachine interface {
 	Format() int
 	// Size is how many bytes its keys and values are.
 	Size() int
+	sizer
 	// Len is how many keys it holds.
 	Len() int
 	// Reset empties it. Called only while no raft instance uses it.
@@ -57,7 +58,7 @@ type StateMachine interface {
 }
 
 // Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL,
-// Dial and Progress are required.
+// MaxBytes, Dial and Progress are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
@@ -70,6 +71,7 @@ type Config struct {
 	HTTPURL           string        // where clients reach that; empty: at HTTPAddress, or the host of RaftAddress
 	SnapshotThreshold uint64        // entries in the log before a snapshot is taken
 	SnapshotBytes     uint64        // the same in bytes, or the size of the data if that is more: see boundLog
+	MaxBytes          uint64        // of StateMachine.Footprint, for what this node proposes: see admit; 0: no bound
 	ElectionTimeout   time.Duration // without a leader before an election; at least 50 ms
 	RaftLog           hclog.Logger  // raft's own lines
 	Logf, Warnf       func(format string, args ...any)
@@ -105,6 +107,7 @@ type Node struct {
 	transferred chan struct{} // of capacity 1: raft was asked for a transfer of the leadership, see watchTransfers
 
 	batcher   *batcher    // writes
+	settled   uint64      // the term in which this node leads and has applied what came before; of admit alone
 	reads     *readIndex  // linearizable reads
 	idleTimer *time.Timer // fires when no entry has been appended for a while: see pollCommitIndex
 	members   *members    // calls to other nodes
@@ -205,6 +208,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.life.init()
 	n.batcher = &batcher{
 		raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped, onBatch: n.observed.batch,
+		admit: n.admit,
 	}
 	if n.config.confirmTerm == nil {
 		n.config.confirmTerm = n.reads.majorityAt

@@ -86,6 +86,9 @@ func (m machine) Hash() (uint64, [32]byte)             { return m.store.Hash() }
 func (m machine) HashAt(index uint64) ([32]byte, bool) { return m.store.HashAt(index) }
 func (m machine) Format() int                          { return m.store.Format() }
 func (m machine) Size() int                            { return m.store.Size() }
+func (m machine) Footprint() (content, staged int)     { return m.store.Footprint() }
+func (m machine) ItemFootprint(key string) int         { return m.store.ItemFootprint(key) }
+func (m machine) HasRecord(idempotencyKey string) bool { return m.store.HasRecord(idempotencyKey) }
 func (m machine) Len() int                             { return m.store.Len() }
 func (m machine) Reset() {
 	if f := m.reset.Load(); f != nil {

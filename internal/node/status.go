@@ -31,6 +31,8 @@ type Info struct {
 	AppliedIndex uint64 `json:"appliedIndex"` // by the state machine's own count
 	Hash         string `json:"hash"`         // of the hash chain over the entries up to there; empty: unknown
 	Keys         int    `json:"keys"`
+	DataBytes    int    `json:"dataBytes"`    // keys and values, with what the store takes for each (kv.Overhead)
+	MaxDataBytes uint64 `json:"maxDataBytes"` // what they may take, when this node leads; 0: the program is too old to say
 	RaftAddress  string `json:"raftAddress"`
 	HTTPAddress  string `json:"httpAddress"`       // host:port that it listens on
 	HTTPURL      string `json:"httpUrl"`           // where clients reach it; empty: the program is too old to say
@@ -115,6 +117,7 @@ func (n *Node) Info() Info {
 		members = append(members, string(server.ID))
 	}
 	applied, sum := n.machine.Hash()
+	content, _ := n.machine.Footprint()
 	hash := ""
 	if sum != [32]byte{} {
 		hash = hex.EncodeToString(sum[:])
@@ -138,6 +141,8 @@ func (n *Node) Info() Info {
 		Hash:         hash,
 		Health:       n.Health(),
 		Keys:         n.machine.Len(),
+		DataBytes:    content,
+		MaxDataBytes: n.config.MaxBytes,
 		RaftAddress:  n.port.Address(),
 		HTTPAddress:  n.config.HTTPAddress,
 		HTTPURL:      cmp.Or(n.config.HTTPURL, "http://"+reachable(n.config.HTTPAddress, n.port.Address())),
