@@ -434,7 +434,10 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 	if err := api.ClearDeadlines(w); err != nil {
 		return err
 	}
-	data, err := backup.Read(api.DeadlineReader(w, r))
+	data, err := backup.Read(api.DeadlineReader(w, r), r.ContentLength, h.node.MaxBytes())
+	if errors.Is(err, backup.ErrTooLarge) {
+		return fmt.Errorf("%w: %w", node.ErrFull, err)
+	}
 	if err != nil {
 		return api.BodyError("body", err)
 	}

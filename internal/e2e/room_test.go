@@ -41,6 +41,16 @@ func TestRoomForTheData(t *testing.T) {
 			t.Errorf("a value as large at %s: got %d %q, want 200", at.ID, a.Status, a.Body)
 		}
 	}
+	large := testkit.StartNodes(t, binary(t), 1)[0]
+	large.Set(t, "a", value)
+	large.Set(t, "b", value)
+	backup := large.Ask(t, "/snapshot").Body
+	for _, at := range nodes {
+		a := at.Definite(t, http.MethodPut, "/restore", backup)
+		if err := a.OneLine("STORE_MAX_BYTES", "1048576", "nothing was changed"); a.Status != 507 || err != nil {
+			t.Errorf("a backup of more at %s: got %d %q, %v, want 507 and what to do", at.ID, a.Status, a.Body, err)
+		}
+	}
 	leader.Kill(t)
 	leader, _ = testkit.Leader(t, followers...)
 	refused(leader, "a set at the new leader", http.MethodPut, key("second"), value)

@@ -245,6 +245,9 @@ func (n *Node) admit(b batch, settled bool) batch {
 	return b.keep(a.admit)
 }
 
+// MaxBytes is how many bytes the data may take, as StateMachine.Footprint counts them; 0: there is no bound.
+func (n *Node) MaxBytes() uint64 { return n.config.MaxBytes }
+
 // checkData looks how much of their bound the data take.
 func (n *Node) checkData() {
 	content, _ := n.machine.Footprint()
