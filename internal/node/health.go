@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"github.com/shirou/gopsutil/v4/disk"
 )
 
 const (
@@ -133,6 +132,9 @@ func (n *Node) watch() {
 		select {
 		case <-n.life.ctx.Done():
 			return
+		case <-n.logGrown: // which a tick may come too late for
+			n.boundLog()
+			continue
 		case <-tick.C:
 		}
 		n.checkSpace()
@@ -141,8 +143,10 @@ func (n *Node) watch() {
 		n.checkAddress(n.life.ctx)
 		n.checkReplicas(n.life.ctx)
 		n.boundLog()
+		n.makeRoom()
 		i := n.current.Load()
 		servers := i.servers()
+		n.rooms.keep(n.config.ID, servers)
 		n.port.RequireNamed(n.machine.Format() >= 2) // every member names itself and the node that it means
 		n.acknowledged.keep(servers)
 		if n.versions.keep(servers); !i.leads() { // the leader has just asked all of them
@@ -178,23 +182,6 @@ func (n *Node) removedAccordingTo(servers []raft.Server) bool {
 		}
 	}
 	return false
-}
-
-// checkSpace looks at the disk of the volume.
-func (n *Node) checkSpace() {
-	usage, err := disk.Usage(n.config.Dir)
-	if err != nil {
-		return
-	}
-	line, free := "", usage.Free // what users other than root may take
-	n.observed.space(n.config.Dir, free)
-	if free < n.config.lowSpace {
-		line = fmt.Sprintf("the disk of %s has %d MiB left: make room, for the first write that fails ends this node",
-			n.config.Dir, free>>20)
-	}
-	if n.health.set(&n.health.space, line) {
-		n.config.Warnf("%s", line)
-	}
 }
 
 // checkVolume ends the node if its volume is gone, and looks whether its snapshots can be written.

@@ -18,11 +18,16 @@ func (n *Node) boundLog() {
 		return
 	}
 	i := n.current.Load()
-	limit := max(n.config.SnapshotBytes, uint64(n.machine.Size()))
+	limit := n.logBound()
+	n.longAfter.Store(limit)
+	behind := limit
+	if n.short() {
+		behind = shortTrailing
+	}
 	log := i.volume.Log
 	trailing := n.config.SnapshotThreshold
-	if last := log.Last(); log.BytesAbove(0) > limit {
-		trailing = min(trailing, last-min(last, log.IndexBefore(limit)))
+	if last := log.Last(); log.BytesAbove(0) > behind {
+		trailing = min(trailing, last-min(last, log.IndexBefore(behind)))
 	}
 	if i.trailing.Swap(trailing) != trailing {
 		c := n.raftConfig()
@@ -37,14 +42,29 @@ func (n *Node) boundLog() {
 			n.config.Warnf("The log can't be bounded to %d entries: %v", trailing, err)
 		}
 	}
-	if log.BytesAbove(i.volume.Snapshots.NewestIndex()) <= limit || !n.snapshotting.CompareAndSwap(false, true) {
+	if i.logAboveSnapshot() > limit {
+		n.takeSnapshot(i)
+	}
+}
+
+// logAboveSnapshot returns about how many bytes of the log the newest snapshot does not have.
+func (i *instance) logAboveSnapshot() uint64 {
+	return i.volume.Log.BytesAbove(i.volume.Snapshots.NewestIndex())
+}
+
+// logBound is after how many bytes of the log a snapshot is due.
+func (n *Node) logBound() uint64 { return max(n.config.SnapshotBytes, uint64(n.machine.Size())) }
+
+// takeSnapshot has raft take a snapshot, unless one is under way already. It returns at once.
+func (n *Node) takeSnapshot(i *instance) {
+	if !n.snapshotting.CompareAndSwap(false, true) {
 		return
 	}
 	n.life.background.Go(func() {
 		defer n.snapshotting.Store(false)
 		err := wait(n.life.ctx, i.raft.Snapshot())
 		if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) && n.life.ctx.Err() == nil {
-			n.config.Logf("No snapshot was taken for the size of the log: %v", err) // tried again at the next look
+			n.config.Logf("No snapshot was taken for the size of the log or the disk: %v", err) // tried again at the next look
 		}
 	})
 }

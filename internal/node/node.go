@@ -87,7 +87,8 @@ type Config struct {
 	recovery       time.Duration // 0: recoveryTimeout
 	commit         time.Duration
 	lowSpace       uint64
-	maxFormat      int // that this node reports; 0: command.Format
+	freeSpace      func(dir string) (bytes uint64, err error) // nil: freeSpace
+	maxFormat      int                                        // that this node reports; 0: command.Format
 	confirmTerm    func(ctx context.Context, i *instance, term uint64) error
 }
 
@@ -107,14 +108,18 @@ type Node struct {
 	transferred chan struct{} // of capacity 1: raft was asked for a transfer of the leadership, see watchTransfers
 
 	batcher   *batcher    // writes
+	rooms     diskRooms   // of the disks
 	settled   uint64      // the term in which this node leads and has applied what came before; of admit alone
 	reads     *readIndex  // linearizable reads
 	idleTimer *time.Timer // fires when no entry has been appended for a while: see pollCommitIndex
 	members   *members    // calls to other nodes
 	versions  versions    // of the other members
 
-	acknowledged acknowledged // by the other members
-	snapshotting atomic.Bool  // boundLog has raft take a snapshot
+	acknowledged acknowledged  // by the other members
+	snapshotting atomic.Bool   // takeSnapshot has raft take one
+	logGrown     chan struct{} // of capacity 1: the log is longer than longAfter, for watch
+	longAfter    atomic.Uint64 // bytes of the log after which a snapshot is due, as boundLog found; 0: it has not yet
+	handedOver   time.Time     // when handOverForRoom last did; of watch alone
 	leader       leaderURL
 	health       health
 	serving      serving
@@ -197,6 +202,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 
 		transferred: make(chan struct{}, 1),
 		forwards:    make(chan struct{}, maxForwards),
+		logGrown:    make(chan struct{}, 1),
 
 		idleTimer: time.NewTimer(idleAfterOne),
 		observed:  newObserved(),
@@ -209,6 +215,9 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.batcher = &batcher{
 		raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped, onBatch: n.observed.batch,
 		admit: n.admit,
+	}
+	if n.config.freeSpace == nil {
+		n.config.freeSpace = freeSpace
 	}
 	if n.config.confirmTerm == nil {
 		n.config.confirmTerm = n.reads.majorityAt
@@ -232,6 +241,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		config.Warnf("The members know %s at the address %s, but it is at %s: it will have that changed",
 			own.ID, own.Address, n.port.Address())
 	}
+	n.checkSpace()
 	port.Serve(n.rpcHandler(), n.term)
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 
 	"raftkv/internal/command"
@@ -43,6 +44,8 @@ type admission struct {
 	least   map[string]int // key: what it takes at least when the next command is applied; absent: what it takes now
 	removed []string       // prefixes that are removed
 	records map[string]*command.Command
+
+	disk error // for commands that take room on the disks; nil: there is room
 }
 
 // newAdmission returns an admission at which nothing that was proposed before is still to be applied.
@@ -136,9 +139,9 @@ func (a *admission) admit(c *command.Command) error {
 		}
 		return nil // it has a batch to itself
 	}
-	grows := 0
+	grows := 0                    // by the list that makes it the most; may be negative
 	least := make(map[string]int) // as a.least, after c
-	for _, list := range alternatives(c) {
+	for k, list := range alternatives(c) {
 		sum, after := 0, make(map[string]int)
 		for _, to := range list {
 			was, seen := after[to.key]
@@ -153,7 +156,12 @@ func (a *admission) admit(c *command.Command) error {
 				least[key] = bytes
 			}
 		}
-		grows = max(grows, sum)
+		if k == 0 || sum > grows {
+			grows = sum
+		}
+	}
+	if a.disk != nil && takesRoom(c, grows) {
+		return a.disk
 	}
 	if grows > 0 && a.size+grows > a.max {
 		return a.full(grows)
@@ -172,13 +180,23 @@ func (a *admission) admit(c *command.Command) error {
 	if c.Options != nil && c.IdempotencyKey != "" {
 		a.records[c.IdempotencyKey] = c
 	}
-	a.size += grows
+	a.size += max(grows, 0)
 	return nil
 }
 
 func (a *admission) full(more int) error {
 	return fmt.Errorf("%w: the data take %d of the %d bytes that STORE_MAX_BYTES allows, and this needs %d more: "+
 		"nothing was done; remove keys, or raise it on every node", ErrFull, a.size, a.max, more)
+}
+
+// size is about how many bytes the entries of b are.
+func (b batch) size() (bytes int) {
+	for _, entry := range b {
+		for _, p := range entry {
+			bytes += p.size
+		}
+	}
+	return bytes
 }
 
 // keep finishes those commands of b for which refuse returns an error with that error, and returns the others.
@@ -205,14 +223,14 @@ func (n *Node) admit(b batch, settled bool) batch {
 	if !settled {
 		n.settled = 0
 	}
-	if n.config.MaxBytes == 0 {
-		return b
-	}
 	if !i.leads() { // as raft would answer: it is not for this node to refuse it
 		return b.keep(func(*command.Command) error { return ErrNotLeader })
 	}
 	term := i.raft.CurrentTerm()
-	most := int(n.config.MaxBytes)
+	most := math.MaxInt
+	if n.config.MaxBytes > 0 {
+		most = int(n.config.MaxBytes)
+	}
 	content, staged := n.machine.Footprint()
 	if term != n.settled {
 		// What earlier leaders have proposed may still be on its way into the state machine.
@@ -227,7 +245,9 @@ func (n *Node) admit(b batch, settled bool) batch {
 			}
 		}
 	}
-	if content <= most { // whatever becomes of each command
+	disk := n.errDisk(i.servers())
+	if disk == nil && content <= most { // whatever becomes of each command
+		n.rooms.add(b.size())
 		return b
 	}
 	if term != n.settled {
@@ -242,7 +262,10 @@ func (n *Node) admit(b batch, settled bool) batch {
 		n.settled = term
 	}
 	a := newAdmission(n.machine, most)
-	return b.keep(a.admit)
+	a.disk = disk
+	kept := b.keep(a.admit)
+	n.rooms.add(kept.size())
+	return kept
 }
 
 // MaxBytes is how many bytes the data may take, as StateMachine.Footprint counts them; 0: there is no bound.

@@ -248,6 +248,9 @@ func (v *Volume) Check() error {
 // paths are those of the directory and of raft.db.
 func (v *Volume) paths() [2]string { return [2]string{v.dir, boltPath(v.dir)} }
 
+// Reusable returns how many bytes of raft.db are in free pages, as its last transaction has left them.
+func (v *Volume) Reusable() uint64 { return uint64(max(v.bolt.Stats().FreeAlloc, 0)) }
+
 // Close closes raft.db. No method of Log may be called afterwards.
 func (v *Volume) Close() error { return v.bolt.Close() }
 
@@ -407,7 +410,6 @@ func boltOptions(readOnly bool) *bbolt.Options {
 		ReadOnly:       readOnly,
 		NoFreelistSync: true,
 		FreelistType:   bbolt.FreelistMapType,
-		NoStatistics:   true,
 	}
 }
 
