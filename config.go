@@ -35,6 +35,7 @@ type config struct {
 	electionTimeout   time.Duration
 	logLevel          string
 	logFormat         string // text or json
+	lab               bool   // everything listens on loopback
 	gcBallast         bool   // the user has not set the garbage collector by GOGC or GOMEMLIMIT
 
 	dial func(ctx context.Context, address string) (net.Conn, error) // reaches raft ports, for tests; nil: TCP
@@ -156,6 +157,13 @@ var variables = []variable{
 		}
 		return nil
 	}},
+	{"RAFT_LAB", "0", "1: /lab cuts links to other nodes and kills this one, for learning; on loopback alone",
+		func(c *config, v string) error {
+			if c.lab = v == "1"; !c.lab && v != "0" {
+				return errors.New("want 0 or 1")
+			}
+			return nil
+		}},
 }
 
 // parseConfig reads the environment. Its error wraps errUsage and names the
@@ -178,6 +186,12 @@ func parseConfig(getenv func(string) string) (config, error) {
 	overlap := httpHost == raftHost || ip.IsUnspecified() || net.ParseIP(raftHost).IsUnspecified()
 	if httpPort == raftPort && httpPort != "0" && overlap {
 		return c, fmt.Errorf("%w: HTTP_SERVER_PORT and RAFT_SERVER_PORT are the same: give each its own", errUsage)
+	}
+	for _, reached := range []string{c.httpAddress, c.raftAddress, c.raftAdvertise, c.httpURL} {
+		if c.lab && !api.IsLoopback(reached) {
+			return c, fmt.Errorf("%w: RAFT_LAB=1 with %s: whoever reaches the node could kill it; "+
+				"want loopback addresses alone, such as 127.0.0.1, or RAFT_LAB=0", errUsage, reached)
+		}
 	}
 	return c, nil
 }

@@ -92,6 +92,11 @@ func TestConfig(t *testing.T) {
 			want: with(func(c *config) { c.join, c.nonvoter = []string{"n1:9000", "n2:9000"}, true })},
 		{name: "join by one name", env: environment{"RAFT_JOIN": "kv.example:9000"},
 			want: with(func(c *config) { c.join = []string{"kv.example:9000"} })},
+		{name: "lab", env: environment{"RAFT_LAB": "1", "HTTP_SERVER_HOST": "localhost", "RAFT_SERVER_HOST": "::1",
+			"HTTP_ADVERTISE": "http://127.0.0.2:80", "RAFT_ADVERTISE": "127.0.0.3"}, want: with(func(c *config) {
+			c.lab, c.httpAddress, c.raftAddress = true, "localhost:8000", "[::1]:9000"
+			c.httpURL, c.raftAdvertise = "http://127.0.0.2:80", "127.0.0.3"
+		})},
 		{name: "least", env: environment{"RAFT_ELECTION_TIMEOUT": "50ms", "RAFT_SNAPSHOT_THRESHOLD": "1",
 			"LOG_LEVEL": "error", "LOG_FORMAT": "json"}, want: with(func(c *config) {
 			c.electionTimeout, c.snapshotThreshold, c.logLevel, c.logFormat = 50*time.Millisecond, 1, "error", "json"
@@ -138,6 +143,7 @@ func TestConfigRefuses(t *testing.T) {
 		"STORE_MAX_BYTES":         {"0", "1048575", "64MiB", "-1", "memory/2", "4611686018427387904"},
 		"LOG_LEVEL":               {"INFO", "trace", "panic", "loud", "info "},
 		"LOG_FORMAT":              {"JSON", "logfmt", "json "},
+		"RAFT_LAB":                {"yes", "true", "2", " 1"},
 		"HTTP_SERVER_NAMES":       {"*", "*.", "*kv.example", "kv.*.example", "*.*.example", "a.example,kv.*", "*.kv:80"},
 	}
 	free := map[string]bool{"RAFT_VOLUME_DIR": true} // any value is good
@@ -156,6 +162,14 @@ func TestConfigRefuses(t *testing.T) {
 				strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s=%q: got %q, want one line with the variable, the value and what it may be", v.name, value, err)
 			}
+		}
+	}
+
+	for name, value := range map[string]string{"HTTP_SERVER_HOST": "0.0.0.0", "RAFT_SERVER_HOST": "node-1.example",
+		"HTTP_ADVERTISE": "https://kv.example", "RAFT_ADVERTISE": "10.0.0.1:9000"} {
+		_, err := parseConfig(environment{"RAFT_LAB": "1", name: value}.get)
+		if !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "RAFT_LAB=1 with "+value) {
+			t.Errorf("RAFT_LAB=1 with %s=%s: got %v, want an error of usage that names the address", name, value, err)
 		}
 	}
 

@@ -104,6 +104,11 @@ func applyIf(tx *kv.Tx, c command.Command, index uint64) command.Result {
 			}
 		}
 	}
+	if lease := c.Lease(); lease.Key != "" {
+		if _, found := tx.Get(lease.Key); !found {
+			return command.Result{Index: index, Failed: len(c.Pairs) + 1}
+		}
+	}
 	return execute(tx, c, index)
 }
 
@@ -112,7 +117,7 @@ func execute(tx *kv.Tx, c command.Command, index uint64) command.Result {
 	switch c.Kind { // a Noop has no effect
 	case command.Set:
 		for _, p := range c.Pairs {
-			tx.Set(p.Key, p.Value)
+			tx.SetLeased(p.Key, p.Value, kv.Lease(c.Lease()))
 		}
 	case command.Remove:
 		for _, p := range c.Pairs {
@@ -134,6 +139,17 @@ func execute(tx *kv.Tx, c command.Command, index uint64) command.Result {
 		for _, p := range c.Pairs {
 			tx.StageRecord(p.Key, string(p.Value))
 		}
+	case command.StageLeases:
+		for _, p := range c.Pairs {
+			lease, _ := command.ParseLease(p.Value) // Decode has
+			tx.StageLease(p.Key, kv.Lease(lease))
+		}
+	case command.Expire:
+		r.Txn = new(command.TxnResult)
+		for _, timed := range c.Txn.If {
+			done := command.OperationResult{Found: tx.Expire(timed.Key, timed.Index)}
+			r.Txn.Operations = append(r.Txn.Operations, done)
+		}
 	case command.Restore:
 		r.Counted = tx.Restore(int(c.Items), int(c.Records))
 	case command.RaiseFormat:
@@ -144,19 +160,24 @@ func execute(tx *kv.Tx, c command.Command, index uint64) command.Result {
 	return r
 }
 
-// transact carries out the operations of a transaction whose conditions select them.
+// transact carries out the operations of a transaction that its conditions select, or none
+// if the key of a lease is not there.
 func transact(tx *kv.Tx, t *command.Transaction) *command.TxnResult {
 	result := &command.TxnResult{Held: true}
 	for _, c := range t.If {
 		item, found := tx.Get(c.Key)
 		result.Held = result.Held && c.Holds(found, item.Index, item.Value)
 	}
-	for _, o := range t.Branch(command.Result{Txn: result}) {
+	branch := t.Branch(command.Result{Txn: result})
+	if !leasesHold(tx, branch) {
+		return result
+	}
+	for _, o := range branch {
 		item, found := tx.Get(o.Key)
 		done := command.OperationResult{Found: found}
 		switch o.Op {
 		case command.OpSet:
-			tx.Set(o.Key, o.Value)
+			tx.SetLeased(o.Key, o.Value, kv.Lease(o.Lease))
 		case command.OpRemove:
 			tx.Remove(o.Key)
 		case command.OpGet:
@@ -165,6 +186,27 @@ func transact(tx *kv.Tx, t *command.Transaction) *command.TxnResult {
 		result.Operations = append(result.Operations, done)
 	}
 	return result
+}
+
+// leasesHold reports whether the key of every lease is there when its operation is carried
+// out, which may be due to an operation before it.
+func leasesHold(tx *kv.Tx, branch []command.Operation) bool {
+	changed := make(map[string]bool) // key: it is there
+	for _, o := range branch {
+		if o.Lease.Key != "" {
+			found, known := changed[o.Lease.Key]
+			if !known {
+				_, found = tx.Get(o.Lease.Key)
+			}
+			if !found {
+				return false
+			}
+		}
+		if o.Op != command.OpGet {
+			changed[o.Key] = o.Op == command.OpSet
+		}
+	}
+	return true
 }
 
 // Snapshot implements raft.FSM. Raft calls it when the log has grown, to drop the entries

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -800,4 +801,87 @@ func BenchmarkApplyBatch(b *testing.B) {
 func appliedIndex(f *fsm) uint64 {
 	index, _ := f.Applied()
 	return index
+}
+
+// TestLeases: a set, or a transaction, with a lease whose key is not there does nothing, and a repetition gets the same
+// answer; an expiry takes the keys that were not set again, and what goes with them.
+func TestLeases(t *testing.T) {
+	f, lines := newTestFSM("info")
+	ttl := command.Lease{TTL: time.Second}
+	leased := func(l command.Lease, pairs ...string) command.Command {
+		return with(setting(pairs...), command.Options{Lease: l})
+	}
+	index := uint64(1)
+	next := func(c command.Command) command.Result {
+		index++
+		return apply(f, index, 1, c)[0]
+	}
+	set := func(key, lease string) command.Operation {
+		return command.Operation{Op: command.OpSet, Key: key, Lease: command.Lease{Key: lease}}
+	}
+	txn := func(operations ...command.Operation) command.Command {
+		return command.Command{Kind: command.Txn, Txn: &command.Transaction{Then: operations}}
+	}
+	for _, tt := range []struct {
+		name    string
+		command command.Command
+		gone    bool
+	}{
+		{name: "no session yet", command: leased(command.Lease{Key: "session"}, "a", "1", "b", "2"), gone: true},
+		{name: "transaction without one", command: txn(set("x", ""), set("a", "session")), gone: true},
+		{name: "session", command: leased(ttl, "session", "mine")},
+		{name: "two keys of it", command: leased(command.Lease{Key: "session"}, "a", "1", "b", "2")},
+		{name: "transaction that makes its own", command: txn(set("own", ""), set("c", "own"))},
+		{
+			name:    "transaction that removes it first",
+			command: txn(command.Operation{Op: command.OpRemove, Key: "session"}, set("c", "session")),
+			gone:    true,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			size := f.Len()
+			c := tt.command
+			if c.Options == nil {
+				c.Options = new(command.Options)
+			}
+			c = with(c, command.Options{IdempotencyKey: tt.name, Lease: c.Options.Lease})
+			first := next(c)
+			again := next(c)
+			for _, r := range []command.Result{first, again} {
+				if got := r.LeaseGone(&c); got != tt.gone || r.Index != first.Index {
+					t.Errorf("got %+v, the lease is gone: %t; want %t", r, got, tt.gone)
+				}
+			}
+			if tt.gone && f.Len() != size {
+				t.Errorf("got %d keys, want %d as before", f.Len(), size)
+			}
+		})
+	}
+	item, lease, _ := f.GetLeased("session")
+	if lease != kv.Lease(ttl) {
+		t.Errorf("lease: got %v, want %v", lease, ttl)
+	}
+	due := command.Command{Kind: command.Expire, Txn: &command.Transaction{If: []command.Compare{
+		{Key: "session", What: command.HasIndex, Index: item.Index - 1},
+		{Key: "session", What: command.HasIndex, Index: item.Index},
+		{Key: "own", What: command.HasIndex, Index: item.Index},
+	}}}
+	got := next(due).Txn.Operations
+	if want := []command.OperationResult{{}, {Found: true}, {}}; !reflect.DeepEqual(got, want) {
+		t.Errorf("expiry: got %+v, want %+v", got, want)
+	}
+	if _, ok := f.Get("a"); ok || f.Len() != 2 {
+		t.Errorf("got %d keys, want own and c alone", f.Len())
+	}
+	console := lines.String()
+	for want, times := range map[string]int{
+		`set key="session" value="mine" ttl=1s index=`:                2, // one of them was done before
+		`set key="a" value="1" lease="session" index=`:                4, // two of them did nothing, one was done before
+		`expire key="session" index=` + strconv.FormatUint(index, 10): 1,
+		`expire key="own"`: 0,
+	} {
+		if got := strings.Count(console, want); got != times {
+			t.Errorf("console: got %d times %q, want %d, in\n%s", got, want, times, console)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,13 +25,17 @@ import (
 	"raftkv/internal/node"
 )
 
-// Limits of the endpoints (docs/design.md, "Bounds"). A stream lasts as long as its client
-// reads, so streams have a limit of their own.
+// Requests in flight, of each kind (docs/design.md, "Bounds"): no kind can keep another out.
 const (
-	maxRequests = 2048             // in flight
-	maxStreams  = 4096             // in flight
-	keepAlive   = 15 * time.Second // of a watch
+	maxRequests    = 2048 // for keys
+	maxWatches     = 4096
+	maxStreams     = 1024 // lists, backups and restores, which last as long as their clients read or send
+	maxMemberships = 64
+	maxStatuses    = 128
+	maxProbes      = 256
 )
+
+const keepAlive = 15 * time.Second // of a watch
 
 // handler answers the HTTP API. It knows nothing of raft's types: writes and changes of the
 // cluster go to the node, reads to the store.
@@ -38,6 +43,8 @@ type handler struct {
 	http.Handler             // the router
 	leaders      *mux.Router // of what only the leader can do, for requests that other nodes send on
 	forwards     bool        // a follower sends such requests on, rather than their clients
+	labOn        bool        // of RAFT_LAB
+	kill         func()      // ends the process as kill -9 does
 	node         *node.Node
 	store        *kv.Store
 	log          *logrus.Logger
@@ -52,9 +59,10 @@ type handler struct {
 type endpoint func(w http.ResponseWriter, r *http.Request) error
 
 func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string) *handler {
-	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string)}
+	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string), kill: killProcess}
 	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
-	request, stream := h.limit(maxRequests), h.limit(maxStreams)
+	request, stream, watch := h.limit(maxRequests), h.limit(maxStreams), h.limit(maxWatches)
+	membership, status, probe := h.limit(maxMemberships), h.limit(maxStatuses), h.limit(maxProbes)
 
 	router := mux.NewRouter().SkipClean(true) // else //set is redirected, and clients drop the body
 	h.leaders = mux.NewRouter()
@@ -69,15 +77,17 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	leading("/remove", h.remove, request, false, get, post)
 	leading("/txn", h.txn, request, false, post)
 	router.Handle("/list", stream(h.list)).Methods(get, post)
-	router.Handle("/watch", stream(h.watch)).Methods(get, post)
-	leading("/join", h.join, request, true, get, post)
-	leading("/leave", h.leave, request, false, get, post)
-	leading("/transfer", h.transfer, request, false, get, post)
-	router.Handle("/status", request(h.status)).Methods(get, head, post)
+	router.Handle("/watch", watch(h.watch)).Methods(get, post)
+	leading("/join", h.join, membership, true, get, post)
+	leading("/leave", h.leave, membership, false, get, post)
+	leading("/transfer", h.transfer, membership, false, get, post)
+	router.Handle("/status", status(h.status)).Methods(get, head, post)
 	router.Handle("/snapshot", stream(h.snapshot)).Methods(get, post)
 	leading("/restore", h.restore, stream, true, put)
-	router.Handle("/healthz", request(h.healthz)).Methods(get, head, post)
-	router.Handle("/readyz", request(h.readyz)).Methods(get, head, post)
+	router.Handle("/healthz", probe(h.healthz)).Methods(get, head, post)
+	router.Handle("/readyz", probe(h.readyz)).Methods(get, head, post)
+
+	router.Handle("/lab", request(h.lab)).Methods(get, post)
 
 	m := metrics.New(n, store)
 	m.Route(router)
@@ -114,19 +124,17 @@ func (h *handler) checkOrigin(next http.Handler) http.Handler {
 }
 
 // limit returns a function that makes handlers of endpoints. Together, these handlers have
-// at most n requests in flight; further ones are not applied.
+// at most n requests in flight; further ones are not applied (api.Slots).
 func (h *handler) limit(n int) func(endpoint) http.Handler {
-	semaphore := make(chan struct{}, n)
+	slots := api.NewSlots(n)
 	return func(answer endpoint) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			select {
-			case semaphore <- struct{}{}:
-				defer func() { <-semaphore }()
-			default:
-				h.writeError(w, r, fmt.Errorf("%w: %d requests of this kind are under way already", node.ErrNotApplied, n))
-				return
+			w, release, err := slots.Take(w, r)
+			if err == nil {
+				defer release()
+				err = answer(w, r)
 			}
-			if err := answer(w, r); err != nil {
+			if err != nil {
 				h.writeError(w, r, err)
 			}
 		})
@@ -276,7 +284,7 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
-	item, ok := h.store.Get(key)
+	item, lease, ok := h.store.GetLeased(key)
 	if !ok {
 		return api.Errorf(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
 	}
@@ -285,6 +293,7 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	}
 	etag := h.history().ETag(item.Index)
 	w.Header().Set("ETag", etag)
+	api.SetLeaseHeaders(w, lease)
 	if api.NotModified(r, etag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
@@ -450,6 +459,45 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 	}
 	api.WriteLine(w, "OK index=%d keys=%d", index, data.Len())
 	return nil
+}
+
+// lab cuts and heals links of this node to other members, and ends it as kill -9 does: for
+// learning and for tests, where the lab is on.
+func (h *handler) lab(w http.ResponseWriter, r *http.Request) error {
+	if !h.labOn {
+		return api.Errorf(http.StatusForbidden, "the lab is off: start every node with RAFT_LAB=1, on loopback alone")
+	}
+	l, err := api.Lab(r)
+	if err != nil {
+		return err
+	}
+	var members []string
+	switch l.Do {
+	case "cut":
+		if members, err = h.node.Cut(l.From, l.Out, l.In); err != nil {
+			return err
+		}
+	case "heal":
+		members = h.node.Heal(l.From)
+	case "kill":
+		h.log.Info("Killed by the lab")
+		line := "OK " + h.node.ID() + " ends as by kill -9"
+		w.Header().Set("Content-Length", strconv.Itoa(len(line)+1)) // so that the answer is whole without an end
+		api.WriteLine(w, "%s", line)
+		_ = http.NewResponseController(w).Flush()
+		h.kill()
+		return nil
+	}
+	h.log.Infof("Lab: %s from [%s], out=%t in=%t", l.Do, strings.Join(members, " "), l.Out, l.In)
+	api.WriteLine(w, "OK %s: %s [%s]", h.node.ID(), l.Do, strings.Join(members, " "))
+	return nil
+}
+
+// killProcess ends this process by a signal that it can't catch, or as the system has it.
+func killProcess() {
+	if self, err := os.FindProcess(os.Getpid()); err == nil {
+		_ = self.Kill()
+	}
 }
 
 // healthz answers OK: the process is alive.

@@ -164,8 +164,8 @@ func TestRefusedRequests(t *testing.T) {
 			status: 400, says: "Content-Type", answers: nil},
 		{name: "set: key in query and form", method: "POST", target: "/set?key=a", body: "key=a&value=1&value=2",
 			header: form, status: 400, says: `key: "a" is given twice`, answers: nil},
-		{name: "set: unknown in the form", method: "POST", target: "/set?key=a", body: "value=1&ttl=5", header: form,
-			status: 400, says: `"ttl": unknown parameter`, answers: nil},
+		{name: "set: unknown in the form", method: "POST", target: "/set?key=a", body: "value=1&color=5", header: form,
+			status: 400, says: `"color": unknown parameter`, answers: nil},
 		{name: "set: HEAD", method: "HEAD", target: "/set?key=a&value=1", body: "", header: nil, status: 405, says: "",
 			answers: only("GET, POST, PUT")},
 		{name: "set: DELETE", method: "DELETE", target: "/set?key=k", body: "", header: nil, status: 405,
@@ -1299,4 +1299,16 @@ func BenchmarkHandler(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestLabIsOff: a node that was not started with RAFT_LAB=1 neither cuts a link nor ends.
+func TestLabIsOff(t *testing.T) {
+	s := startOne(t)
+	for _, query := range []string{"", "do=heal", "do=cut", "do=kill"} {
+		a := ask(t, s, "/lab?"+query)
+		if err := oneLineNaming(a, "RAFT_LAB=1"); err != nil || a.status != http.StatusForbidden {
+			t.Fatalf("/lab?%s: got %d (%v), want 403", query, a.status, err)
+		}
+	}
+	checkReplicas(t, s)
 }

@@ -151,6 +151,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Logf:              s.log.Infof,
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
+		Lab:               c.lab,
 		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
 	if err != nil {
@@ -160,7 +161,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
 	h := newHandler(s.node, s.machine.Store, s.log, names)
-	h.forwards = c.forward
+	h.forwards, h.labOn = c.forward, c.lab
 	s.node.SetForwarded(forward.Handler(h.leaders))
 	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",
 		c.nodeID, version.String(), s.listener.Addr(), s.node.RaftAddress(), c.volume)

@@ -62,4 +62,8 @@ if [ "$keep" != --keep ]; then
 	echo "Cleaning the raft volumes."
 	rm -rf "$RAFT_VOLUME_DIR"
 fi
+# The lab, for learning, unless the node may be reached from elsewhere: it is refused there.
+if [ -z "${HTTP_SERVER_HOST:-}${RAFT_SERVER_HOST:-}${HTTP_ADVERTISE:-}${RAFT_ADVERTISE:-}" ]; then
+	export RAFT_LAB=${RAFT_LAB:-1}
+fi
 exec ./raftkv

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -29,8 +30,8 @@ type Result struct {
 	Removed int    // how many keys a remove has removed
 }
 
-// WriteOption is a condition of a write, or its IdempotencyKey.
-type WriteOption func(http.Header)
+// WriteOption is a condition of a write, its IdempotencyKey, or what ends the keys of a set.
+type WriteOption func(*call)
 
 // IfMatch makes a write of one key depend on what the key was last set by.
 func IfMatch(etag string) WriteOption { return header("If-Match", etag) }
@@ -48,7 +49,25 @@ func IdempotencyKey(key string) WriteOption {
 	return header("Idempotency-Key", `"`+strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(key)+`"`)
 }
 
-func header(name, value string) WriteOption { return func(h http.Header) { h.Set(name, value) } }
+func header(name, value string) WriteOption { return func(r *call) { r.header.Set(name, value) } }
+
+// TTL has the keys of a set go when they are not set again in time: 1 s to 30 days, in whole
+// milliseconds. They never go early, counted from when Set returned, and somewhat later after an
+// election. It is for Set and SetAll only.
+func TTL(d time.Duration) WriteOption { return setting("ttl", d.String()) }
+
+// Lease has the keys of a set go when the other key goes, which must be there: ErrConflict. It is
+// for Set and SetAll only.
+func Lease(key string) WriteOption { return setting("lease", key) }
+
+func setting(name, value string) WriteOption {
+	return func(r *call) {
+		if r.query == nil {
+			r.query = make(url.Values)
+		}
+		r.query.Set(name, value)
+	}
+}
 
 // ReadOption is a parameter of a read.
 type ReadOption func(url.Values)
@@ -130,7 +149,7 @@ func (c *Client) write(ctx context.Context, r *call, options []WriteOption) (Res
 	}
 	r.header.Set("Idempotency-Key", newKey())
 	for _, option := range options {
-		option(r.header)
+		option(r)
 	}
 	response, err := c.do(ctx, r)
 	if err != nil {
@@ -354,7 +373,7 @@ func (c *Client) Txn(ctx context.Context, t Txn, options ...WriteOption) (TxnRes
 		r.header.Set("Idempotency-Key", newKey())
 	}
 	for _, option := range options {
-		option(r.header)
+		option(r)
 	}
 	var err error
 	if r.body, err = json.Marshal(body); err != nil {

@@ -209,6 +209,8 @@ func ResultError(c command.Command, result command.Result, h History) error {
 	case result.Reused:
 		return Errorf(http.StatusUnprocessableEntity, "Idempotency-Key was already used for a different request; "+
 			"nothing was applied; use a new key for each request")
+	case result.LeaseGone(&c):
+		return leaseGone(&c, result)
 	case result.Failed == 0:
 		return nil
 	}

@@ -20,6 +20,11 @@ import (
 // this node can't know. The host and the port are what a foreign page can't have, and a
 // browser that holds the two schemes for different sites says so by Sec-Fetch-Site.
 //
+// To a name over plain http, browsers send no Sec-Fetch-Site (Fetch Metadata, section 3: only to
+// potentially trustworthy URLs), and with a GET that no script may read no Origin. They are known
+// by Accept-Language then, which all of them send and curl, wget, Go and Python do not: such a
+// request may read, which the page can't see, and change nothing. See fromBrowser.
+//
 // Against DNS rebinding, where a page has its own name resolve to this node and so becomes
 // of the same origin, the Host must be a name that only this node has. A request without a
 // Host, which HTTP/1.0 allows, is no browser's: the health checks of load balancers are
@@ -30,6 +35,11 @@ func CheckOrigin(r *http.Request, names []string) error {
 	}
 	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
 		return Errorf(http.StatusForbidden, "Origin: %q; requests from web pages of other sites are refused", origin)
+	}
+	if !reads(r) && fromBrowser(r) {
+		return Errorf(http.StatusForbidden, "Accept-Language: with neither Sec-Fetch-Site nor Origin, it is sent by "+
+			"a browser, and maybe for a web page of another site: nothing was done; use curl, or a client that leaves it out, "+
+			"or sends Origin: http://%s", r.Host)
 	}
 	probe := r.URL.Path == "/healthz" || r.URL.Path == "/readyz"
 	if r.Host == "" && (probe || fromLoopback(r)) {
@@ -51,6 +61,30 @@ func CheckOrigin(r *http.Request, names []string) error {
 			"use its IP address or localhost, or name it in HTTP_SERVER_NAMES at its start", host)
 	}
 	return nil
+}
+
+// readPaths change nothing for anybody. A path that is not among them is taken for one that does.
+var readPaths = map[string]bool{"/": true, "/get": true, "/list": true, "/watch": true, "/events": true,
+	"/status": true, "/healthz": true, "/readyz": true, "/metrics": true}
+
+// reads reports whether r changes nothing, so that any page may have a browser send it.
+func reads(r *http.Request) bool {
+	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && readPaths[r.URL.Path]
+}
+
+// fromBrowser reports whether r, which has neither Sec-Fetch-Site nor Origin, is a browser's.
+//
+// fetch of Node.js (undici) sends "Accept-Language: *" too. A page can have a browser send that
+// value, because Accept-Language is among the headers that any script may set, but not the
+// Sec-Fetch-Mode that undici sends with it: no script may set that, and a browser sends it
+// only together with Sec-Fetch-Site.
+func fromBrowser(r *http.Request) bool {
+	if r.Header.Get("Sec-Fetch-Site") != "" || r.Header.Get("Origin") != "" {
+		return false // CheckOrigin goes by these
+	}
+	language, sent := r.Header["Accept-Language"]
+	undici := len(language) == 1 && language[0] == "*" && r.Header.Get("Sec-Fetch-Mode") != ""
+	return sent && !undici
 }
 
 // OwnNames returns the host names that requests to this node may use: names, and those that

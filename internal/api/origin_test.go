@@ -160,3 +160,39 @@ func TestOwnNames(t *testing.T) {
 		}
 	}
 }
+
+// TestFromBrowser: a request without Sec-Fetch-Site and Origin is a browser's by its Accept-Language, unless it is that
+// of Node.js. A read is let in in any case.
+func TestFromBrowser(t *testing.T) {
+	for _, tt := range []struct {
+		name, method, target string
+		header               http.Header
+		refused              bool
+	}{
+		{name: "a language", header: http.Header{"Accept-Language": {"en-US,en;q=0.9"}}, refused: true},
+		{name: "any language, which a page may ask for", header: http.Header{"Accept-Language": {"*"}}, refused: true},
+		{name: "no language, which a page may ask for", header: http.Header{"Accept-Language": {""}}, refused: true},
+		{name: "Node.js", header: http.Header{"Accept-Language": {"*"}, "Sec-Fetch-Mode": {"cors"}}},
+		{name: "Node.js with a language", header: http.Header{"Accept-Language": {"de"}, "Sec-Fetch-Mode": {"cors"}},
+			refused: true},
+		{name: "two languages", header: http.Header{"Accept-Language": {"*", "de"}, "Sec-Fetch-Mode": {"cors"}},
+			refused: true},
+		{name: "typed by a person, where browsers say so",
+			header: http.Header{"Accept-Language": {"de"}, "Sec-Fetch-Site": {"none"}}},
+		{name: "own page", header: http.Header{"Accept-Language": {"de"}, "Origin": {"http://127.0.0.1"}}},
+		{name: "a read", target: "/get?key=k", header: http.Header{"Accept-Language": {"de"}}},
+		{name: "HEAD of a read", method: "HEAD", target: "/get?key=k", header: http.Header{"Accept-Language": {"de"}}},
+		{name: "POST to the path of a read", method: "POST", target: "/get?key=k",
+			header: http.Header{"Accept-Language": {"de"}}, refused: true},
+		{name: "a backup", target: "/snapshot", header: http.Header{"Accept-Language": {"de"}}, refused: true},
+		{name: "a path that is not known", target: "/new", header: http.Header{"Accept-Language": {"de"}}, refused: true},
+	} {
+		r := httptest.NewRequest(cmp.Or(tt.method, http.MethodGet), cmp.Or(tt.target, "/set?key=k&value=v"), nil)
+		r.Host = "127.0.0.1"
+		maps.Copy(r.Header, tt.header)
+		err := CheckOrigin(r, nil)
+		if refused := err != nil; refused != tt.refused {
+			t.Errorf("%s: got %v, want refused: %t", tt.name, err, tt.refused)
+		}
+	}
+}

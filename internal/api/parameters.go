@@ -116,6 +116,10 @@ func readBody(r *http.Request, what string, limit int64) ([]byte, error) {
 // BodyError returns the Error for a body that could not be read because of err; what names
 // the body. A client that was too slow may try again, so that is no 400.
 func BodyError(what string, err error) error {
+	if errors.Is(err, errGaveWay) {
+		return Errorf(http.StatusServiceUnavailable, "%s: too many requests are under way, and of all of them it was "+
+			"longest in coming: nothing was done; it is safe to send it again", what)
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return Errorf(http.StatusRequestTimeout, "%s: the body did not come in time, which is %v: nothing was done; "+
 			"send it faster, or in smaller parts", what, bodyTimeout)

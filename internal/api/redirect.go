@@ -116,6 +116,19 @@ func isLoopbackURL(u string) bool {
 	return strings.EqualFold(host, "localhost") || net.ParseIP(host).IsLoopback()
 }
 
+// IsLoopback reports whether address, a URL, host:port or a host, is of the loopback interface; empty: it is no address
+// by which anything else could be reached.
+func IsLoopback(address string) bool {
+	if address == "" || isLoopbackURL(address) {
+		return true
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = address
+	}
+	return strings.EqualFold(host, "localhost") || net.ParseIP(host).IsLoopback()
+}
+
 // fromThisMachine reports whether the client of r runs on this machine. With a proxy
 // between, which adds a header of its own, it does not count as such.
 func fromThisMachine(r *http.Request) bool {
@@ -184,6 +197,9 @@ const drainBytes = 8 << 20
 
 var drainTime = 5 * time.Second // shorter in tests
 
+// drains bounds the connections on which that is done, those of requests without a slot among them.
+var drains = NewSlots(512)
+
 // WriteError answers r with text as one line and a status that may come before the body was
 // read. A client that is sending it gets the answer all the same.
 func WriteError(w http.ResponseWriter, r *http.Request, status int, text string) {
@@ -202,5 +218,10 @@ func WriteError(w http.ResponseWriter, r *http.Request, status int, text string)
 	if guarded, ok := body.(*guardedBody); ok {
 		body = guarded.ReadCloser
 	}
-	_, _ = io.CopyN(io.Discard, body, drainBytes)
+	drained := *r
+	drained.Body = body
+	if _, release, err := drains.Take(w, &drained); err == nil {
+		defer release()
+		_, _ = io.CopyN(io.Discard, drained.Body, drainBytes)
+	}
 }

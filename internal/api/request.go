@@ -42,10 +42,10 @@ func tooLarge(what string, limit int64) error {
 }
 
 // Set returns the command that sets the keys and values in the query and, with POST,
-// in a form; with PUT the body is the value. ETags are of the history h.
+// in a form; with PUT the body is the value. The keys may have a lease. ETags are of the history h.
 func Set(r *http.Request, h History) (command.Command, error) {
 	c := command.Command{Kind: command.Set}
-	values, err := Parse(r, "key", "value")
+	values, err := Parse(r, "key", "value", "ttl", "lease")
 	if err != nil {
 		return c, err
 	}
@@ -55,6 +55,16 @@ func Set(r *http.Request, h History) (command.Command, error) {
 	}
 	if c.Options, err = options(r, h); err != nil {
 		return c, err
+	}
+	lease, err := values.lease(keys)
+	if err != nil {
+		return c, err
+	}
+	if lease != (command.Lease{}) {
+		if c.Options == nil {
+			c.Options = new(command.Options)
+		}
+		c.Options.Lease = lease
 	}
 	if r.Method == http.MethodPut {
 		if len(given) > 0 {
@@ -324,4 +334,50 @@ func Transfer(r *http.Request) (nodeID string, err error) {
 		return "", err
 	}
 	return values.nodeID()
+}
+
+// LabRequest is what is done to the links of a node, or to the node.
+type LabRequest struct {
+	Do      string // cut, heal or kill
+	From    string // ID of the member at the other end of the link; empty: all links
+	Out, In bool   // of a cut: what this node opens to the member, and what the member opens to it
+}
+
+// Lab parses a LabRequest. It refuses what does not come from this machine.
+func Lab(r *http.Request) (l LabRequest, err error) {
+	values, err := Parse(r, "do", "from", "way")
+	if err != nil {
+		return l, err
+	}
+	if !fromThisMachine(r) {
+		return l, Errorf(http.StatusForbidden, "the lab is for clients on the node's own machine, without a proxy: ask there")
+	}
+	if l.Do, err = values.Required("do"); err != nil {
+		return l, err
+	}
+	if l.Do != "cut" && l.Do != "heal" && l.Do != "kill" {
+		return l, badRequest("do: want cut, heal or kill")
+	}
+	way, err := values.StringOr("way", "both")
+	switch {
+	case err != nil:
+		return l, err
+	case way != "both" && way != "out" && way != "in":
+		return l, badRequest("way: want both, out (what this node opens to the other) or in (what the other opens to it)")
+	case values.Has("way") && l.Do != "cut":
+		return l, badRequest("way: only do=cut takes it; leave it out")
+	case values.Has("from") && l.Do == "kill":
+		return l, badRequest("from: do=kill takes none, it ends this node; leave it out")
+	}
+	l.Out, l.In = way != "in", way != "out"
+	if !values.Has("from") {
+		return l, nil
+	}
+	if l.From, err = values.Required("from"); err != nil {
+		return l, err
+	}
+	if err := CheckNodeID(l.From); err != nil {
+		return l, badRequest("from: %v", err)
+	}
+	return l, nil
 }

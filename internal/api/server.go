@@ -36,9 +36,13 @@ func NewServer(h http.Handler, warnf func(format string, args ...any)) *http.Ser
 	}
 }
 
-// Serve serves at most MaxConnections of l at once, until the server is closed.
+// connections returns how many connections the server has at most: MaxConnections, or half the files that this process
+// may have open if those are fewer. The raft port and the volume take some too.
+func connections() int { return connlimit.OfFiles(MaxConnections, 1, 2) }
+
+// Serve serves as many connections of l at once, until the server is closed.
 func Serve(server *http.Server, l net.Listener) error {
-	return server.Serve(connlimit.Listen(l, MaxConnections, MaxHeaderBytes).Counted())
+	return server.Serve(connlimit.Listen(l, connections(), MaxHeaderBytes).Counted())
 }
 
 // reports logs each report of net/http as one entry. (logrus's WriterLevel would make an

@@ -28,6 +28,9 @@ type item struct {
 	Value   *string `json:"value,omitempty"`
 	Value64 []byte  `json:"value64,omitempty"`
 	Index   uint64  `json:"index,omitempty"`
+	TTL     string  `json:"ttl,omitempty"` // of a list, as the next two
+	Lease   *string `json:"lease,omitempty"`
+	Lease64 []byte  `json:"lease64,omitempty"`
 }
 
 func (i *item) setKey(key string) {
@@ -43,6 +46,19 @@ func (i *item) setValue(value string) {
 		i.Value = &value
 	} else {
 		i.Value64 = []byte(value)
+	}
+}
+
+func (i *item) setLease(l kv.Lease) {
+	if l.TTL != 0 {
+		i.TTL = l.TTL.String()
+	}
+	switch {
+	case l.Key == "":
+	case utf8.ValidString(l.Key):
+		i.Lease = &l.Key
+	default:
+		i.Lease64 = []byte(l.Key)
 	}
 }
 
@@ -67,7 +83,7 @@ func writeItems(to io.Writer, view *kv.Store, q ListRequest) error {
 	lines.SetEscapeHTML(false)
 	var err error
 	n := 0
-	view.Ascend(max(q.Prefix, q.After), func(key string, found kv.Item) bool {
+	view.AscendLeased(max(q.Prefix, q.After), func(key string, found kv.Item, lease kv.Lease) bool {
 		if !strings.HasPrefix(key, q.Prefix) {
 			return false
 		}
@@ -77,6 +93,7 @@ func writeItems(to io.Writer, view *kv.Store, q ListRequest) error {
 		line := item{Index: found.Index}
 		line.setKey(key)
 		line.setValue(found.Value)
+		line.setLease(lease)
 		err = lines.Encode(line)
 		n++
 		return err == nil && n != q.Limit

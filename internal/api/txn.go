@@ -41,6 +41,9 @@ type txnOperation struct {
 	Get64    []byte  `json:"get64"`
 	Value    *string `json:"value"`
 	Value64  *[]byte `json:"value64"`
+	TTL      *string `json:"ttl"`
+	Lease    *string `json:"lease"`
+	Lease64  []byte  `json:"lease64"`
 }
 
 // Txn returns the command of the transaction that is r's body, in JSON. ETags are of the
@@ -222,7 +225,23 @@ func (o *txnOperation) operation() (operation command.Operation, err error) {
 		return operation, badRequest("value: a set needs one, and nothing else takes one")
 	}
 	operation.Value = value
-	return operation, nil
+	if operation.Lease, err = o.lease(operation.Key); err == nil && operation.Lease != (command.Lease{}) && !ok {
+		err = badRequest("ttl and lease: only a set takes them")
+	}
+	return operation, err
+}
+
+func (o *txnOperation) lease(key string) (l command.Lease, err error) {
+	if o.TTL != nil {
+		if l.TTL, err = parseTTL(*o.TTL); err != nil {
+			return l, err
+		}
+	}
+	if lease, ok := given(o.Lease, o.Lease64); ok {
+		l.Key = lease
+		return l, checkLeaseKey(lease, key)
+	}
+	return l, nil
 }
 
 // WriteTxn answers what a transaction did: which branch, and what came of each operation of it.

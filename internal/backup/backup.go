@@ -36,6 +36,15 @@ func Check(backup *kv.Store) (err error) {
 		}
 		return err == nil
 	})
+	if err != nil {
+		return err
+	}
+	backup.AscendLeases(func(key string, lease kv.Lease) bool {
+		if lease.TTL > command.MaxTTL {
+			err = fmt.Errorf("it has a key with a TTL of %v; it has up to %v", lease.TTL, command.MaxTTL)
+		}
+		return err == nil
+	})
 	return err
 }
 
@@ -43,7 +52,7 @@ func Check(backup *kv.Store) (err error) {
 // entry not to matter, little enough for other requests to find their place in between.
 const stageBytes = 256 << 10
 
-// Commands yields the commands that make the content of backup, idempotency records
+// Commands yields the commands that make the content of backup, idempotency records and leases
 // included, the state machine's, in order; each is to be an entry. A Stage is a little
 // more than 256 KiB, or one pair that is larger. The backup must not be changed meanwhile.
 func Commands(backup *kv.Store) iter.Seq[command.Command] {
@@ -67,6 +76,9 @@ func Commands(backup *kv.Store) iter.Seq[command.Command] {
 		})
 		backup.AscendRecords(func(key, record string) bool {
 			return ok && stage(command.StageRecords, key, record)
+		})
+		backup.AscendLeases(func(key string, lease kv.Lease) bool { // behind all keys, as one may go with another
+			return ok && stage(command.StageLeases, key, string(command.AppendLease(nil, command.Lease(lease))))
 		})
 		if ok && (len(c.Pairs) == 0 || yield(c)) {
 			yield(command.Command{

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"strings"
 	"testing"
+	"time"
 
 	"raftkv/internal/command"
 	"raftkv/internal/kv"
@@ -69,6 +70,11 @@ func TestCheck(t *testing.T) {
 			},
 			want: "a key of 0 bytes",
 		},
+		{
+			name:   "a TTL for ever",
+			change: func(tx *kv.Tx) { tx.SetLeased("a", nil, kv.Lease{TTL: command.MaxTTL + time.Second}) },
+			want:   "a TTL of 720h0m1s",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := Check(storeOf(tt.change))
@@ -85,6 +91,7 @@ func TestCommands(t *testing.T) {
 	for _, tt := range []struct {
 		name           string
 		keys, records  int
+		leases         int // of the first keys
 		value          int // bytes
 		wantMoreStages int // beyond one for keys and one for records, where there are any
 	}{
@@ -92,6 +99,7 @@ func TestCommands(t *testing.T) {
 		{name: "keys", keys: 100, value: 10},
 		{name: "records", records: 100, value: 10},
 		{name: "both", keys: 3, records: 2},
+		{name: "leases", keys: 10, records: 3, leases: 5},
 		{name: "several entries", keys: 1000, records: 10, value: 1000, wantMoreStages: 3},
 		{name: "large values", keys: 3, value: command.MaxValue, wantMoreStages: 2},
 	} {
@@ -99,6 +107,13 @@ func TestCommands(t *testing.T) {
 			backup := storeOf(func(tx *kv.Tx) {
 				for i := range tt.keys {
 					tx.Set(fmt.Sprintf("key%04d", i), []byte(strings.Repeat("v", tt.value)))
+				}
+				for i := range tt.leases {
+					lease := kv.Lease{TTL: time.Duration(i+1) * time.Second}
+					if i > 0 {
+						lease.Key = fmt.Sprintf("key%04d", i-1)
+					}
+					tx.SetLeased(fmt.Sprintf("key%04d", i), nil, lease)
 				}
 				for i := range tt.records {
 					tx.AddRecord(fmt.Sprintf("id%04d", 9999-i), strings.Repeat("r", tt.value))
@@ -139,6 +154,15 @@ func TestCommands(t *testing.T) {
 						for _, p := range c.Pairs {
 							tx.StageRecord(p.Key, string(p.Value))
 						}
+					case command.StageLeases:
+						stages++
+						for _, p := range c.Pairs {
+							lease, ok := command.ParseLease(p.Value)
+							if !ok {
+								t.Errorf("lease of %s: got %q", p.Key, p.Value)
+							}
+							tx.StageLease(p.Key, kv.Lease(lease))
+						}
 					case command.Restore:
 						restored = tx.Restore(int(c.Items), int(c.Records))
 					}
@@ -147,18 +171,30 @@ func TestCommands(t *testing.T) {
 			if !restored {
 				t.Error("the last command restored nothing")
 			}
-			want := min(tt.keys, 1) + min(tt.records, 1) + tt.wantMoreStages
+			want := min(tt.keys, 1) + min(tt.records, 1) + min(tt.leases, 1) + tt.wantMoreStages
 			if stages != want {
 				t.Errorf("got %d commands that stage, want %d", stages, want)
 			}
 			if got, want := values(s), values(backup); !maps.Equal(got, want) {
 				t.Errorf("content: got %.300v, want %.300v", got, want)
 			}
+			if got, want := leases(s), leases(backup); !maps.Equal(got, want) || len(got) != tt.leases {
+				t.Errorf("leases: got %v, want %v", got, want)
+			}
 			if got, want := records(s), records(backup); got != want {
 				t.Errorf("records: got %.300s, want %.300s", got, want)
 			}
 		})
 	}
+}
+
+func leases(s *kv.Store) map[string]kv.Lease {
+	m := make(map[string]kv.Lease)
+	s.AscendLeases(func(key string, l kv.Lease) bool {
+		m[key] = l
+		return true
+	})
+	return m
 }
 
 // TestCommandsCanBeStopped stops after each number of commands.
@@ -206,7 +242,7 @@ func TestRead(t *testing.T) {
 	if err := data.WriteSnapshot(&b); err != nil {
 		t.Fatal(err)
 	}
-	takes := uint64(kv.ItemFootprint("key", 1000))
+	takes := uint64(kv.ItemFootprint("key", 1000, kv.Lease{}))
 	for _, tt := range []struct {
 		name   string
 		length int64

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 )
 
 // The first byte of an entry is its version. Version 1 is
@@ -39,7 +41,17 @@ import (
 //	operation = op byte, uvarint length of key (>= 1), key
 //	            and, for OpSet, uvarint length of value, value
 //
-// Of the options, a Txn may have the idempotency key only.
+// Of the options, a Txn may have the idempotency key only. Version 3, which needs cluster
+// format 3, has these besides:
+//
+//	options   = of a Set, also 8: TTL, 16: key of the lease, behind the others
+//	TTL       = uvarint milliseconds (>= 1)
+//	key       = uvarint length (>= 1), key
+//	operation = 0x04 for an OpSet with a lease: as OpSet, then the lease
+//	lease     = uvarint milliseconds, uvarint length of key, key; not both are 0
+//	body      = of Expire: that of a Txn without operations, whose conditions, 1 or more,
+//	                are all HasIndex
+//	            of StageLeases: that of a Stage, with leases as values
 
 var (
 	// ErrVersion is returned when an entry has a version that this program does
@@ -54,6 +66,7 @@ var (
 const (
 	entryV1 = 1
 	entryV2 = 2
+	entryV3 = 3
 )
 
 // withOptions is added to the kind byte of a command that has options. The others are
@@ -64,7 +77,15 @@ const (
 	hasKey       = 1
 	hasMatch     = 2
 	hasNoneMatch = 4
+	hasTTL       = 8
+	hasLeaseKey  = 16
 )
+
+// maxTTL is in milliseconds, a hundred years: beyond it a time.Duration may overflow.
+const maxTTL = 100 * 365 * 24 * 3600 * 1000
+
+// opSetLeased is the op byte of an OpSet with a lease.
+const opSetLeased = 4
 
 // The smallest encodings, by which a count is checked before memory is
 // allocated for it.
@@ -78,13 +99,15 @@ const (
 
 func (k Kind) hasPairs() bool {
 	switch k {
-	case Set, Remove, RemovePrefix, Stage, StageRecords:
+	case Set, Remove, RemovePrefix, Stage, StageRecords, StageLeases:
 		return true
 	}
 	return false
 }
 
-func (k Kind) hasValues() bool { return k == Set || k == Stage || k == StageRecords }
+func (k Kind) hasValues() bool {
+	return k == Set || k == Stage || k == StageRecords || k == StageLeases
+}
 
 func (k Kind) hasOptions() bool {
 	return k == Set || k == Remove || k == RemovePrefix || k == Txn
@@ -123,6 +146,12 @@ func (c *Command) append(dst []byte) []byte {
 		if options&hasNoneMatch != 0 {
 			dst = c.NoneMatch.append(dst)
 		}
+		if options&hasTTL != 0 {
+			dst = binary.AppendUvarint(dst, milliseconds(c.Options.Lease.TTL))
+		}
+		if options&hasLeaseKey != 0 {
+			dst = appendBytes(dst, c.Options.Lease.Key)
+		}
 	} else {
 		dst = append(dst, byte(c.Kind))
 	}
@@ -132,7 +161,7 @@ func (c *Command) append(dst []byte) []byte {
 		return binary.AppendUvarint(dst, c.Records)
 	case c.Kind == RaiseFormat:
 		return binary.AppendUvarint(dst, c.To)
-	case c.Kind == Txn:
+	case c.Kind == Txn, c.Kind == Expire:
 		return c.Txn.append(dst)
 	case !c.Kind.hasPairs():
 		return append(dst, 0)
@@ -166,13 +195,47 @@ func (t *Transaction) append(dst []byte) []byte {
 	for _, branch := range [][]Operation{t.Then, t.Else} {
 		dst = binary.AppendUvarint(dst, uint64(len(branch)))
 		for _, o := range branch {
-			dst = appendBytes(append(dst, byte(o.Op)), o.Key)
+			op := byte(o.Op)
+			if o.Op == OpSet && o.Lease != (Lease{}) {
+				op = opSetLeased
+			}
+			dst = appendBytes(append(dst, op), o.Key)
 			if o.Op == OpSet {
 				dst = appendBytes(dst, o.Value)
+			}
+			if op == opSetLeased {
+				dst = binary.AppendUvarint(dst, milliseconds(o.Lease.TTL))
+				dst = appendBytes(dst, o.Lease.Key)
 			}
 		}
 	}
 	return dst
+}
+
+func milliseconds(ttl time.Duration) uint64 { return uint64(ttl / time.Millisecond) }
+
+// AppendLease appends a lease, as the value of a StageLeases has it.
+func AppendLease(dst []byte, l Lease) []byte {
+	return append(binary.AppendUvarint(dst, milliseconds(l.TTL)), l.Key...)
+}
+
+// ParseLease returns the lease that AppendLease has appended. It returns false if there is none.
+func ParseLease(b []byte) (l Lease, ok bool) {
+	d := decoder{entry: b}
+	if l.TTL, ok = d.ttl(); !ok {
+		return Lease{}, false
+	}
+	l.Key = string(b[d.at:])
+	return l, l != Lease{}
+}
+
+// ttl reads a TTL in milliseconds.
+func (d *decoder) ttl() (time.Duration, bool) {
+	v, err := d.uvarint("TTL")
+	if err != nil || v > maxTTL {
+		return 0, false
+	}
+	return time.Duration(v) * time.Millisecond, true
 }
 
 func (c *Command) options() (options byte) {
@@ -190,6 +253,12 @@ func (c *Command) options() (options byte) {
 	}
 	if !c.NoneMatch.IsNone() {
 		options |= hasNoneMatch
+	}
+	if lease := c.Lease(); lease.TTL != 0 {
+		options |= hasTTL
+	}
+	if c.Lease().Key != "" {
+		options |= hasLeaseKey
 	}
 	return options
 }
@@ -218,8 +287,8 @@ func Decode(entry []byte) ([]Command, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v < entryV1 || v > entryV2 {
-		return nil, fmt.Errorf("%w: %d, want %d to %d", ErrVersion, v, entryV1, entryV2)
+	if v < entryV1 || v > entryV3 {
+		return nil, fmt.Errorf("%w: %d, want %d to %d", ErrVersion, v, entryV1, entryV3)
 	}
 	n, err := d.count("number of commands", 1, minCommand)
 	if err != nil {
@@ -271,10 +340,18 @@ func (d *decoder) command() (c Command, err error) {
 		if c.Kind == Txn && (c.IdempotencyKey == "" || !c.Match.IsNone() || !c.NoneMatch.IsNone()) {
 			return Command{}, d.malformed("options that a transaction can't have")
 		}
+		if c.Kind != Set && c.Options.Lease != (Lease{}) {
+			return Command{}, d.malformed("a lease that only a set can have")
+		}
 	}
 	switch {
 	case c.Kind.hasPairs():
 		c.Pairs, err = d.pairs(c.Kind.hasValues())
+		for _, p := range c.Pairs {
+			if _, ok := ParseLease(p.Value); c.Kind == StageLeases && !ok && err == nil {
+				err = d.malformed("no lease")
+			}
+		}
 	case c.Kind == Noop, c.Kind == Unstage:
 		var n byte
 		if n, err = d.byte("number of pairs"); err == nil && n != 0 {
@@ -291,6 +368,10 @@ func (d *decoder) command() (c Command, err error) {
 		}
 	case c.Kind == Txn:
 		c.Txn, err = d.transaction()
+	case c.Kind == Expire:
+		if c.Txn, err = d.transaction(); err == nil && !c.Txn.expires() {
+			err = d.malformed("conditions or operations that an expiry can't have")
+		}
 	default:
 		d.at--
 		err = d.malformed("unknown kind %d", k)
@@ -306,7 +387,7 @@ func (d *decoder) options() (*Options, error) {
 	if err != nil {
 		return nil, err
 	}
-	if has == 0 || has > hasKey|hasMatch|hasNoneMatch {
+	if has == 0 || has > hasKey|hasMatch|hasNoneMatch|hasTTL|hasLeaseKey {
 		d.at--
 		return nil, d.malformed("options are %d", has)
 	}
@@ -327,6 +408,19 @@ func (d *decoder) options() (*Options, error) {
 		if o.NoneMatch, err = d.condition(); err != nil {
 			return nil, err
 		}
+	}
+	if has&hasTTL != 0 {
+		ttl, ok := d.ttl()
+		if o.Lease.TTL = ttl; !ok || ttl == 0 {
+			return nil, d.malformed("TTL")
+		}
+	}
+	if has&hasLeaseKey != 0 {
+		key, err := d.bytes("length of the key of the lease", 1)
+		if err != nil {
+			return nil, err
+		}
+		o.Lease.Key = string(key)
 	}
 	return o, nil
 }
@@ -422,6 +516,9 @@ func (d *decoder) operations() (ops []Operation, err error) {
 			break
 		}
 		o := Operation{Op: Op(op)}
+		if op == opSetLeased {
+			o.Op = OpSet
+		}
 		if o.Op < OpSet || o.Op > OpGet {
 			d.at--
 			return nil, d.malformed("unknown operation %d", op)
@@ -431,9 +528,31 @@ func (d *decoder) operations() (ops []Operation, err error) {
 			o.Value, err = d.bytes("length of value", 0)
 		}
 		o.Key = string(key)
+		if op == opSetLeased && err == nil {
+			o.Lease, err = d.lease()
+		}
 		ops = append(ops, o)
 	}
 	return ops, err
+}
+
+// lease reads the lease of an operation, which is not none.
+func (d *decoder) lease() (l Lease, err error) {
+	ttl, ok := d.ttl()
+	if !ok {
+		return l, d.malformed("TTL")
+	}
+	key, err := d.bytes("length of the key of the lease", 0)
+	if l = (Lease{TTL: ttl, Key: string(key)}); err == nil && l == (Lease{}) {
+		err = d.malformed("no lease")
+	}
+	return l, err
+}
+
+// expires reports whether t is the transaction of an Expire.
+func (t *Transaction) expires() bool {
+	other := func(c Compare) bool { return c.What != HasIndex }
+	return len(t.If) > 0 && !slices.ContainsFunc(t.If, other) && len(t.Then)+len(t.Else) == 0
 }
 
 func (d *decoder) byte(what string) (byte, error) {

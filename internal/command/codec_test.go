@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 func set(pairs ...string) Command {
@@ -70,6 +71,7 @@ func TestRoundTrip(t *testing.T) {
 		{name: "transaction", batch: []Command{
 			transaction, {Kind: Txn, Txn: &Transaction{}}, set("a", "1"), {Kind: RaiseFormat, To: 1 << 40},
 		}},
+		{name: "leases", batch: leased},
 		{name: "restore", batch: []Command{{Kind: Unstage}, {Kind: Stage, Pairs: set("a", "1", "b", "").Pairs},
 			{Kind: StageRecords, Pairs: set("key", "record").Pairs}, {Kind: Restore, Items: 1 << 40, Records: 1}}},
 	} {
@@ -188,6 +190,40 @@ var transaction = Command{Kind: Txn, Txn: &Transaction{
 	Else: []Operation{{Op: OpGet, Key: "a"}},
 }}
 
+// leased has every form of a lease.
+var leased = []Command{
+	with(set("a", "1"), Options{Lease: Lease{TTL: 30 * time.Second}}),
+	with(set("b", "2"), Options{IdempotencyKey: "id", Lease: Lease{TTL: time.Second, Key: "a"}}),
+	with(set("c", ""), Options{Lease: Lease{Key: "a"}}),
+	{Kind: Txn, Txn: &Transaction{Then: []Operation{
+		{Op: OpSet, Key: "d", Value: []byte("4"), Lease: Lease{TTL: time.Second}},
+		{Op: OpSet, Key: "e", Value: []byte{}, Lease: Lease{Key: "d"}},
+	}}},
+	{Kind: Expire, Txn: &Transaction{If: []Compare{{Key: "a", What: HasIndex, Index: 300}}}},
+	{Kind: StageLeases, Pairs: []Pair{{Key: "b", Value: AppendLease(nil, Lease{TTL: time.Second, Key: "a"})}}},
+}
+
+// TestGoldenV3 is TestGolden for the entries of cluster format 3.
+func TestGoldenV3(t *testing.T) {
+	const want = "03" + "06" +
+		"41" + "08" + "b0ea01" + "01" + "0161" + "0131" +
+		"41" + "19" + "026964" + "e807" + "0161" + "01" + "0162" + "0132" +
+		"41" + "10" + "0161" + "01" + "0163" + "00" +
+		"0a" + "00" + "02" + "04" + "0164" + "0134" + "e807" + "00" + "04" + "0165" + "00" + "00" + "0164" + "00" +
+		"0b" + "01" + "02" + "0161" + "ac02" + "00" + "00" +
+		"0c" + "01" + "0162" + "03" + "e80761"
+	if got := hex.EncodeToString(Append(nil, leased...)); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	entry, err := hex.DecodeString(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Decode(entry); err != nil || !reflect.DeepEqual(got, leased) {
+		t.Errorf("got %v, %v, want %v", got, err, leased)
+	}
+}
+
 // TestFormat: the cluster format that a command needs is what its entry's version gives.
 func TestFormat(t *testing.T) {
 	for _, tt := range []struct {
@@ -203,6 +239,10 @@ func TestFormat(t *testing.T) {
 		{name: "restore", command: Command{Kind: Restore}, want: 1},
 		{name: "raise the format", command: Command{Kind: RaiseFormat, To: 2}, want: 2},
 		{name: "transaction", command: transaction, want: 2},
+		{name: "set with a TTL", command: leased[0], want: 3},
+		{name: "transaction with a lease", command: leased[3], want: 3},
+		{name: "expiry", command: leased[4], want: 3},
+		{name: "leases of a backup", command: leased[5], want: 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := tt.command.Format(); got != tt.want || got > Format {
@@ -228,7 +268,46 @@ func TestMalformed(t *testing.T) {
 	}{
 		{name: "empty", want: ErrMalformed, message: "ends before version"},
 		{name: "version 0", entry: "\x00\x01\x02\x01\x01a", want: ErrVersion, message: "0, want 1"},
-		{name: "version 3", entry: "\x03\x01\x02\x01\x01a", want: ErrVersion, message: "3, want 1 to 2"},
+		{name: "version 4", entry: "\x04\x01\x02\x01\x01a", want: ErrVersion, message: "4, want 1 to 3"},
+		{
+			name:    "version 2 of what needs version 3",
+			entry:   "\x02\x01\x41\x08\xe8\x07\x01\x01a\x00",
+			want:    ErrMalformed,
+			message: "at byte 0: version 2, but its commands are those of 3",
+		},
+		{
+			name:    "lease of a remove",
+			entry:   "\x03\x01\x42\x08\xe8\x07\x01\x01a",
+			want:    ErrMalformed,
+			message: "a lease that only a set can have",
+		},
+		{name: "TTL of 0", entry: "\x03\x01\x41\x08\x00\x01\x01a\x00", want: ErrMalformed, message: "TTL"},
+		{name: "huge TTL", entry: "\x03\x01\x41\x08" + huge + "\x01\x01a\x00", want: ErrMalformed, message: "TTL"},
+		{
+			name:    "lease without a key",
+			entry:   "\x03\x01\x41\x10\x00\x01\x01a\x00",
+			want:    ErrMalformed,
+			message: "length of the key of the lease is 0",
+		},
+		{
+			name:    "operation with no lease",
+			entry:   "\x03\x01\x0a\x00\x01\x04\x01a\x00\x00\x00\x00",
+			want:    ErrMalformed,
+			message: "no lease",
+		},
+		{
+			name:    "expiry by another condition",
+			entry:   "\x03\x01\x0b\x01\x01\x01a\x00\x00",
+			want:    ErrMalformed,
+			message: "conditions or operations that an expiry can't have",
+		},
+		{
+			name:    "expiry of nothing",
+			entry:   "\x03\x01\x0b\x00\x00\x00",
+			want:    ErrMalformed,
+			message: "conditions or operations that an expiry can't have",
+		},
+		{name: "staged lease that is none", entry: "\x03\x01\x0c\x01\x01a\x01\x00", want: ErrMalformed, message: "no lease"},
 		{
 			name:    "version 2 of what has version 1",
 			entry:   "\x02\x01\x02\x01\x01a",
@@ -263,9 +342,9 @@ func TestMalformed(t *testing.T) {
 		},
 		{
 			name:    "unknown operation",
-			entry:   "\x02\x01\x0a\x00\x01\x04\x01a\x00",
+			entry:   "\x02\x01\x0a\x00\x01\x05\x01a\x00",
 			want:    ErrMalformed,
-			message: "at byte 5: unknown operation 4",
+			message: "at byte 5: unknown operation 5",
 		},
 		{
 			name:    "huge number of operations",
@@ -322,7 +401,7 @@ func TestMalformed(t *testing.T) {
 			want:    ErrMalformed,
 			message: "at byte 2: unknown kind 0",
 		},
-		{name: "kind 11", entry: "\x01\x01\x0b\x01\x01a", want: ErrMalformed, message: "unknown kind 11"},
+		{name: "kind 13", entry: "\x01\x01\x0d\x01\x01a", want: ErrMalformed, message: "unknown kind 13"},
 		{
 			name:    "no-op with pairs",
 			entry:   "\x01\x01\x03\x01\x01a",
@@ -343,9 +422,9 @@ func TestMalformed(t *testing.T) {
 		},
 		{
 			name:    "unknown options",
-			entry:   "\x01\x01\x42\x08\x01\x01a",
+			entry:   "\x01\x01\x42\x20\x01\x01a",
 			want:    ErrMalformed,
-			message: "at byte 3: options are 8",
+			message: "at byte 3: options are 32",
 		},
 		{
 			name:    "empty idempotency key",
@@ -501,6 +580,7 @@ func FuzzDecode(f *testing.F) {
 		{set("k", strings.Repeat("v", 200))},
 		optioned,
 		{{Kind: Unstage}, {Kind: Restore, Items: 300}},
+		leased,
 	} {
 		f.Add(Append(nil, batch...))
 	}

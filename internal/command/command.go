@@ -14,7 +14,10 @@
 // (result.go; snapshots and backups).
 package command
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
 // Limits in bytes. They are checked where a request becomes a command; Append and
 // Decode know nothing of them, so that other limits can never make an old log
@@ -25,11 +28,17 @@ const (
 	MaxIdempotencyKey = 255
 )
 
+// Limits of a Lease's TTL.
+const (
+	MinTTL = time.Second
+	MaxTTL = 30 * 24 * time.Hour
+)
+
 // Format is the newest cluster format that this program knows: which kinds of entries, calls
 // between nodes and files there are (CHANGELOG.md, "Formats"). Nothing newer than the least
 // of all members' formats is used in a cluster. An entry that needs format 2 or a later one
 // has it as its version.
-const Format = 2
+const Format = 3
 
 // Kind is what a command does. Its values are on disk and are never renumbered.
 type Kind byte
@@ -51,10 +60,14 @@ const (
 	// Since format 2.
 	RaiseFormat Kind = 9  // raises the cluster format to that of the command
 	Txn         Kind = 10 // conditions on keys, then one of two lists of operations
+
+	// Since format 3.
+	Expire      Kind = 11 // removes the keys of Txn.If that still have that index and a TTL
+	StageLeases Kind = 12 // keys that are staged and, as values, their leases (AppendLease)
 )
 
-// Pair is a key and, in a Set, Stage or StageRecords, its value. In others the
-// value is nil.
+// Pair is a key and, in a Set, Stage, StageRecords or StageLeases, its value. In others
+// the value is nil.
 type Pair struct {
 	Key   string
 	Value []byte
@@ -76,21 +89,29 @@ func (c Condition) Holds(index uint64) bool {
 	return index != 0 && (c.Any || slices.Contains(c.Indexes, index))
 }
 
+// Lease is what ends the keys of a set. The zero Lease is none: they stay.
+type Lease struct {
+	TTL time.Duration // a key that is not set again for so long goes, in milliseconds; 0: none
+	Key string        // the keys go with this one, in the same entry; empty: with none
+}
+
 // Command is one request: all of its pairs take effect, or none does.
 type Command struct {
 	Kind  Kind
 	Pairs []Pair
 
-	*Options              // of a Set, Remove, RemovePrefix or Txn; nil: none
-	Items, Records uint64 // of a Restore: how many are staged
-	To             uint64 // of a RaiseFormat: the cluster format, 2 or more
-	Txn            *Transaction
+	*Options                    // of a Set, Remove, RemovePrefix or Txn; nil: none
+	Items, Records uint64       // of a Restore: how many are staged
+	To             uint64       // of a RaiseFormat: the cluster format, 2 or more
+	Txn            *Transaction // of a Txn; of an Expire: one with HasIndex conditions alone
 }
 
 // Format returns the least cluster format in which c may be used: 0, that of the first
 // programs, for those without a condition or an idempotency key that set or remove keys.
 func (c *Command) Format() int {
 	switch {
+	case c.Kind >= Expire, c.Lease() != Lease{}, c.Kind == Txn && c.Txn.hasLease():
+		return 3
 	case c.Kind >= RaiseFormat:
 		return 2
 	case c.Kind > Noop || c.options() != 0:
@@ -113,6 +134,15 @@ func EntryFormat(entry []byte) int {
 type Options struct {
 	IdempotencyKey   string // empty: none
 	Match, NoneMatch Condition
+	Lease            Lease // of a Set, all keys of which get it; it has no effect unless Lease.Key is there
+}
+
+// Lease returns that of a Set; none for other commands.
+func (c *Command) Lease() Lease {
+	if c.Kind != Set || c.Options == nil {
+		return Lease{}
+	}
+	return c.Options.Lease
 }
 
 // Transaction is what a Txn does, in one entry: if all conditions hold, the operations of
@@ -122,8 +152,13 @@ type Transaction struct {
 	Then, Else []Operation
 }
 
-// Branch returns the operations that a Txn with this result has carried out: none if it
-// was refused.
+func (t *Transaction) hasLease() bool {
+	leased := func(o Operation) bool { return o.Op == OpSet && o.Lease != Lease{} }
+	return slices.ContainsFunc(t.Then, leased) || slices.ContainsFunc(t.Else, leased)
+}
+
+// Branch returns the operations that a Txn with this result has selected: none if it was
+// refused.
 func (t *Transaction) Branch(r Result) []Operation {
 	switch {
 	case r.Txn == nil:
@@ -132,6 +167,16 @@ func (t *Transaction) Branch(r Result) []Operation {
 		return t.Then
 	}
 	return t.Else
+}
+
+// Done returns the operations that a Txn with this result has carried out: those of Branch,
+// or none if the key of a Lease was not there.
+func (t *Transaction) Done(r Result) []Operation {
+	branch := t.Branch(r)
+	if r.Txn != nil && len(r.Txn.Operations) < len(branch) {
+		return nil
+	}
+	return branch
 }
 
 // Compare is a condition of a Transaction on one key.
@@ -171,6 +216,7 @@ type Operation struct {
 	Op    Op
 	Key   string
 	Value []byte // of OpSet
+	Lease Lease  // of OpSet
 }
 
 // Op is what an Operation does. Its values are on disk and are never renumbered.

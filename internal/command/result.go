@@ -10,22 +10,30 @@ import (
 type Result struct {
 	Index   uint64 // of the entry that applied the command: an earlier one if it is a repetition
 	Removed int    // keys that existed
-	Failed  int    // the pair for whose key a condition did not hold, counted from 1; 0: none
+	Failed  int    // the pair for whose key a condition did not hold, counted from 1; 0: none; one more: see LeaseGone
 	Current uint64 // index that last set that key; 0: the key does not exist
 	Reused  bool   // the idempotency key is another command's: nothing was applied
 	Counted bool   // a Restore found as much staged as its counts require
 	Txn     *TxnResult
 }
 
+// LeaseGone reports whether c was not applied because the key of a Lease was not there.
+func (r Result) LeaseGone(c *Command) bool {
+	if r.Txn != nil {
+		return len(r.Txn.Operations) < len(c.Txn.Branch(r))
+	}
+	return r.Failed > len(c.Pairs)
+}
+
 // TxnResult is what a Transaction did.
 type TxnResult struct {
-	Held       bool // all conditions: Then ran, not Else
-	Operations []OperationResult
+	Held       bool              // all conditions: Then was selected, not Else
+	Operations []OperationResult // of the selected ones; none if the key of a Lease was not there; of an Expire: its keys
 }
 
 // OperationResult is what one Operation of the branch that ran did.
 type OperationResult struct {
-	Found bool // OpGet, OpRemove: the key was there
+	Found bool // OpGet, OpRemove: the key was there; of an Expire: it has gone
 
 	// Of an OpGet that found its key; not kept in a record.
 	Value string
@@ -43,6 +51,8 @@ type OperationResult struct {
 // express, such as commands of new kinds or with new options. Version 2, of a Txn, is
 //
 //	0x02, 0x01, the command as in an entry of version 2, without its idempotency key
+//
+// and version 3, of a command with a lease, is the same with 3 for 2.
 
 // Identity returns the SHA-256 of the canonical form of c. Commands with the same
 // idempotency key are the same command if they have the same identity.

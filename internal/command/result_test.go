@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 func with(c Command, o Options) Command {
@@ -57,6 +58,12 @@ func TestGoldenIdentity(t *testing.T) {
 				Options{IdempotencyKey: "id"}),
 			canonical: "0201" + "0a" + "01" + "00" + "0161" + "00" + "00",
 			identity:  "682456e450e55678",
+		},
+		{
+			name:      "set with a lease, in version 3",
+			command:   with(set("a", "1"), Options{IdempotencyKey: "id", Lease: Lease{TTL: time.Second, Key: "b"}}),
+			canonical: "0301" + "41" + "18" + "e807" + "0162" + "01" + "0161" + "0131",
+			identity:  "c2d5cba802e3c1a4",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

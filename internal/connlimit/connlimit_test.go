@@ -17,7 +17,11 @@ func serve(t testing.TB, maxConns, maxHeaderBytes int) (l *Listener, release cha
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, release = Listen(below, maxConns, maxHeaderBytes), make(chan struct{})
+	return serveOn(t, Listen(below, maxConns, maxHeaderBytes))
+}
+
+func serveOn(t testing.TB, l *Listener) (_ *Listener, release chan struct{}) {
+	release = make(chan struct{})
 	server := &http.Server{ConnState: StateChanged, Handler: http.HandlerFunc(func(_ http.ResponseWriter,
 		r *http.Request) {
 		if r.URL.Path == "/hold" {
@@ -73,7 +77,7 @@ func waitFor(t testing.TB, l *Listener, open, idle int) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		l.mu.Lock()
-		gotOpen, gotIdle := l.open, l.idle.Len()
+		gotOpen, gotIdle := l.all.open, l.all.idle.Len()
 		l.mu.Unlock()
 		if gotOpen == open && gotIdle == idle {
 			return
@@ -159,13 +163,142 @@ func waitHeaderBytes(t testing.TB, l *Listener, want int) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		l.mu.Lock()
-		got := l.headerBytes
+		got := l.all.headerBytes
 		l.mu.Unlock()
 		if got == want {
 			return
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("header bytes: got %d bytes, want %d", got, want)
+		}
+	}
+}
+
+// remote is a listener whose connections come from the remote addresses that are put into from.
+type remote struct {
+	net.Listener
+	from chan string
+}
+
+type remoteConn struct {
+	net.Conn
+	from string
+}
+
+func (c remoteConn) RemoteAddr() net.Addr { return address(c.from) }
+
+type address string
+
+func (address) Network() string  { return "tcp" }
+func (a address) String() string { return string(a) }
+
+func (l remote) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return remoteConn{c, <-l.from}, nil
+}
+
+// serveRemote is serve for clients of other hosts.
+func serveRemote(t testing.TB, maxConns, maxHeaderBytes int) (l *Listener, from func(host, text string) net.Conn,
+	release chan struct{}) {
+	t.Helper()
+	below, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosts := make(chan string, 1)
+	l, release = serveOn(t, Listen(remote{below, hosts}, maxConns, maxHeaderBytes))
+	return l, func(host, text string) net.Conn {
+		hosts <- net.JoinHostPort(host, "4321")
+		return dial(t, l, text)
+	}, release
+}
+
+// TestOneHostHasAQuarter: its own longest-idle connection is closed for its next one, and no other host's; when none of
+// its own is idle, the next one is closed, and nobody waits for it. A loopback address has no such bound.
+func TestOneHostHasAQuarter(t *testing.T) {
+	l, from, release := serveRemote(t, 8, 1<<20)
+	other := from("192.0.2.2", "")
+	waitFor(t, l, 1, 1)
+	first := from("192.0.2.1", "")
+	waitFor(t, l, 2, 2)
+	second := from("192.0.2.1", request)
+	answered(t, second)
+	held := []net.Conn{from("192.0.2.1", hold)}
+	closed(t, first)
+	waitFor(t, l, 3, 2)
+	held = append(held, from("192.0.2.1", hold))
+	closed(t, second)
+	waitFor(t, l, 3, 1)
+	closed(t, from("192.0.2.1", request))
+	waitFor(t, l, 3, 1)
+	for range 4 {
+		answered(t, from("127.0.0.1", request))
+	}
+	waitFor(t, l, 7, 5)
+	if _, err := io.WriteString(other, request); err != nil {
+		t.Fatal(err)
+	}
+	answered(t, other)
+	close(release)
+	for _, c := range held {
+		answered(t, c)
+		_ = c.Close()
+	}
+	waitFor(t, l, 5, 5)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.hosts) != 1 {
+		t.Errorf("got %d hosts that are counted, want 1: the others have no connection", len(l.hosts))
+	}
+}
+
+// TestHeaderBytesOfOneHost: it may have sent a quarter of what all may.
+func TestHeaderBytesOfOneHost(t *testing.T) {
+	const text = "GET / HTTP/1.1\r\nHost: x\r\nX: " // 28 bytes
+	l, from, _ := serveRemote(t, 400, 4*70)
+	other := from("2001:db8::1", text)
+	waitHeaderBytes(t, l, 28)
+	first := from("192.0.2.1", text)
+	waitHeaderBytes(t, l, 56)
+	second := from("192.0.2.1", text)
+	waitHeaderBytes(t, l, 84)
+	third := from("192.0.2.1", text)
+	closed(t, first)
+	waitHeaderBytes(t, l, 84)
+	for _, c := range []net.Conn{other, second, third} {
+		if _, err := io.WriteString(c, "\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		answered(t, c)
+	}
+}
+
+func TestHost(t *testing.T) {
+	for remote, want := range map[string]string{
+		"127.0.0.1:1": "", "127.8.9.10:1": "", "[::1]:1": "", "[::ffff:127.0.0.1]:1": "", "@": "", "": "", "pipe": "",
+		"192.0.2.1:1": "192.0.2.1", "[::ffff:192.0.2.1]:2": "192.0.2.1",
+		"[2001:db8::1]:1": "2001:db8::/64", "[2001:db8::ffff:2]:9": "2001:db8::/64",
+		"[2001:db8:0:1::1]:1": "2001:db8:0:1::/64",
+		"[fe80::1%eth0]:1":    "fe80::/64",
+	} {
+		if got := Host(remote); got != want {
+			t.Errorf("Host(%q): got %q, want %q", remote, got, want)
+		}
+	}
+}
+
+// TestOfFiles: parts of the file descriptors that this process may have, where that is less than the bound.
+func TestOfFiles(t *testing.T) {
+	for _, tt := range []struct{ n, part, whole, want int }{
+		{n: 3, part: 1, whole: 2, want: 3},
+		{n: 1 << 30, part: 1, whole: 2, want: maxFiles() / 2},
+		{n: 1 << 30, part: 1, whole: 1 << 30, want: 1},
+	} {
+		if got := OfFiles(tt.n, tt.part, tt.whole); got != tt.want {
+			t.Errorf("OfFiles(%d, %d, %d): got %d, want %d", tt.n, tt.part, tt.whole, got, tt.want)
 		}
 	}
 }

@@ -110,6 +110,7 @@ func TestAppendCommand(t *testing.T) {
 		Then: []command.Operation{{Op: command.OpSet, Key: "k", Value: []byte("v")}, {Op: command.OpRemove, Key: "l"}},
 		Else: []command.Operation{{Op: command.OpGet, Key: "k"}},
 	}
+	done := make([]command.OperationResult, len(transaction.Then))
 	pair := func(key, value string) []command.Pair { return []command.Pair{{Key: key, Value: []byte(value)}} }
 	for _, test := range []struct {
 		name    string
@@ -137,12 +138,22 @@ func TestAppendCommand(t *testing.T) {
 		{name: "raise the format", command: command.Command{Kind: command.RaiseFormat, To: 2},
 			result: command.Result{Index: 12}, want: "cluster format 2 index=12 term=2\n"},
 		{name: "a transaction and what it did", command: command.Command{Kind: command.Txn, Txn: transaction},
-			result: command.Result{Index: 12, Txn: &command.TxnResult{Held: true}},
+			result: command.Result{Index: 12, Txn: &command.TxnResult{Held: true, Operations: done}},
 			want: "transaction conditions=1 held=true index=12 term=2\n" +
 				"set key=\"k\" value=\"v\" index=12 term=2\nremove key=\"l\" index=12 term=2\n"},
 		{name: "a transaction whose conditions do not hold", command: command.Command{Kind: command.Txn, Txn: transaction},
-			result: command.Result{Index: 12, Txn: &command.TxnResult{}},
+			result: command.Result{Index: 12, Txn: &command.TxnResult{Operations: done[:1]}},
 			want:   "transaction conditions=1 held=false index=12 term=2\n"},
+		{name: "a transaction with a lease that is gone", command: command.Command{Kind: command.Txn, Txn: transaction},
+			result: command.Result{Index: 12, Txn: &command.TxnResult{Held: true}},
+			want:   "condition failed: transaction conditions=1 held=true index=12 term=2\n"},
+		{name: "set with a lease", command: command.Command{Kind: command.Set, Pairs: pair("k", "v"),
+			Options: &command.Options{Lease: command.Lease{TTL: 90 * time.Second, Key: "s"}}},
+			result: command.Result{Index: 12}, want: "set key=\"k\" value=\"v\" ttl=1m30s lease=\"s\" index=12 term=2\n"},
+		{name: "expiry of one of two", command: command.Command{Kind: command.Expire, Txn: &command.Transaction{
+			If: []command.Compare{{Key: "a"}, {Key: "b"}}}},
+			result: command.Result{Index: 12, Txn: &command.TxnResult{Operations: []command.OperationResult{{}, {Found: true}}}},
+			want:   "expire key=\"b\" index=12 term=2\n"},
 		{name: "a transaction with a reused key", command: command.Command{Kind: command.Txn, Txn: transaction},
 			result: command.Result{Index: 12, Reused: true},
 			want: "refused, Idempotency-Key of another request: " +
@@ -166,6 +177,7 @@ func TestAppendCommandJSON(t *testing.T) {
 		If:   []command.Compare{{Key: "k", What: command.Absent}},
 		Then: []command.Operation{{Op: command.OpSet, Key: "k", Value: []byte("v")}, {Op: command.OpRemove, Key: "l"}},
 	}
+	done := make([]command.OperationResult, len(transaction.Then))
 	pair := func(key, value string) []command.Pair { return []command.Pair{{Key: key, Value: []byte(value)}} }
 	now := time.Date(2026, 11, 25, 14, 28, 11, 82e6, time.UTC)
 	const begin, end = `{"level":"info","time":"2026-11-25T14:28:11.082Z","msg":`, `,"index":12,"term":2}`
@@ -207,11 +219,11 @@ func TestAppendCommandJSON(t *testing.T) {
 		{name: "raise the format", command: command.Command{Kind: command.RaiseFormat, To: 2},
 			want: `"cluster format","format":2`},
 		{name: "a transaction and what it did", command: command.Command{Kind: command.Txn, Txn: transaction},
-			result: command.Result{Txn: &command.TxnResult{Held: true}},
+			result: command.Result{Txn: &command.TxnResult{Held: true, Operations: done}},
 			want: `"transaction","conditions":1,"held":true` + "\n" + `"set","key":"k","value":"v"` + "\n" +
 				`"remove","key":"l"`},
 		{name: "a transaction whose conditions do not hold", command: command.Command{Kind: command.Txn, Txn: transaction},
-			result: command.Result{Txn: &command.TxnResult{}}, want: `"transaction","conditions":1,"held":false`},
+			result: command.Result{Txn: &command.TxnResult{Operations: nil}}, want: `"transaction","conditions":1,"held":false`},
 		{name: "a kind that is not known here", command: command.Command{Kind: 99}, want: `"command of kind 99"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -70,7 +70,7 @@ func appendCommandText(line, prefix []byte, c command.Command, r command.Result,
 			line = append(line, "refused, Idempotency-Key of another request: "...)
 		case r.Index != index:
 			line = fmt.Appendf(line, "done before, index=%d: ", r.Index)
-		case r.Failed != 0:
+		case r.Failed != 0 || r.LeaseGone(&c):
 			line = append(line, "condition failed: "...)
 		}
 	}
@@ -81,41 +81,54 @@ func appendCommandText(line, prefix []byte, c command.Command, r command.Result,
 		line = strconv.AppendUint(line, term, 10)
 		line = append(line, '\n')
 	}
-	set := func(key string, value []byte) {
+	set := func(key string, value []byte, lease command.Lease) {
 		begin()
 		line = append(line, "set key="...)
 		line = command.AppendQuoted(line, key)
 		line = append(line, " value="...)
 		line = command.AppendQuoted(line, value)
+		if lease.TTL != 0 {
+			line = fmt.Appendf(line, " ttl=%v", lease.TTL)
+		}
+		if lease.Key != "" {
+			line = command.AppendQuoted(append(line, " lease="...), lease.Key)
+		}
 		end()
 	}
-	remove := func(key string) {
+	remove := func(what, key string) {
 		begin()
-		line = append(line, "remove key="...)
+		line = append(append(line, what...), " key="...)
 		line = command.AppendQuoted(line, key)
 		end()
 	}
 	switch c.Kind {
 	case command.Set:
 		for _, p := range c.Pairs {
-			set(p.Key, p.Value)
+			set(p.Key, p.Value, c.Lease())
 		}
 		return line
 	case command.Remove:
 		for _, p := range c.Pairs {
-			remove(p.Key)
+			remove("remove", p.Key)
 		}
 		return line
 	case command.Txn:
 		begin()
 		line = fmt.Appendf(line, "transaction conditions=%d held=%t", len(c.Txn.If), r.Txn != nil && r.Txn.Held)
 		end()
-		for _, o := range c.Txn.Branch(r) {
+		for _, o := range c.Txn.Done(r) {
 			switch o.Op {
 			case command.OpSet:
-				set(o.Key, o.Value)
+				set(o.Key, o.Value, o.Lease)
 			case command.OpRemove:
-				remove(o.Key)
+				remove("remove", o.Key)
+			}
+		}
+		return line
+	case command.Expire:
+		for i, timed := range c.Txn.If {
+			if r.Txn != nil && r.Txn.Operations[i].Found { // else it was set again
+				remove("expire", timed.Key)
 			}
 		}
 		return line
@@ -130,7 +143,7 @@ func appendCommandText(line, prefix []byte, c command.Command, r command.Result,
 	case command.Unstage:
 		begin()
 		line = append(line, "begin or give up a restore"...)
-	case command.Stage, command.StageRecords:
+	case command.Stage, command.StageRecords, command.StageLeases:
 		begin()
 		line = fmt.Appendf(line, "stage %d of a restore", len(c.Pairs))
 	case command.Restore:
@@ -155,43 +168,56 @@ func appendCommandJSON(line, prefix []byte, c command.Command, r command.Result,
 			line = append(line, `,"outcome":"refused, Idempotency-Key of another request"`...)
 		case r.Index != index:
 			line = fmt.Appendf(line, `,"outcome":"done before","firstIndex":%d`, r.Index)
-		case r.Failed != 0:
+		case r.Failed != 0 || r.LeaseGone(&c):
 			line = append(line, `,"outcome":"condition failed"`...)
 		}
 	}
 	end := func() { line = fmt.Appendf(line, `,"index":%d,"term":%d}`+"\n", index, term) }
-	set := func(key string, value []byte) {
+	set := func(key string, value []byte, lease command.Lease) {
 		begin("set")
 		line = appendField(line, "key", key)
 		line = appendField(line, "value", value)
+		if lease.TTL != 0 {
+			line = fmt.Appendf(line, `,"ttl":"%v"`, lease.TTL)
+		}
+		if lease.Key != "" {
+			line = appendField(line, "lease", lease.Key)
+		}
 		end()
 	}
-	remove := func(key string) {
-		begin("remove")
+	remove := func(what, key string) {
+		begin(what)
 		line = appendField(line, "key", key)
 		end()
 	}
 	switch c.Kind {
 	case command.Set:
 		for _, p := range c.Pairs {
-			set(p.Key, p.Value)
+			set(p.Key, p.Value, c.Lease())
 		}
 		return line
 	case command.Remove:
 		for _, p := range c.Pairs {
-			remove(p.Key)
+			remove("remove", p.Key)
 		}
 		return line
 	case command.Txn:
 		begin("transaction")
 		line = fmt.Appendf(line, `,"conditions":%d,"held":%t`, len(c.Txn.If), r.Txn != nil && r.Txn.Held)
 		end()
-		for _, o := range c.Txn.Branch(r) {
+		for _, o := range c.Txn.Done(r) {
 			switch o.Op {
 			case command.OpSet:
-				set(o.Key, o.Value)
+				set(o.Key, o.Value, o.Lease)
 			case command.OpRemove:
-				remove(o.Key)
+				remove("remove", o.Key)
+			}
+		}
+		return line
+	case command.Expire:
+		for i, timed := range c.Txn.If {
+			if r.Txn != nil && r.Txn.Operations[i].Found { // else it was set again
+				remove("expire", timed.Key)
 			}
 		}
 		return line
@@ -203,7 +229,7 @@ func appendCommandJSON(line, prefix []byte, c command.Command, r command.Result,
 		begin("no-op")
 	case command.Unstage:
 		begin("begin or give up a restore")
-	case command.Stage, command.StageRecords:
+	case command.Stage, command.StageRecords, command.StageLeases:
 		begin("stage of a restore")
 		line = fmt.Appendf(line, `,"pairs":%d`, len(c.Pairs))
 	case command.Restore:

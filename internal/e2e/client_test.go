@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -309,6 +310,98 @@ func TestGoClient(t *testing.T) {
 	}
 	check("leave", c.Leave(ctx, "n3"))
 	testkit.CheckReplicas(t, nodes[:2]...)
+}
+
+// TestGoClientLock: while leaders are killed, a lock has one holder at a time, each with a higher fence; one whose holder
+// is gone goes to the next, and one that was taken away is noticed.
+func TestGoClientLock(t *testing.T) {
+	t.Parallel()
+	nodes := testkit.StartCluster(t, binary(t), 3, "RAFT_ELECTION_TIMEOUT=200ms")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testkit.Bound)
+	defer cancel()
+	var holders, fences, held atomic.Int64
+	var working sync.WaitGroup
+	election := func(n *testkit.Node) client.Election {
+		return client.Election{Client: newClient(t, n), Key: "leader"}
+	}
+	for i := range 4 {
+		e := election(nodes[i%3])
+		name := fmt.Sprint("candidate", i)
+		working.Go(func() {
+			for range 5 {
+				l, err := e.Campaign(ctx, name)
+				if err != nil {
+					t.Errorf("%s: campaign: %v", name, err)
+					return
+				}
+				if n := holders.Add(1); n != 1 {
+					t.Errorf("%s: got %d holders, want 1", name, n)
+				}
+				if last := fences.Swap(int64(l.Fence())); last >= int64(l.Fence()) {
+					t.Errorf("%s: got the fence %d after %d, want a higher one", name, l.Fence(), last)
+				}
+				if leader, err := e.Leader(ctx); err != nil || leader != name {
+					t.Errorf("%s: the leader: got %q, %v, want itself", name, leader, err)
+				}
+				select {
+				case <-l.Lost():
+					t.Errorf("%s: lost", name)
+				default:
+				}
+				holders.Add(-1)
+				if err := l.Unlock(ctx); err != nil {
+					t.Errorf("%s: unlock: %v", name, err)
+				}
+				held.Add(1)
+			}
+		})
+	}
+	for range 2 {
+		before := held.Load()
+		leader, _ := testkit.Leader(t, nodes...)
+		leader.Kill(t)
+		testkit.Eventually(t, "the lock goes on", func() error {
+			if held.Load() == before && held.Load() < 20 {
+				return errors.New("nobody has held it since")
+			}
+			return nil
+		})
+		leader.Start(t)
+		leader.WaitReady(t)
+	}
+	working.Wait()
+
+	c := newClient(t, nodes[0])
+	begin := time.Now()
+	if _, err := c.Set(ctx, "gone", []byte("its holder is gone"), client.TTL(2*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	l, err := c.Lock(ctx, "gone", time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took < 2*time.Second {
+		t.Errorf("a lock of one that is gone: got it after %v, want 2 s or more", took)
+	}
+	guarded := client.Txn{If: []client.Compare{l.Held()}, Then: []client.Op{client.SetOp("guarded", nil)}}
+	if r, err := c.Txn(ctx, guarded); err != nil || !r.Held {
+		t.Errorf("a write of the holder: got %+v, %v, want that it was done", r, err)
+	}
+	if _, err := c.Remove(ctx, []string{"gone"}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := c.Txn(ctx, guarded); err != nil || r.Held {
+		t.Errorf("a write of a former holder: got %+v, %v, want that it was not done", r, err)
+	}
+	select {
+	case <-l.Lost():
+	case <-ctx.Done():
+		t.Error("a lock that was taken away was never lost")
+	}
+	if err := l.Unlock(ctx); !errors.Is(err, client.ErrLost) {
+		t.Errorf("unlock of a lost one: got %v, want ErrLost", err)
+	}
+	testkit.CheckReplicas(t, nodes...)
 }
 
 // TestNoTransferIsLost: two hundred clients each read two of ten accounts and move one unit from one

@@ -57,6 +57,7 @@ type world struct {
 	done    chan struct{}
 	clients sync.WaitGroup
 	retried atomic.Int64
+	leases  leases
 
 	mu       sync.Mutex // guards what follows
 	history  *lincheck.Recorder
@@ -109,6 +110,7 @@ func newWorld(t testing.TB, name string, size int, prepare func(*node), env ...s
 	t.Cleanup(w.stop) // before the nodes end
 	for i := range size {
 		w.client(i, w.nodes[i])
+		w.lease(i, w.nodes[i])
 	}
 	return w
 }
@@ -563,6 +565,7 @@ func (w *world) replicas(name string, members []*node) {
 func (w *world) finish() {
 	w.t.Helper()
 	w.stop()
+	w.leasesEnd()
 	w.mu.Lock()
 	acknowledged := 0
 	for _, result := range w.fates {

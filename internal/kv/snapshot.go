@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"time"
 )
 
 // A snapshot is, in version 2,
@@ -40,12 +41,20 @@ import (
 //	uvarint cluster format (>= 2)
 //
 // and is written if the cluster has such a format: as long as it has not, its members may
-// run a program that does not know version 3.
+// run a program that does not know version 3. Version 4 is that of cluster format 3 and later;
+// behind each records it has leases, which are
+//
+//	uvarint number of leases
+//	leases, in strictly ascending order of their keys, which are among the items:
+//	    uvarint length of key, key
+//	    uvarint TTL in milliseconds, 0 for none
+//	    uvarint length of the key that it goes with, that key, empty for none
 const (
 	snapshotMagic = "raftkv"
 	snapshotV1    = 1
 	snapshotV2    = 2
 	snapshotV3    = 3
+	snapshotV4    = 4
 )
 
 // Limits of what a snapshot may hold, in bytes, far above those of a request.
@@ -53,6 +62,7 @@ const (
 const (
 	maxSnapshotKey   = 64 << 10
 	maxSnapshotValue = 64 << 20
+	maxSnapshotTTL   = 100 * 365 * 24 * 3600 * 1000 // milliseconds
 )
 
 // snapshotBuffer is the size of reads and writes, and the step in which memory
@@ -113,17 +123,23 @@ func (c *checksummed) Write(p []byte) (int, error) {
 // encoder writes all of a snapshot but its checksum. After its first error, err,
 // it writes nothing more.
 type encoder struct {
-	out *bufio.Writer // keeps its own first error
-	err error
+	out    *bufio.Writer // keeps its own first error
+	err    error
+	leases bool // the version has them
 }
 
 func (e *encoder) state(st *state) {
 	e.out.WriteString(snapshotMagic)
-	if st.format < 2 {
+	switch {
+	case st.format < 2:
 		e.out.WriteByte(snapshotV2)
-	} else {
+	case st.format == 2:
 		e.out.WriteByte(snapshotV3)
 		e.uvarint(st.format)
+	default:
+		e.out.WriteByte(snapshotV4)
+		e.uvarint(st.format)
+		e.leases = true
 	}
 	e.uvarint(st.index)
 	e.uvarint(st.term)
@@ -147,6 +163,16 @@ func (e *encoder) data(d *data) {
 		e.pair(key, text)
 		return e.err == nil
 	})
+	if !e.leases {
+		return // there are none
+	}
+	e.uvarint(uint64(d.leases.byKey.Len()))
+	d.leases.byKey.Scan(func(key string, l Lease) bool {
+		e.text(key)
+		e.uvarint(uint64(l.TTL / time.Millisecond))
+		e.text(l.Key)
+		return e.err == nil
+	})
 }
 
 func (e *encoder) pair(key, value string) {
@@ -154,10 +180,13 @@ func (e *encoder) pair(key, value string) {
 		e.err = fmt.Errorf("key of %d bytes with value of %d bytes is beyond the limits", len(key), len(value))
 		return
 	}
-	e.uvarint(uint64(len(key)))
-	e.out.WriteString(key)
-	e.uvarint(uint64(len(value)))
-	e.out.WriteString(value)
+	e.text(key)
+	e.text(value)
+}
+
+func (e *encoder) text(s string) {
+	e.uvarint(uint64(len(s)))
+	e.out.WriteString(s)
 }
 
 func (e *encoder) uvarint(v uint64) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"time"
 )
 
 // decoder reads a snapshot. After its first error, err, it reads nothing more,
@@ -18,7 +19,8 @@ type decoder struct {
 	buf []byte // that of the last bytes
 	err error
 
-	max int // of the footprint of a content, and of a staging area; 0: any
+	leases bool // the version has them
+	max    int  // of the footprint of a content, and of a staging area; 0: any
 }
 
 // maxRecordBytes is what the idempotency records of a content may take where its footprint is bounded: each has a key
@@ -52,8 +54,9 @@ func (d *decoder) failed(what string, err error) {
 func (d *decoder) state() state {
 	st := newState()
 	version := d.header()
+	d.leases = version >= snapshotV4
 	if version >= snapshotV3 {
-		if st.format = d.uvarint("cluster format"); st.format < 2 {
+		if st.format = d.uvarint("cluster format"); st.format+1 < uint64(version) {
 			d.damaged("cluster format is %d", st.format)
 		}
 	}
@@ -87,9 +90,9 @@ func (d *decoder) header() (version byte) {
 	if d.err != nil || len(got) == n {
 		return 0
 	}
-	if version = got[n]; version < snapshotV1 || version > snapshotV3 {
+	if version = got[n]; version < snapshotV1 || version > snapshotV4 {
 		d.err = fmt.Errorf("%w: its version is %d, this program knows %d to %d; use a newer one",
-			ErrSnapshotVersion, version, snapshotV1, snapshotV3)
+			ErrSnapshotVersion, version, snapshotV1, snapshotV4)
 	}
 	return version
 }
@@ -97,6 +100,34 @@ func (d *decoder) header() (version byte) {
 func (d *decoder) data(into *data, applied uint64) {
 	d.items(into, applied)
 	d.records(&into.records)
+	if d.leases {
+		d.leasesOf(into)
+	}
+}
+
+func (d *decoder) leasesOf(into *data) {
+	count := d.uvarint("number of leases")
+	last := ""
+	for i := uint64(0); i < count && d.err == nil; i++ {
+		key := string(d.bytes("key of a lease", maxSnapshotKey))
+		ttl := d.uvarint("TTL")
+		lease := Lease{
+			TTL: time.Duration(min(ttl, uint64(maxSnapshotTTL))) * time.Millisecond,
+			Key: string(d.bytes("key that it goes with", maxSnapshotKey)),
+		}
+		switch {
+		case d.err != nil:
+		case ttl > maxSnapshotTTL:
+			d.damaged("lease %d of %d has a TTL of %d ms", i+1, count, ttl)
+		case i > 0 && key <= last:
+			d.damaged("lease %d of %d is out of order", i+1, count)
+		case lease == Lease{} || !into.setLease(key, lease):
+			d.damaged("lease %d of %d is none, or of a key that is not there", i+1, count)
+		default:
+			d.within(uint64(into.footprint()))
+		}
+		last = key
+	}
 }
 
 func (d *decoder) items(into *data, applied uint64) {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 )
 
 // small is a store whose snapshot is goldenSnapshot.
@@ -234,7 +235,7 @@ func TestEveryFlipIsRefused(t *testing.T) {
 			damaged := bytes.Clone(snapshot)
 			damaged[i] ^= byte(flip)
 			want := ErrSnapshotDamaged
-			if version := damaged[6]; i < 6 || version < snapshotV1 || version > snapshotV3 {
+			if version := damaged[6]; i < 6 || version < snapshotV1 || version > snapshotV4 {
 				want = ErrSnapshotVersion
 			}
 			if checkRefused(t, bytes.NewReader(damaged), want); t.Failed() {
@@ -275,9 +276,9 @@ func TestRefusedSnapshots(t *testing.T) {
 		},
 		{
 			name:     "newer version",
-			snapshot: seal("raftkv\x04\x00\x00\x00"),
+			snapshot: seal("raftkv\x05\x00\x00\x00"),
 			want:     ErrSnapshotVersion,
-			message:  "its version is 4, this program knows 1 to 3; use a newer one",
+			message:  "its version is 5, this program knows 1 to 4; use a newer one",
 		},
 		{
 			name:     "version 3 of format 1",
@@ -504,6 +505,10 @@ func FuzzReadSnapshot(f *testing.F) {
 		f.Add(snapshot)
 		f.Add(snapshot[:len(snapshot)-4])
 	}
+	leased := small()
+	leased.format = 3
+	leased.Update(301, 3, nil, func(tx *Tx) { tx.SetLeased("a", nil, Lease{TTL: time.Second, Key: "b"}) })
+	f.Add(dump(f, leased))
 	v1, _ := hex.DecodeString(goldenSnapshotV1)
 	f.Add(v1)
 	f.Add(v1[:len(v1)-4])

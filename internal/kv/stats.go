@@ -24,17 +24,19 @@ func (s *Store) Footprint() (content, staged int) {
 	return s.data.footprint(), s.staged.footprint()
 }
 
-// ItemFootprint returns what the item of key adds to the Footprint; 0: there is none.
-func (s *Store) ItemFootprint(key string) int {
-	item, ok := s.Get(key)
+// ItemFootprint returns what the item of key adds to the Footprint, 0 if there is none, and whether it has a lease.
+func (s *Store) ItemFootprint(key string) (bytes int, leased bool) {
+	item, lease, ok := s.GetLeased(key)
 	if !ok {
-		return 0
+		return 0, false
 	}
-	return ItemFootprint(key, len(item.Value))
+	return ItemFootprint(key, len(item.Value), lease), lease != Lease{}
 }
 
-// ItemFootprint returns what an item with a value of so many bytes adds to the Footprint.
-func ItemFootprint(key string, value int) int { return len(key) + value + Overhead }
+// ItemFootprint returns what an item with a value of so many bytes and this lease adds to the Footprint.
+func ItemFootprint(key string, value int, lease Lease) int {
+	return len(key) + value + leaseSize(key, lease) + Overhead
+}
 
 // HasRecord reports whether there is an idempotency record of an idempotency key.
 func (s *Store) HasRecord(idempotencyKey string) bool {

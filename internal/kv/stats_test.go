@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 )
 
 // scanned is Size, counted anew.
@@ -123,15 +124,21 @@ func TestFootprint(t *testing.T) {
 		tx.AddRecord("id", "record")
 	})
 	content, staged := s.Footprint()
-	if want := 3 + 100 + Overhead; content != want || s.ItemFootprint("key") != want || ItemFootprint("key", 100) != want {
-		t.Errorf("content: got %d, the key alone %d and %d, want %d",
-			content, s.ItemFootprint("key"), ItemFootprint("key", 100), want)
+	alone, leased := s.ItemFootprint("key")
+	if want := 3 + 100 + Overhead; content != want || alone != want || leased || ItemFootprint("key", 100, Lease{}) != want {
+		t.Errorf("content: got %d, the key alone %d and %d, lease %v, want %d and none",
+			content, alone, ItemFootprint("key", 100, Lease{}), leased, want)
+	}
+	s.Update(2, 1, nil, func(tx *Tx) { tx.SetLeased("key", make([]byte, 100), Lease{TTL: time.Second}) })
+	content, _ = s.Footprint()
+	if alone, leased = s.ItemFootprint("key"); alone != content || !leased {
+		t.Errorf("with a lease: got %d, %v, want %d and one", alone, leased, content)
 	}
 	if want := 6 + 10 + Overhead; staged != want {
 		t.Errorf("staged: got %d, want %d", staged, want)
 	}
-	if got := s.ItemFootprint("none"); got != 0 {
-		t.Errorf("no key: got %d, want 0", got)
+	if got, leased := s.ItemFootprint("none"); got != 0 || leased {
+		t.Errorf("no key: got %d, %v, want 0 and no lease", got, leased)
 	}
 	if !s.HasRecord("id") || s.HasRecord("key") {
 		t.Errorf("records: got %v and %v, want only that of id", s.HasRecord("id"), s.HasRecord("key"))

@@ -7,6 +7,7 @@
 //
 //   - the content: keys in the order of their bytes, each with its value and the index
 //     of the entry that last set it (store.go, tx.go);
+//   - leases: what ends a key, be it time or the end of another key (leases.go);
 //   - the dedup table: idempotency records, by which a command that is sent twice is
 //     applied once (dedup.go);
 //   - the staging area, in which a restored backup grows over several entries before it
@@ -96,29 +97,33 @@ type data struct {
 	items   *btree.Map[string, Item]
 	size    int // bytes of the keys and values of items: all that changes items goes through set and remove
 	records dedupTable
+	leases  leases
 }
 
 func newData() data {
-	return data{items: new(btree.Map[string, Item]), records: newDedupTable()}
+	return data{items: new(btree.Map[string, Item]), records: newDedupTable(), leases: newLeases()}
 }
 
 func (d *data) clone() data {
-	return data{items: d.items.Copy(), size: d.size, records: d.records.clone()}
+	return data{items: d.items.Copy(), size: d.size, records: d.records.clone(), leases: d.leases.clone()}
 }
 
-// set sets key, with put, which is Set of d.items or Load, its faster form for keys in ascending order.
+// set sets key, without a lease, with put, which is Set of d.items or Load, its faster form for keys in
+// ascending order.
 func (d *data) set(put func(string, Item) (Item, bool), key string, item Item) {
 	was, replaced := put(key, item)
 	d.size += len(item.Value) - len(was.Value)
 	if !replaced {
 		d.size += len(key)
+		return
 	}
+	d.size -= leaseSize(key, d.leases.remove(key, was.Index))
 }
 
 // remove removes key, if it is there.
 func (d *data) remove(key string) {
 	if was, ok := d.items.Delete(key); ok {
-		d.size -= len(key) + len(was.Value)
+		d.size -= len(key) + len(was.Value) + leaseSize(key, d.leases.remove(key, was.Index))
 	}
 }
 

@@ -19,27 +19,35 @@ func (tx *Tx) Get(key string) (Item, bool) {
 	return tx.state.items.Get(key)
 }
 
-// Set sets key to a copy of value. The item's Index is the Update's. The key is
-// kept as it is, and with it any longer string that it is a part of.
-func (tx *Tx) Set(key string, value []byte) {
+// Set is SetLeased with no lease.
+func (tx *Tx) Set(key string, value []byte) { tx.SetLeased(key, value, Lease{}) }
+
+// SetLeased sets key to a copy of value, with this lease in the place of the one that it had.
+// The item's Index is the Update's. The key is kept as it is, and with it any longer string that
+// it is a part of. A key whose lease is of a key that is not there goes at once.
+func (tx *Tx) SetLeased(key string, value []byte, lease Lease) {
 	item := Item{Value: string(value), Index: tx.index}
 	tx.state.set(tx.state.items.Set, key, item)
 	tx.changes = append(tx.changes, Change{Key: key, Value: item.Value})
+	if lease != (Lease{}) && !tx.state.setLease(key, lease) {
+		tx.Remove(key)
+	}
 }
 
-// Remove removes key, and returns whether it was there.
+// Remove removes key, and the keys that go with it, and returns whether it was there.
 func (tx *Tx) Remove(key string) bool {
 	// Delete copies the nodes it visits if a clone shares them, also in vain.
 	if _, ok := tx.state.items.Get(key); !ok {
 		return false
 	}
-	tx.state.remove(key)
+	first := len(tx.changes)
 	tx.changes = append(tx.changes, Change{Key: key, Removed: true})
+	tx.removeFrom(first)
 	return true
 }
 
-// RemovePrefix removes all keys that begin with prefix, every key if it is empty,
-// and returns how many they were.
+// RemovePrefix removes all keys that begin with prefix, every key if it is empty, and the keys
+// that go with them, and returns how many began with prefix.
 func (tx *Tx) RemovePrefix(prefix string) (removed int) {
 	first := len(tx.changes)
 	tx.state.items.Ascend(prefix, func(key string, _ Item) bool {
@@ -49,10 +57,24 @@ func (tx *Tx) RemovePrefix(prefix string) (removed int) {
 		tx.changes = append(tx.changes, Change{Key: key, Removed: true})
 		return true
 	})
-	for _, c := range tx.changes[first:] {
-		tx.state.remove(c.Key)
+	removed = len(tx.changes) - first
+	tx.removeFrom(first)
+	return removed
+}
+
+// removeFrom removes the keys of the changes from the one at first on, and then those that go
+// with them, which it adds to the changes, and so on.
+func (tx *Tx) removeFrom(first int) {
+	last := len(tx.changes)
+	for i := first; i < last; i++ {
+		tx.state.remove(tx.changes[i].Key)
 	}
-	return len(tx.changes) - first
+	for i := first; i < len(tx.changes); i++ {
+		for _, key := range tx.state.leases.ownedBy(tx.changes[i].Key) {
+			tx.state.remove(key)
+			tx.changes = append(tx.changes, Change{Key: key, Removed: true})
+		}
+	}
 }
 
 // RaiseFormat makes the cluster format at least format.

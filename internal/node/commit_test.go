@@ -22,7 +22,7 @@ func TestReadOfADamagedEntry(t *testing.T) {
 	go func() {
 		survived := false
 		defer func() { ended <- survived }()
-		i := &instance{log: damagedLog{}}
+		i := &instance{log: &installed{LogStore: damagedLog{}}}
 		if i.readEntry(1, new(raft.Log)) {
 			t.Error("it was read")
 		}

@@ -159,7 +159,7 @@ func takesRoom(c *command.Command, grows int) bool {
 	case command.Txn:
 		sets := func(o command.Operation) bool { return o.Op == command.OpSet }
 		return grows >= 0 && (slices.ContainsFunc(c.Txn.Then, sets) || slices.ContainsFunc(c.Txn.Else, sets))
-	case command.Stage, command.StageRecords:
+	case command.Stage, command.StageRecords, command.StageLeases:
 		return true
 	}
 	return false
@@ -188,7 +188,7 @@ func (n *Node) checkSpace() {
 	room := DiskRoom{
 		Free:     free,
 		Reusable: i.volume.Reusable(),
-		Needed:   snapshots + n.logBound() + roomReserve,
+		Needed:   snapshots + n.logLimit() + roomReserve,
 	}
 	n.rooms.see(n.config.ID, room)
 	line := ""

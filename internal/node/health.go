@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"raftkv/internal/command"
 )
 
 const (
@@ -223,6 +225,11 @@ func (n *Node) checkReplicas(ctx context.Context) {
 	}
 	n.health.set(&n.health.members, line)
 	n.observed.keep(leads, servers)
+	if last := i.raft.LastIndex(); leads && hasMore(all, i.raft.CurrentTerm(), last) {
+		ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+		defer cancel()
+		_, _ = n.Propose(ctx, command.Command{Kind: command.Noop}) // tried again at the next tick
+	}
 	for _, found := range all {
 		if leads {
 			n.observed.compared(found, own)
@@ -235,6 +242,14 @@ func (n *Node) checkReplicas(ctx context.Context) {
 			n.reportDifference(ctx, found)
 		}
 	}
+}
+
+// hasMore reports whether a member that follows this node has entries beyond last, this node's last one. They are of
+// an earlier term and no other member has them. The next entry takes their place; until then they stay.
+func hasMore(others []comparison, term, last uint64) bool {
+	return slices.ContainsFunc(others, func(c comparison) bool {
+		return c.info != nil && c.info.Term == term && c.info.LastIndex > last
+	})
 }
 
 // voterWarning returns a line about the voters that do not answer the leader, which compared

@@ -2,14 +2,46 @@ package node
 
 import (
 	"errors"
+	"math"
 
 	"github.com/hashicorp/raft"
+
+	"raftkv/internal/peer"
+	"raftkv/internal/storage"
 )
 
 // Raft takes a snapshot when the log has grown by SnapshotThreshold entries, and keeps TrailingLogs
 // of them behind it, whatever their size. With values of a megabyte that is gigabytes on the disk,
 // which a start has to read. So both are bounded in bytes here too: by Config.SnapshotBytes, or by
 // the size of the data if they are larger, because a snapshot writes all of them.
+
+// logLimit is how many bytes of the log may come before a snapshot is due.
+func (n *Node) logLimit() uint64 { return max(n.config.SnapshotBytes, uint64(n.machine.Size())) }
+
+// servedAfter returns the index after which entries are kept for the members that are being served: a snapshot that
+// they are sent, or the entries that they are catching up on, must not be overtaken by the next compaction. One that
+// is further behind than logLimit gets a snapshot.
+func (n *Node) servedAfter(t *peer.Transport, log *storage.Log) uint64 {
+	served := t.Served()
+	if served < math.MaxUint64 && log.BytesAbove(served) > n.logLimit() {
+		return math.MaxUint64
+	}
+	return served
+}
+
+// snapshotCost is what an install costs beyond its bytes, counted in bytes: it is written twice and replaces the data.
+const snapshotCost = 1 << 20
+
+// hide has raft not see the entries of a leader's log that are more to send than the newest snapshot, which ends with
+// entry newest, unless a member is being served from there.
+func (i *instance) hide(newest uint64) {
+	hidden := uint64(0)
+	if log := i.volume.Log; i.leads() && newest > 0 {
+		after := log.IndexBefore(log.BytesAbove(newest) + uint64(i.volume.Snapshots.Newest()) + snapshotCost)
+		hidden = min(after, newest, i.transport.Served())
+	}
+	i.log.hidden.Store(hidden)
+}
 
 // boundLog has raft keep no more of the log behind its next snapshot than fits, and takes one
 // when that much has come since the last. It returns at once.
@@ -18,13 +50,14 @@ func (n *Node) boundLog() {
 		return
 	}
 	i := n.current.Load()
-	limit := n.logBound()
+	limit, log := n.logLimit(), i.volume.Log
+	newest, _ := i.volume.Snapshots.NewestEntry()
+	i.hide(newest)
 	n.longAfter.Store(limit)
 	behind := limit
 	if n.short() {
 		behind = shortTrailing
 	}
-	log := i.volume.Log
 	trailing := n.config.SnapshotThreshold
 	if last := log.Last(); log.BytesAbove(0) > behind {
 		trailing = min(trailing, last-min(last, log.IndexBefore(behind)))
@@ -49,11 +82,9 @@ func (n *Node) boundLog() {
 
 // logAboveSnapshot returns about how many bytes of the log the newest snapshot does not have.
 func (i *instance) logAboveSnapshot() uint64 {
-	return i.volume.Log.BytesAbove(i.volume.Snapshots.NewestIndex())
+	newest, _ := i.volume.Snapshots.NewestEntry()
+	return i.volume.Log.BytesAbove(newest)
 }
-
-// logBound is after how many bytes of the log a snapshot is due.
-func (n *Node) logBound() uint64 { return max(n.config.SnapshotBytes, uint64(n.machine.Size())) }
 
 // takeSnapshot has raft take a snapshot, unless one is under way already. It returns at once.
 func (n *Node) takeSnapshot(i *instance) {

@@ -6,9 +6,9 @@
 // A Node is made of parts that are read one by one: batch.go has group commit, the way of a
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
 // followers learn at once what is committed; join.go, leave.go, adopt.go, autojoin.go and
-// transfer.go change the membership; status.go, health.go and serving.go report; rpc.go is how
-// nodes call each other, forward.go how a follower sends a request on to the leader, errors.go
-// what they may answer; life.go draws the states of a node.
+// transfer.go change the membership; expiry.go ends keys with a TTL; status.go, health.go and
+// serving.go report; rpc.go is how nodes call each other, forward.go how a follower sends a request
+// on to the leader, errors.go what they may answer; life.go draws the states of a node.
 package node
 
 import (
@@ -28,6 +28,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"raftkv/internal/command"
+	"raftkv/internal/kv"
 	"raftkv/internal/peer"
 	"raftkv/internal/storage"
 )
@@ -53,12 +54,16 @@ type StateMachine interface {
 	sizer
 	// Len is how many keys it holds.
 	Len() int
+	// TimedKeys, TimedLen and IsTimed are about the keys with a TTL: see kv.Store.
+	TimedKeys(after kv.Timed, limit int) (keys []kv.Timed, epoch uint64)
+	TimedLen() int
+	IsTimed(key string, index uint64) bool
 	// Reset empties it. Called only while no raft instance uses it.
 	Reset()
 }
 
 // Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL,
-// MaxBytes, Dial and Progress are required.
+// MaxBytes, Dial, Lab and Progress are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
@@ -76,6 +81,7 @@ type Config struct {
 	RaftLog           hclog.Logger  // raft's own lines
 	Logf, Warnf       func(format string, args ...any)
 	Dial              peer.Dialer // reaches the raft ports of other nodes; nil: TCP
+	Lab               bool        // links to other members can be cut (lab.go)
 
 	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
 	Progress func(fraction float64) error
@@ -134,7 +140,7 @@ type Node struct {
 // instance is raft on a volume. A node that is adopted gets a new one.
 type instance struct {
 	raft      *raft.Raft
-	log       raft.LogStore // as raft sees it
+	log       *installed // as raft sees it
 	transport *peer.Transport
 	volume    *storage.Volume
 	trailing  atomic.Uint64 // raft's TrailingLogs, as boundLog has set them; 0: it has not yet
@@ -189,6 +195,9 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	port.Advertise(config.Advertise)
 	if config.Dial != nil {
 		port.Dial = config.Dial
+	}
+	if config.Lab {
+		port.EnableLab()
 	}
 	config.catchUp, config.adopt = cmp.Or(config.catchUp, catchUpTimeout), cmp.Or(config.adopt, adoptTimeout)
 	config.recovery = cmp.Or(config.recovery, recoveryTimeout)
@@ -247,6 +256,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.life.background.Go(n.pollCommitIndex)
 	n.life.background.Go(n.watchTransfers)
 	n.life.background.Go(n.joinByItself)
+	n.life.background.Go(n.expireKeys)
 	n.serving.set(nil, nil)
 	n.life.background.Go(n.watchServing)
 	return n, nil
@@ -311,6 +321,7 @@ func (n *Node) start() error {
 		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
 		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
 		Wrap:         n.config.disk,
+		Logf:         n.config.Logf,
 		Progress:     starting.verified,
 	})
 	if err != nil {
@@ -334,9 +345,13 @@ func (n *Node) start() error {
 	n.machine.Reset()
 	config := n.raftConfig()
 	t := peer.NewTransport(n.port.Stream(), n.config.RaftLog, config.HeartbeatTimeout/4)
-	cache := storage.NewCache(v.Log, logCacheBytes)
+	replayed := &replay{Log: v.Log, machine: n.machine, limit: replayBytes}
+	cache := storage.NewCache(replayed, logCacheBytes)
+	log := &installed{LogStore: cache, newest: v.Snapshots.NewestEntry}
+	v.Snapshots.OnInstalled(func(index, term uint64) { cache.Discard(v.Log, index, term) })
+	v.Log.KeepAfter(func() uint64 { return n.servedAfter(t, v.Log) })
 	starting.watch(v)
-	r, err := newRaft(config, n.machine, v, cache, t, recovery)
+	r, err := newRaft(config, n.machine, v, log, t, recovery)
 	if aborted := starting.end(v); aborted != nil {
 		if err = aborted; r != nil {
 			stopped := r.Shutdown()
@@ -354,7 +369,8 @@ func (n *Node) start() error {
 	if err != nil {
 		return errors.Join(err, t.Close(), v.Close())
 	}
-	i := &instance{raft: r, log: cache, transport: t, volume: v}
+	replayed.raft.Store(r)
+	i := &instance{raft: r, log: log, transport: t, volume: v}
 	t.SetStillLeads(func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)

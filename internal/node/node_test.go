@@ -62,8 +62,11 @@ func (m machine) ApplyBatch(logs []*raft.Log) []any {
 					tx.RaiseFormat(c.To)
 				}
 				key := ""
+				for _, timed := range expired(c) {
+					tx.Expire(timed.Key, timed.Index)
+				}
 				for _, p := range c.Pairs {
-					tx.Set(p.Key, p.Value)
+					tx.SetLeased(p.Key, p.Value, kv.Lease(c.Lease()))
 					key = c.Pairs[0].Key
 				}
 				answers = append(answers, resultOf(key, l.Index))
@@ -74,6 +77,13 @@ func (m machine) ApplyBatch(logs []*raft.Log) []any {
 	return responses
 }
 
+func expired(c command.Command) []command.Compare {
+	if c.Kind != command.Expire {
+		return nil
+	}
+	return c.Txn.If
+}
+
 func (m machine) Snapshot() (raft.FSMSnapshot, error) { return machineSnapshot{m.store.Clone()}, nil }
 func (m machine) Restore(r io.ReadCloser) error       { return m.store.ReadSnapshot(r) }
 func (m machine) Applied() (index, term uint64)       { return m.store.Applied() }
@@ -82,14 +92,19 @@ func (m machine) WaitApplied(ctx context.Context, index uint64) error {
 	defer m.waits.Add(-1)
 	return m.store.WaitApplied(ctx, index)
 }
-func (m machine) Hash() (uint64, [32]byte)             { return m.store.Hash() }
-func (m machine) HashAt(index uint64) ([32]byte, bool) { return m.store.HashAt(index) }
-func (m machine) Format() int                          { return m.store.Format() }
-func (m machine) Size() int                            { return m.store.Size() }
-func (m machine) Footprint() (content, staged int)     { return m.store.Footprint() }
-func (m machine) ItemFootprint(key string) int         { return m.store.ItemFootprint(key) }
-func (m machine) HasRecord(idempotencyKey string) bool { return m.store.HasRecord(idempotencyKey) }
-func (m machine) Len() int                             { return m.store.Len() }
+func (m machine) Hash() (uint64, [32]byte)              { return m.store.Hash() }
+func (m machine) HashAt(index uint64) ([32]byte, bool)  { return m.store.HashAt(index) }
+func (m machine) Format() int                           { return m.store.Format() }
+func (m machine) Size() int                             { return m.store.Size() }
+func (m machine) Footprint() (content, staged int)      { return m.store.Footprint() }
+func (m machine) ItemFootprint(key string) (int, bool)  { return m.store.ItemFootprint(key) }
+func (m machine) HasRecord(idempotencyKey string) bool  { return m.store.HasRecord(idempotencyKey) }
+func (m machine) TimedLen() int                         { return m.store.TimedLen() }
+func (m machine) IsTimed(key string, index uint64) bool { return m.store.IsTimed(key, index) }
+func (m machine) TimedKeys(after kv.Timed, limit int) ([]kv.Timed, uint64) {
+	return m.store.TimedKeys(after, limit)
+}
+func (m machine) Len() int { return m.store.Len() }
 func (m machine) Reset() {
 	if f := m.reset.Load(); f != nil {
 		(*f)()

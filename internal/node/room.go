@@ -22,8 +22,8 @@ import (
 type sizer interface {
 	// Footprint is what the content takes, in bytes, and what is staged beside it.
 	Footprint() (content, staged int)
-	// ItemFootprint is what one key takes of that; 0: there is none.
-	ItemFootprint(key string) int
+	// ItemFootprint is what one key takes of that, 0 if there is none, and whether it has a lease.
+	ItemFootprint(key string) (bytes int, leased bool)
 	// HasRecord reports whether a command with this idempotency key was applied: another has no effect.
 	HasRecord(idempotencyKey string) bool
 }
@@ -43,6 +43,7 @@ type admission struct {
 	size    int            // the Footprint when all that was admitted is applied, at most
 	least   map[string]int // key: what it takes at least when the next command is applied; absent: what it takes now
 	removed []string       // prefixes that are removed
+	ends    bool           // keys may end, and with them those that go with them (kv.Lease)
 	records map[string]*command.Command
 
 	disk error // for commands that take room on the disks; nil: there is room
@@ -59,7 +60,10 @@ func newAdmission(machine sizer, max int) *admission {
 func (a *admission) now(key string) int {
 	bytes, known := a.least[key]
 	if !known {
-		bytes = a.machine.ItemFootprint(key)
+		var leased bool
+		if bytes, leased = a.machine.ItemFootprint(key); leased && a.ends {
+			return 0
+		}
 		for _, prefix := range a.removed {
 			if strings.HasPrefix(key, prefix) {
 				return 0
@@ -71,8 +75,14 @@ func (a *admission) now(key string) int {
 
 // effect is that of a command on one key: it then takes so many bytes.
 type effect struct {
-	key   string
-	bytes int
+	key    string
+	bytes  int
+	leased bool // or may end, or goes with another key
+}
+
+// setTo is the effect of a set of a key.
+func setTo(key string, value []byte, lease command.Lease) effect {
+	return effect{key, kv.ItemFootprint(key, len(value), kv.Lease(lease)), lease != command.Lease{}}
 }
 
 // alternatives returns the effects that c has: one of several lists of them, or nothing.
@@ -82,8 +92,14 @@ func alternatives(c *command.Command) (lists [][]effect) {
 		list := make([]effect, len(c.Pairs))
 		for i, p := range c.Pairs {
 			if list[i].key = p.Key; c.Kind == command.Set {
-				list[i].bytes = kv.ItemFootprint(p.Key, len(p.Value))
+				list[i] = setTo(p.Key, p.Value, c.Lease())
 			}
+		}
+		lists = append(lists, list)
+	case command.Expire:
+		var list []effect
+		for _, compare := range c.Txn.If {
+			list = append(list, effect{key: compare.Key})
 		}
 		lists = append(lists, list)
 	case command.Txn:
@@ -92,9 +108,9 @@ func alternatives(c *command.Command) (lists [][]effect) {
 			for _, o := range branch {
 				switch o.Op {
 				case command.OpSet:
-					list = append(list, effect{o.Key, kv.ItemFootprint(o.Key, len(o.Value))})
+					list = append(list, setTo(o.Key, o.Value, o.Lease))
 				case command.OpRemove:
-					list = append(list, effect{o.Key, 0})
+					list = append(list, effect{key: o.Key})
 				}
 			}
 			lists = append(lists, list)
@@ -141,6 +157,7 @@ func (a *admission) admit(c *command.Command) error {
 	}
 	grows := 0                    // by the list that makes it the most; may be negative
 	least := make(map[string]int) // as a.least, after c
+	ends := c.Kind == command.RemovePrefix
 	for k, list := range alternatives(c) {
 		sum, after := 0, make(map[string]int)
 		for _, to := range list {
@@ -149,7 +166,10 @@ func (a *admission) admit(c *command.Command) error {
 				was = a.now(to.key)
 			}
 			sum += to.bytes - was
-			after[to.key] = to.bytes
+			if after[to.key] = to.bytes; to.leased || to.bytes == 0 {
+				ends = true
+				least[to.key] = 0
+			}
 		}
 		for key, bytes := range after {
 			if known, ok := least[key]; !ok || bytes < known {
@@ -166,6 +186,7 @@ func (a *admission) admit(c *command.Command) error {
 	if grows > 0 && a.size+grows > a.max {
 		return a.full(grows)
 	}
+	a.ends = a.ends || ends
 	for key, bytes := range least {
 		a.least[key] = min(a.now(key), bytes)
 	}

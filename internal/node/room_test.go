@@ -75,7 +75,7 @@ func setOp(key string, value int) command.Operation {
 // TestAdmission: the store has the keys a and b, with values of 1,000 bytes, and the record of idempotency key "done".
 // There is room for one key more with such a value.
 func TestAdmission(t *testing.T) {
-	item := kv.ItemFootprint("k", 1000)
+	item := kv.ItemFootprint("k", 1000, kv.Lease{})
 	for _, test := range []struct {
 		name  string
 		batch []command.Command
@@ -157,7 +157,7 @@ func TestAdmissionOfARestore(t *testing.T) {
 	s := kv.New()
 	s.Update(1, 1, nil, func(tx *kv.Tx) { tx.Stage("k", make([]byte, 1000)) })
 	restore := command.Command{Kind: command.Restore, Items: 1}
-	fits := kv.ItemFootprint("k", 1000)
+	fits := kv.ItemFootprint("k", 1000, kv.Lease{})
 	if err := newAdmission(s, fits).admit(&restore); err != nil {
 		t.Errorf("as much as may be: got %v, want none", err)
 	}

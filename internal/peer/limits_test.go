@@ -2,6 +2,7 @@ package peer
 
 import (
 	"bufio"
+	"container/list"
 	"errors"
 	"io"
 	"net"
@@ -163,5 +164,126 @@ func TestIdleCallsKeepNobodyOut(t *testing.T) {
 	case err := <-ended:
 		t.Errorf("the call under way: got %v, want that it goes on", err)
 	default:
+	}
+}
+
+// TestSilentStreamsKeepNoMemberOut: whoever knows the cluster ID can open raft streams; there are no more than
+// maxStreams, and the one of a member, which talks, stays.
+func TestSilentStreamsKeepNoMemberOut(t *testing.T) {
+	a, b := openPort(t, ClusterID{1}), openPort(t, ClusterID{1})
+	from, to := a.Stream(), b.Stream()
+	go func() { // answers each byte with the same
+		for {
+			c, err := to.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(c, c); _ = c.Close() }()
+		}
+	}()
+	member, err := from.Dial(targetOf(b.Port), 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer member.Close()
+	_ = member.SetDeadline(time.Now().Add(time.Minute))
+	talk := func(c net.Conn) error {
+		b := []byte{1}
+		if _, err := c.Write(b); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(c, b)
+		return err
+	}
+	var strangers []net.Conn
+	for i := range maxStreams + 50 {
+		c := dialPort(t, b.Port)
+		p := preface{magic: magicNamed, cluster: ClusterID{1}, to: "n1", from: "n9"}
+		if err := greet(c, time.Now().Add(30*time.Second), p); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+		if strangers = append(strangers, c); i%20 == 0 {
+			if err := talk(member); err != nil {
+				t.Fatalf("the member's stream beside %d others: %v", i+1, err)
+			}
+		}
+	}
+	if _, err := io.Copy(io.Discard, strangers[0]); err != nil {
+		t.Errorf("the one that was silent for longest: got %v, want that it is closed", err)
+	}
+	s := to.(*stream)
+	s.mu.Lock()
+	open := len(s.conns)
+	s.mu.Unlock()
+	if open > maxStreams {
+		t.Errorf("got %d streams, want %d at most", open, maxStreams)
+	}
+	if err := talk(member); err != nil {
+		t.Errorf("the member's stream: %v", err)
+	}
+	another, err := from.Dial(targetOf(b.Port), 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer another.Close()
+	_ = another.SetDeadline(time.Now().Add(30 * time.Second))
+	if err := talk(another); err != nil {
+		t.Errorf("one more stream of the member: %v", err)
+	}
+}
+
+// fromHost is a connection whose remote address is another one.
+type fromHost struct {
+	net.Conn
+	remote string
+	closed bool
+}
+
+func (c *fromHost) RemoteAddr() net.Addr { return address(c.remote) }
+func (c *fromHost) Close() error         { c.closed = true; return nil }
+
+// TestOneHostHasAQuarterOfTheRaftPort, of the connections whose preface is awaited, and of the streams.
+func TestOneHostHasAQuarterOfTheRaftPort(t *testing.T) {
+	p := &Port{pending: list.New()}
+	s := &stream{conns: make(map[net.Conn]string)}
+	other, first := &fromHost{remote: "192.0.2.2:1"}, &fromHost{remote: "192.0.2.1:1"}
+	otherStream, firstStream := &fromHost{remote: "192.0.2.2:1"}, &fromHost{remote: "192.0.2.1:1"}
+	for i, c := range []struct{ pending, stream *fromHost }{{other, otherStream}, {first, firstStream}} {
+		p.evictPending(c.pending)
+		p.pending.PushBack(net.Conn(c.pending))
+		accepted := newConn(c.stream, preface{})
+		accepted.heard.Store(int64(i)) // the other one's is the one that is silent for longest of all
+		s.evict(accepted)
+		s.conns[accepted] = ""
+	}
+	for range maxPending/4 - 1 {
+		next := &fromHost{remote: "192.0.2.1:2"}
+		p.evictPending(next)
+		p.pending.PushBack(net.Conn(next))
+	}
+	for range maxStreams/4 - 1 {
+		accepted := newConn(&fromHost{remote: "192.0.2.1:2"}, preface{})
+		s.evict(accepted)
+		s.conns[accepted] = ""
+	}
+	if first.closed || firstStream.closed {
+		t.Fatal("a connection was closed before its host had a quarter")
+	}
+	p.evictPending(&fromHost{remote: "192.0.2.1:3"})
+	s.evict(newConn(&fromHost{remote: "192.0.2.1:3"}, preface{}))
+	if !first.closed || other.closed {
+		t.Errorf("awaited: closed %t, the other host's %t, want true and false", first.closed, other.closed)
+	}
+	if !firstStream.closed || otherStream.closed {
+		t.Errorf("streams: closed %t, the other host's %t, want true and false", firstStream.closed, otherStream.closed)
+	}
+	for range maxPending { // loopback addresses have no such bound
+		next := &fromHost{remote: "127.0.0.1:2"}
+		p.evictPending(next)
+		p.pending.PushBack(net.Conn(next))
+	}
+	if got := p.pending.Len(); got != maxPending || !other.closed {
+		t.Errorf("got %d that are awaited, the oldest closed: %t, want %d and true", got, other.closed, maxPending)
 	}
 }

@@ -19,8 +19,11 @@ import (
 // Whoever reaches the raft port, a member or not, can open connections to it and send bytes: these bound both.
 const (
 	// maxPending bounds the connections whose preface is awaited. A further one evicts the oldest, so that a flood of
-	// silent ones keeps no member out.
+	// silent ones keeps no member out; one from a host that has a quarter of them, the oldest of that host.
 	maxPending = 256
+	// maxStreams bounds the raft streams and the connections for terms. A further one evicts the one that has been
+	// silent for longest, as maxPending does: members send heartbeats.
+	maxStreams = 256
 	// maxCalls bounds the connections of node-to-node HTTP calls, and maxCallBytes the bytes of unfinished headers
 	// that are held for them (package connlimit).
 	maxCalls     = 1024
@@ -43,6 +46,7 @@ type Port struct {
 	header   time.Duration // the limit for a call to send its header
 	listener net.Listener
 	address  string
+	links    *links // of EnableLab; nil: the lab is off
 	logf     func(format string, args ...any)
 	client   *http.Client
 	forward  *http.Client // of ForwardClient
@@ -117,15 +121,16 @@ func Listen(address string, logf func(format string, args ...any)) (*Port, error
 
 // pool is the connections for calls to other nodes. It may be used by several goroutines at once.
 type pool struct {
+	port      *Port
 	transport atomic.Pointer[http.Transport] // another with each cluster ID
 	open      func() *http.Transport
 }
 
 func (p *Port) newPool(maxIdle int) *pool {
-	c := &pool{open: func() *http.Transport {
+	c := &pool{port: p, open: func() *http.Transport {
 		return &http.Transport{
 			DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-				return dial(ctx, p.Dial, address, preface{magic: magicHTTP, cluster: p.ClusterID()})
+				return dial(ctx, p.connect, address, preface{magic: magicHTTP, cluster: p.ClusterID()})
 			},
 			MaxIdleConnsPerHost:   maxIdle,
 			IdleConnTimeout:       30 * time.Second, // less than that of a server: see Serve
@@ -139,7 +144,7 @@ func (p *Port) newPool(maxIdle int) *pool {
 
 // RoundTrip implements http.RoundTripper.
 func (c *pool) RoundTrip(r *http.Request) (*http.Response, error) {
-	return c.transport.Load().RoundTrip(r)
+	return c.transport.Load().RoundTrip(c.port.signed(r))
 }
 
 // CloseIdleConnections is that of http.Client.
@@ -210,7 +215,7 @@ func (p *Port) requiresNamed() bool {
 func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 	p.term = term
 	p.server = &http.Server{
-		Handler:           handler,
+		Handler:           p.lab(handler),
 		ReadHeaderTimeout: p.header,
 		ReadTimeout:       p.header,        // a call has no body, but for /forward, which sets its own limit
 		WriteTimeout:      2 * time.Minute, // longer than any call takes
@@ -218,13 +223,14 @@ func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 		MaxHeaderBytes:    16 << 10,
 		ConnState:         connlimit.StateChanged,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			ctx = context.WithValue(ctx, linkKey{}, linkOf(c))
 			return context.WithValue(ctx, callerKey{}, c.(*connlimit.Conn).NetConn().(*conn).preface.cluster)
 		},
 	}
 	p.done.Add(2)
 	go func() {
 		defer p.done.Done()
-		_ = p.server.Serve(connlimit.Listen(p.calls, maxCalls, maxCallBytes)) // until Close
+		_ = p.server.Serve(connlimit.Listen(p.calls, connlimit.OfFiles(maxCalls, 1, 8), maxCallBytes)) // until Close
 	}()
 	go func() {
 		defer p.done.Done()
@@ -321,9 +327,7 @@ func (p *Port) accept() {
 			_ = c.Close()
 			continue
 		}
-		if p.pending.Len() >= maxPending {
-			_ = p.pending.Remove(p.pending.Front()).(net.Conn).Close()
-		}
+		p.evictPending(c)
 		pending := p.pending.PushBack(c)
 		p.done.Add(1)
 		p.mu.Unlock()
@@ -336,7 +340,7 @@ func (p *Port) accept() {
 			if err != nil {
 				_ = c.Close()
 			}
-			if err != nil && !errors.Is(err, errDetached) {
+			if err != nil && !errors.Is(err, errDetached) && !errors.Is(err, errCutOff) {
 				p.refusals.Add(1)
 				host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
 				p.refused(host, err)
@@ -345,12 +349,42 @@ func (p *Port) accept() {
 	}
 }
 
+// evictPending makes room for c among the connections whose preface is awaited. p.mu is held.
+func (p *Port) evictPending(c net.Conn) {
+	limit := connlimit.OfFiles(maxPending, 1, 16)
+	host := connlimit.Host(c.RemoteAddr().String())
+	var oldest *list.Element // of the host
+	count := 0
+	for e := p.pending.Back(); e != nil && host != ""; e = e.Prev() {
+		if connlimit.Host(e.Value.(net.Conn).RemoteAddr().String()) == host {
+			oldest = e
+			count++
+		}
+	}
+	switch {
+	case count >= connlimit.PerHost(limit):
+	case p.pending.Len() >= limit:
+		oldest = p.pending.Front()
+	default:
+		return
+	}
+	_ = p.pending.Remove(oldest).(net.Conn).Close()
+}
+
 // admit reads the preface of c and hands c to the server, to raft, or to answerTerms.
-func (p *Port) admit(c net.Conn) error {
+func (p *Port) admit(c net.Conn) (err error) {
 	hello, err := readPreface(c)
 	if err != nil {
 		return fmt.Errorf("preface: %w", err)
 	}
+	if c, err = p.arrived(c, hello.from); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = c.Close()
+		}
+	}()
 	p.mu.Lock()
 	own, s := p.cluster, p.stream
 	p.mu.Unlock()
@@ -378,7 +412,7 @@ func (p *Port) admit(c net.Conn) error {
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	var handed net.Conn = &conn{Conn: c, preface: hello}
+	handed := net.Conn(newConn(c, hello))
 	if hello.magic != magicHTTP {
 		if handed = s.track(handed, ""); handed == nil {
 			return errDetached

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -130,10 +131,26 @@ func splitTarget(target raft.ServerAddress) (id, address string, ok bool) {
 	return string(target[:at]), string(target[at+1:]), true
 }
 
-// conn is a connection whose preface was exchanged.
+// conn is an accepted connection whose preface was exchanged.
 type conn struct {
 	net.Conn
-	preface // of the dialing side
+	preface              // of the dialing side
+	heard   atomic.Int64 // when something came over it last, in nanoseconds of Unix time
+}
+
+func newConn(c net.Conn, p preface) *conn {
+	accepted := &conn{Conn: c, preface: p}
+	accepted.heard.Store(time.Now().UnixNano())
+	return accepted
+}
+
+// Read implements net.Conn.
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		c.heard.Store(time.Now().UnixNano())
+	}
+	return n, err
 }
 
 // Dialer connects to the raft port at address, within ctx.

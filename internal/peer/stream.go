@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"raftkv/internal/connlimit"
 )
 
 // stream is raft's StreamLayer over the port, for one raft instance.
@@ -45,7 +47,7 @@ func (s *stream) Dial(target raft.ServerAddress, timeout time.Duration) (net.Con
 }
 
 func (s *stream) dial(ctx context.Context, address string, p preface) (net.Conn, error) {
-	c, err := dial(ctx, s.port.Dial, address, p)
+	c, err := dial(ctx, s.port.connect, address, p)
 	if err != nil {
 		return nil, err
 	}
@@ -88,15 +90,52 @@ func (s *stream) closeIf(condition func(c net.Conn, dialed string) bool) {
 	}
 }
 
-// track makes Close of the stream close c too; it returns nil when the stream is closed already.
+// track makes Close of the stream close c too; it returns nil when the stream is closed already. An accepted connection
+// may evict another one: see maxStreams.
 func (s *stream) track(c net.Conn, dialed string) net.Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil
 	}
+	if accepted, ok := c.(*conn); ok {
+		s.evict(accepted)
+	}
 	s.conns[c] = dialed
 	return &tracked{Conn: c, stream: s}
+}
+
+// evict makes room for an accepted connection. s.mu is held.
+func (s *stream) evict(next *conn) {
+	limit := connlimit.OfFiles(maxStreams, 1, 8)
+	host := connlimit.Host(next.RemoteAddr().String())
+	var silent, silentOfHost *conn
+	count, ofHost := 0, 0
+	for c := range s.conns {
+		accepted, ok := c.(*conn)
+		if !ok {
+			continue
+		}
+		count++
+		if silent == nil || accepted.heard.Load() < silent.heard.Load() {
+			silent = accepted
+		}
+		if host == "" || connlimit.Host(accepted.RemoteAddr().String()) != host {
+			continue
+		}
+		ofHost++
+		if silentOfHost == nil || accepted.heard.Load() < silentOfHost.heard.Load() {
+			silentOfHost = accepted
+		}
+	}
+	switch {
+	case ofHost >= connlimit.PerHost(limit):
+		silent = silentOfHost
+	case count < limit:
+		return
+	}
+	delete(s.conns, silent)
+	_ = silent.Close()
 }
 
 // tracked is a connection that its stream closes with itself.

@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 )
 
 // A connection for terms carries one question after another. A question is the length of an ID, one byte, and the ID
 // of the node that is asked. The answer is the term of that node in 8 bytes, big-endian; when it is another node that
-// answers, 0, a term in which nobody leads.
+// answers, 0, a term in which nobody leads. A question that begins with an @ is an introduction (links.go).
 
 // DialTerm connects to the raft port at address for AskTerm, within ctx. The connection is closed with the raft
 // instance that is attached now, or by CloseStreams. It is ErrNotRaftkv if a node of a program that answers no such
@@ -23,7 +24,15 @@ func (p *Port) DialTerm(ctx context.Context, address string) (net.Conn, error) {
 	if s == nil {
 		return nil, errDetached
 	}
-	return s.dial(ctx, address, preface{magic: magicTerm, cluster: p.ClusterID()})
+	c, err := s.dial(ctx, address, preface{magic: magicTerm, cluster: p.ClusterID()})
+	if err != nil {
+		return nil, err
+	}
+	if err := p.introduce(c); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // AskTerm asks the node at the other end of c, which DialTerm returned, for its term, within ctx, which has a
@@ -63,6 +72,9 @@ func (p *Port) answerTerms(c net.Conn) {
 		}
 		id := make([]byte, size)
 		if _, err := io.ReadFull(questions, id); err != nil {
+			return
+		}
+		if from, ok := strings.CutPrefix(string(id), introduction); ok && linkOf(c).from(from) {
 			return
 		}
 		if _, err := c.Write(binary.BigEndian.AppendUint64(nil, p.term(string(id)))); err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Transport is raft's network transport, changed in six ways because raft 1.7.3 leaves these things to its users.
+// Transport is raft's network transport, changed in seven ways because raft 1.7.3 leaves these things to its users.
 //
 // Heartbeats are kept off the fast path (net_transport.go: SetHeartbeatHandler). There, a heartbeat of a newer term
 // raises the term on the connection's own goroutine while the leader's loop stamps an entry with it: an entry of a
@@ -31,11 +31,15 @@ import (
 // An AppendEntries carries maxAppendBytes of entries, or one that is larger. Raft sends up to 64 of them, of any size,
 // and gives them 10 s: with large values over a slow link they never arrive in time, and are sent again for ever.
 //
+// An AppendEntries has no commit index beyond its last entry (Raft paper, figure 2): a follower takes what is at or below
+// it in its own log for committed (raft.go: appendEntries), and may have other entries behind those that it was sent.
+//
 // TimeoutNow returns in a bounded time, because raft takes no entries until it has.
 type Transport struct {
 	*raft.NetworkTransport
 	step   time.Duration
 	leads  atomic.Pointer[StillLeads] // nil: never
+	served served
 	closed context.Context
 	close  context.CancelFunc
 }
@@ -53,17 +57,19 @@ const (
 // maxAppendBytes is how many bytes of entries an AppendEntries carries at most, if it has more than one.
 const maxAppendBytes = 1 << 20
 
-// shorten leaves out of args what is beyond maxAppendBytes. Raft goes by the entries that it finds there when the call
-// has returned, and sends the others next (replication.go: replicateTo, updateLastAppended).
+// shorten leaves out of args what is beyond maxAppendBytes, and lowers its commit index to its last entry. Raft goes by
+// the entries that it finds there when the call has returned, and sends the others next (replication.go: replicateTo,
+// updateLastAppended).
 func shorten(args *raft.AppendEntriesRequest) {
 	size := 0
 	for k, entry := range args.Entries {
 		size += len(entry.Data) + len(entry.Extensions)
 		if k > 0 && size > maxAppendBytes {
 			args.Entries = args.Entries[:k]
-			return
+			break
 		}
 	}
+	args.LeaderCommitIndex = min(args.LeaderCommitIndex, args.PrevLogEntry+uint64(len(args.Entries)))
 }
 
 // TimeoutNowLimit is how long a TimeoutNow may take.
@@ -123,8 +129,16 @@ func (t *Transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, 
 // AppendEntriesOnce is AppendEntries, sent at once and not retried.
 func (t *Transport) AppendEntriesOnce(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest,
 	response *raft.AppendEntriesResponse) error {
-	return t.NetworkTransport.AppendEntries(id, Target(id, address), args, response)
+	err := t.NetworkTransport.AppendEntries(id, Target(id, address), args, response)
+	if err == nil && response.Success && args.PrevLogEntry > 0 {
+		t.served.serve(id, args.PrevLogEntry+uint64(len(args.Entries)))
+	}
+	return err
 }
+
+// Served returns the least index after which a member that is being served needs the entries: it has taken some, or a
+// snapshot is being sent to it, within servedLimit. math.MaxUint64: there is none.
+func (t *Transport) Served() uint64 { return t.served.least() }
 
 // AppendEntriesPipeline implements raft.Transport. There is none, see NewTransport.
 func (t *Transport) AppendEntriesPipeline(id raft.ServerID, address raft.ServerAddress) (raft.AppendPipeline, error) {
@@ -146,7 +160,14 @@ func (t *Transport) RequestPreVote(id raft.ServerID, address raft.ServerAddress,
 // InstallSnapshot implements raft.Transport.
 func (t *Transport) InstallSnapshot(id raft.ServerID, address raft.ServerAddress, args *raft.InstallSnapshotRequest,
 	response *raft.InstallSnapshotResponse, data io.Reader) error {
-	return t.NetworkTransport.InstallSnapshot(id, Target(id, address), args, response, data)
+	t.served.serve(id, args.LastLogIndex)
+	err := t.NetworkTransport.InstallSnapshot(id, Target(id, address), args, response, reading{data, func() {
+		t.served.serve(id, args.LastLogIndex)
+	}})
+	if err == nil {
+		t.served.serve(id, args.LastLogIndex)
+	}
+	return err
 }
 
 // TimeoutNow implements raft.Transport, within TimeoutNowLimit. After an error the member may yet stand for election.

@@ -21,26 +21,27 @@ import (
 //
 // The file may be larger than memory. It is read a page at a time, of a page with overflow only the first page and
 // the keys. What is held is a page for each level of the tree, and a bit for each page of the file.
-// It calls progress, unless that is nil, with the fraction that is done; an error of progress ends it.
-func checkBolt(path string, progress func(fraction float64) error) (err error) {
+// It calls progress, unless that is nil, with the fraction that is done; an error of progress ends it. It returns how
+// many bytes are in use.
+func checkBolt(path string, progress func(fraction float64) error) (used uint64, err error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
 	info, err := file.Stat()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	c := boltChecker{file: file, size: uint64(info.Size()), progress: progress}
 	err = c.run()
 	if c.stopped != nil {
-		return c.stopped
+		return 0, c.stopped
 	}
 	if _, unreadable := errors.AsType[*fs.PathError](err); err == nil || unreadable {
-		return err
+		return (2 + c.reached) * c.pageSize, err
 	}
-	return fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
+	return 0, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
 }
 
 // The file format of bbolt, version 2 (internal/common/page.go and meta.go of bbolt). Integers are in the machine's

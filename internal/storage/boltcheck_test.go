@@ -114,7 +114,7 @@ func TestCheckBoltDamagedKeySize(t *testing.T) {
 func checkAllocations(path string) (uint64, error) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	err := checkBolt(path, nil)
+	_, err := checkBolt(path, nil)
 	runtime.ReadMemStats(&after)
 	return after.TotalAlloc - before.TotalAlloc, err
 }

@@ -73,6 +73,15 @@ func (c *Cache) DeleteRange(low, high uint64) error {
 	return c.LogStore.DeleteRange(low, high)
 }
 
+// Discard is Log.Discard, for a log that is below the cache.
+func (c *Cache) Discard(log *Log, index, term uint64) {
+	c.mu.Lock()
+	clear(c.entries)
+	c.indexes, c.bytes = nil, 0
+	c.mu.Unlock()
+	log.Discard(index, term)
+}
+
 // entryOverhead is about what an entry takes beyond its bytes, in memory and in raft.db.
 const entryOverhead = 128
 

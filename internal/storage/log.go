@@ -38,8 +38,9 @@ type Log struct {
 	entryFormat  func([]byte) int      // Options.EntryFormat
 	format       uint64                // that the volume states; used by writers of the log alone
 
-	onRead  atomic.Pointer[func(index uint64) error]
-	onWrite func(time.Duration) // Options.OnWrite
+	keepAfter atomic.Pointer[func() uint64]
+	onRead    atomic.Pointer[func(index uint64) error]
+	onWrite   func(time.Duration) // Options.OnWrite
 }
 
 // LogAndStable is what Log needs of raft-boltdb. Tests put failing disks here.
@@ -160,7 +161,7 @@ func (l *Log) raiseFormat(logs []*raft.Log) {
 //
 // The end marker moves before the entries at the end are deleted: after a crash between the two, Open finishes it. Of
 // the beginning, what the older of two snapshots does not have is kept, more than raft asks for: with that, a damaged
-// newest snapshot loses nothing.
+// newest snapshot loses nothing. So is what KeepAfter asks for.
 func (l *Log) DeleteRange(low, high uint64) error {
 	first, err := l.FirstIndex()
 	if err != nil {
@@ -182,13 +183,45 @@ func (l *Log) DeleteRange(low, high uint64) error {
 		l.sizes.deleted(low, last)
 		return nil
 	}
-	if high = min(high, l.retainAfter()); high < low {
+	high = min(high, l.retainAfter())
+	if f := l.keepAfter.Load(); f != nil {
+		high = min(high, (*f)())
+	}
+	if high < low {
 		return nil
 	}
 	l.write("compact the log", func() error { return l.disk.DeleteRange(low, high) })
 	l.sizes.deleted(low, high)
 	return nil
 }
+
+// Discard drops the entries up to index if the one at index is not of term: a snapshot that ends with that entry has
+// been installed, so that they are not, or not known to be, those that the cluster has committed. Raft keeps them
+// (raft.go: installSnapshot), against the Raft paper (figure 13, steps 6 and 7): this node, as a leader, would send them
+// to a member with the same ones, as committed. The entries beyond index raft compares with the leader's as always.
+func (l *Log) Discard(index, term uint64) {
+	var entry raft.Log
+	err := readLog(l.disk, index, &entry)
+	if err == nil && entry.Term == term {
+		return
+	}
+	if err != nil && !errors.Is(err, raft.ErrLogNotFound) {
+		l.fatal("read the log", err)
+	}
+	first, _ := l.FirstIndex()
+	last := l.last.Load()
+	switch {
+	case first == 0 || first > index:
+	case last <= index:
+		_ = l.DeleteRange(first, last) // ends the node if it fails
+	default:
+		l.write("discard entries before a snapshot", func() error { return l.disk.DeleteRange(first, index) })
+		l.sizes.deleted(first, index)
+	}
+}
+
+// KeepAfter has DeleteRange keep the entries above the index that f returns, too.
+func (l *Log) KeepAfter(f func() (index uint64)) { l.keepAfter.Store(&f) }
 
 // Set implements raft.StableStore.
 func (l *Log) Set(key, value []byte) error {

@@ -112,3 +112,87 @@ func TestLogDetectsDamage(t *testing.T) {
 		}
 	})
 }
+
+// TestDiscard: a snapshot that ends with an entry which the log does not have makes worthless what is before it.
+func TestDiscard(t *testing.T) {
+	for _, test := range []struct {
+		name                string
+		index, term         uint64
+		wantFirst, wantLast uint64
+	}{
+		{name: "its own snapshot", index: 10, term: 2, wantFirst: 1, wantLast: 21},
+		{name: "another entry there", index: 10, term: 3, wantFirst: 11, wantLast: 21},
+		{name: "another last entry", index: 21, term: 3, wantFirst: 0, wantLast: 0},
+		{name: "beyond the log", index: 30, term: 3, wantFirst: 0, wantLast: 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir, _ := testVolume(t, 20) // entries 1 to 21, of term 2
+			v := mustOpen(t, dir)
+			v.Log.Discard(test.index, test.term)
+			for k, log := range []*Log{v.Log, nil} {
+				if log == nil { // after a restart
+					if err := v.Close(); err != nil {
+						t.Fatal(err)
+					}
+					if test.wantFirst == 11 {
+						return // which needs the snapshot
+					}
+					v = mustOpen(t, dir)
+					log = v.Log
+				}
+				first, _ := log.FirstIndex()
+				last, _ := log.LastIndex()
+				if first != test.wantFirst || last != test.wantLast {
+					t.Errorf("look %d: got %d to %d, want %d to %d", k, first, last, test.wantFirst, test.wantLast)
+				}
+			}
+			if err := v.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// TestDiscardOnInstall: it is done when the snapshot is complete, and by the next start if that did not come to it.
+func TestDiscardOnInstall(t *testing.T) {
+	for _, crash := range []bool{false, true} {
+		dir, _ := testVolume(t, 20)
+		v := mustOpen(t, dir)
+		cache := NewCache(v.Log, 1<<20)
+		if !crash {
+			v.Snapshots.OnInstalled(func(index, term uint64) { cache.Discard(v.Log, index, term) })
+		}
+		if err := cache.StoreLog(&raft.Log{Index: 22, Term: 2}); err != nil {
+			t.Fatal(err)
+		}
+		sink, err := v.Snapshots.Create(1, 22, 5, raft.Configuration{}, 1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sink.Write([]byte("state")); err != nil {
+			t.Fatal(err)
+		}
+		if err := sink.Close(); err != nil {
+			t.Fatal(err)
+		}
+		log := raft.LogStore(cache)
+		if crash {
+			if err := v.Close(); err != nil {
+				t.Fatal(err)
+			}
+			v = mustOpen(t, dir)
+			log = v.Log
+		}
+		for _, index := range []uint64{21, 22} {
+			if err := log.GetLog(index, new(raft.Log)); !errors.Is(err, raft.ErrLogNotFound) {
+				t.Errorf("crash %v: entry %d: got %v, want ErrLogNotFound", crash, index, err)
+			}
+		}
+		if index, term := v.Snapshots.NewestEntry(); index != 22 || term != 5 {
+			t.Errorf("crash %v: newest entry: got %d of term %d, want 22 of term 5", crash, index, term)
+		}
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -36,7 +36,8 @@ type Snapshots struct {
 	aborted atomic.Bool
 	newest  atomic.Int64 // of Newest
 
-	newestIndex atomic.Uint64                         // of NewestIndex
+	newestEntry atomic.Pointer[entryID] // of NewestEntry; nil: there is none
+	onInstalled atomic.Pointer[func(index, term uint64)]
 	onDone      func(bytes int64, took time.Duration) // Options.OnSnapshot; nil: none
 	onRead      atomic.Pointer[func() error]
 
@@ -132,7 +133,7 @@ func (s *Snapshots) create(version raft.SnapshotVersion, index, term uint64, con
 	now := time.Now()
 	size := int64(len(header))
 	return &pacedSink{SnapshotSink: sink, snapshots: s, file: file, began: now, created: now, size: size,
-		index: index}, nil
+		last: entryID{index, term}}, nil
 }
 
 // List implements raft.SnapshotStore. It leaves out a snapshot whose metadata contradict its own name, and those that
@@ -198,8 +199,20 @@ func (s *snapshotState) Read(b []byte) (int, error) {
 // install is going on, it grows.
 func (s *Snapshots) Written() uint64 { return s.written.Load() }
 
-// NewestIndex returns the last index of the newest snapshot; 0: there is none.
-func (s *Snapshots) NewestIndex() uint64 { return s.newestIndex.Load() }
+// entryID is an entry of the log.
+type entryID struct{ index, term uint64 }
+
+// NewestEntry returns the index and term of the last entry in the newest snapshot; 0, 0: there is none.
+func (s *Snapshots) NewestEntry() (index, term uint64) {
+	if e := s.newestEntry.Load(); e != nil {
+		return e.index, e.term
+	}
+	return 0, 0
+}
+
+// OnInstalled has f called with the last entry of each snapshot that is complete on disk, before raft restores it: see
+// Log.Discard.
+func (s *Snapshots) OnInstalled(f func(index, term uint64)) { s.onInstalled.Store(&f) }
 
 // Newest returns how many bytes the newest snapshot takes; 0: there is none.
 func (s *Snapshots) Newest() int64 { return s.newest.Load() }
@@ -234,7 +247,7 @@ func (s *Snapshots) usable() (*raft.SnapshotMeta, error) {
 		if err == nil {
 			_ = state.Close()
 			s.newest.Store(meta.Size)
-			s.newestIndex.Store(meta.Index)
+			s.newestEntry.Store(&entryID{meta.Index, meta.Term})
 			return meta, nil
 		}
 		s.mu.Lock()
@@ -363,7 +376,7 @@ type pacedSink struct {
 	began     time.Time
 	created   time.Time
 	size      int64 // bytes so far
-	index     uint64
+	last      entryID
 	ended     bool // by Close or Cancel, which both may be called again
 }
 
@@ -401,7 +414,10 @@ func (p *pacedSink) Close() error {
 	case !p.ended:
 		p.snapshots.failure.Store(nil)
 		p.snapshots.newest.Store(p.size)
-		p.snapshots.newestIndex.Store(p.index)
+		p.snapshots.newestEntry.Store(&p.last)
+		if f := p.snapshots.onInstalled.Load(); f != nil {
+			(*f)(p.last.index, p.last.term)
+		}
 		if p.snapshots.onDone != nil {
 			p.snapshots.onDone(p.size, time.Since(p.created))
 		}

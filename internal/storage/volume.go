@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -32,15 +31,16 @@ type Volume struct {
 	Cluster   ClusterID // the cluster whose entries the volume holds
 	ID        string    // of this volume, random; empty: it was made before volumes had one
 
-	dir    string
-	bolt   *raftboltdb.BoltStore
-	opened [2]fs.FileInfo // the directory and raft.db, as they were when they were opened
+	dir     string
+	bolt    *raftboltdb.BoltStore
+	guarded *guarded       // bolt, for all that is under the log
+	opened  [2]fs.FileInfo // the directory and raft.db, as they were when they were opened
 }
 
 // ClusterID is the identity of a cluster (see peer.ClusterID).
 type ClusterID = [16]byte
 
-// Options of Open. All fields but OnWrite, OnSnapshot, Progress and Wrap are required.
+// Options of Open. All fields but OnWrite, OnSnapshot, Progress, Logf and Wrap are required.
 type Options struct {
 	NodeID string       // the node that the volume must belong to
 	Logger hclog.Logger // for lines about snapshots
@@ -63,7 +63,16 @@ type Options struct {
 	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
 	Progress func(fraction float64) error
 
-	sizes *sizes // of the entries that Open finds
+	// Logf prints a line about the volume; nil: none.
+	Logf func(format string, args ...any)
+
+	sizes *sizes  // of the entries that Open finds
+	used  *uint64 // bytes of raft.db, as Open finds it
+
+	// For tests; zero values mean none, compactAbove and the disk's.
+	atCompaction func(step string) error
+	compactAbove uint64
+	free         func(dir string) (uint64, error)
 
 	Wrap func(LogAndStable) LogAndStable // for tests: puts a disk that fails below the log; nil: none
 }
@@ -180,8 +189,8 @@ func fillVolume(bolt *raftboltdb.BoltStore, nodeID string, cluster ClusterID, bo
 
 // Open opens the volume in dir. It refuses, with an error that wraps ErrCorrupt, a volume that could make the node
 // serve anything but what it had. Nothing in raft.db is written before all of it was read and verified, so that a
-// refused volume is still what was found, for a person or a later version to look at; the only thing removed is a
-// snapshot that was never finished.
+// refused volume is still what was found, for a person or a later version to look at; the only things removed are a
+// snapshot and a copy of raft.db that were never finished. A raft.db that is mostly free is compacted.
 func Open(dir string, o Options) (*Volume, error) {
 	snaps, err := openSnapshots(dir, o.Logger)
 	if err != nil {
@@ -189,9 +198,15 @@ func Open(dir string, o Options) (*Volume, error) {
 	}
 	snaps.onDone = o.OnSnapshot
 	v := &Volume{Snapshots: snaps, dir: dir}
-	o.sizes = new(sizes)
+	o.sizes, o.used = new(sizes), new(uint64)
+	if err := removeCompacted(dir); err != nil {
+		return nil, err
+	}
 	var end, format uint64
 	if v.Cluster, end, format, err = checkVolume(dir, o, snaps); err != nil {
+		return nil, err
+	}
+	if err := compact(dir, *o.used, o); err != nil {
 		return nil, err
 	}
 	err = guard(func() (err error) {
@@ -215,12 +230,21 @@ func Open(dir string, o Options) (*Volume, error) {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrCorrupt, err), v.bolt.Close())
 	}
 	v.ID = string(id)
-	var disk LogAndStable = v.bolt
+	v.guarded = &guarded{disk: v.bolt}
+	var disk LogAndStable = v.guarded
 	if o.Wrap != nil {
 		disk = o.Wrap(disk)
 	}
 	v.Log = newLog(disk, end, snaps.oldest, o)
 	v.Log.format = format
+	if index, term := snaps.NewestEntry(); index > 0 { // a crash may have come between the snapshot and this
+		done := make(chan struct{})
+		go func() { // which the log ends if it fails
+			defer close(done)
+			v.Log.Discard(index, term)
+		}()
+		<-done
+	}
 	return v, nil
 }
 
@@ -251,8 +275,14 @@ func (v *Volume) paths() [2]string { return [2]string{v.dir, boltPath(v.dir)} }
 // Reusable returns how many bytes of raft.db are in free pages, as its last transaction has left them.
 func (v *Volume) Reusable() uint64 { return uint64(max(v.bolt.Stats().FreeAlloc, 0)) }
 
-// Close closes raft.db. No method of Log may be called afterwards.
-func (v *Volume) Close() error { return v.bolt.Close() }
+// Close closes raft.db. No method of Log may be called afterwards. After a fault it stays open: bbolt's locks may be
+// held, and the error is that of the fault.
+func (v *Volume) Close() error {
+	if err := v.guarded.faulted.Load(); err != nil {
+		return *err
+	}
+	return v.bolt.Close()
+}
 
 // part returns Progress for the part of Open from one fraction to another, nil without Progress.
 func (o Options) part(from, to float64) func(fraction float64) error {
@@ -265,8 +295,12 @@ func (o Options) part(from, to float64) func(fraction float64) error {
 // checkVolume reads and verifies all of raft.db and the newest snapshots, and writes nothing.
 func checkVolume(dir string, o Options, snaps *Snapshots) (cluster ClusterID, end, format uint64, err error) {
 	err = guard(func() (err error) {
-		if err := checkBolt(boltPath(dir), o.part(0, 0.5)); err != nil {
+		used, err := checkBolt(boltPath(dir), o.part(0, 0.5))
+		if err != nil {
 			return err
+		}
+		if o.used != nil {
+			*o.used = used
 		}
 		bolt, err := openBolt(dir, true)
 		if err != nil {
@@ -423,16 +457,4 @@ func syncDir(dir string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
-}
-
-// guard runs f and turns a panic, and a fault in bbolt's memory map, into an error. It covers the calling goroutine
-// only, which is why checkBolt has to run before bbolt, whose panics are partly in others.
-func guard(f func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", ErrCorrupt, p)
-		}
-	}()
-	return f()
 }
