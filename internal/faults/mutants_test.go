@@ -775,8 +775,9 @@ var unitMutants = []unitMutant{
 			`	_ = math.MaxUint32`}},
 	{name: "a snapshot is counted at its end", run: "TestReadSnapshotWithinReadsLittle",
 		edit: edit{"internal/kv/snapshot_decoder.go",
-			`			d.within(uint64(into.footprint()))`,
-			``}},
+			`			into.set(into.items.Load, key, item)
+			d.within(uint64(into.footprint()))`,
+			`			into.set(into.items.Load, key, item)`}},
 	{name: "idempotency records of any size", run: "TestReadSnapshotWithin",
 		edit: edit{"internal/kv/snapshot_decoder.go",
 			`d.max > 0 && bytes > maxRecordBytes {`,
