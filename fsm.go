@@ -231,10 +231,23 @@ func (snapshot) Release() {}
 // the leader sends one in the place of entries that it no longer has. A damaged one
 // leaves the store as it was. Raft closes r.
 func (f *fsm) Restore(r io.ReadCloser) error {
-	if err := f.ReadSnapshot(r); err != nil {
-		return err
+	restore, _, _, err := f.Prepare(r)
+	if err == nil {
+		restore()
 	}
-	index, _ := f.Applied()
-	f.log.Infof("Restored a snapshot: %d keys, index=%d", f.Len(), index)
-	return nil
+	return err
+}
+
+// Prepare implements node.StateMachine: a snapshot of the leader is read as it comes, and
+// restored when raft asks for it.
+func (f *fsm) Prepare(r io.Reader) (restore func(), index, term uint64, err error) {
+	p, err := kv.PrepareSnapshot(r)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	index, term = p.Applied()
+	return func() {
+		f.Install(p)
+		f.log.Infof("Restored a snapshot: %d keys, index=%d", f.Len(), index)
+	}, index, term, nil
 }

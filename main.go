@@ -96,7 +96,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case <-ctx.Done():
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 		s.log.Info("Shutting down; interrupt again to exit immediately")
-		return s.stop()
+		defer s.console.Close()
+		if err = s.stop(); err == nil {
+			s.raftLog.Silence()
+			s.log.Info("Stopped")
+		}
+		return err
 	case err = <-s.node.Failed():
 	case err = <-s.served:
 	}
@@ -110,6 +115,7 @@ type service struct {
 	machine  *fsm
 	console  *console.Writer
 	log      *logrus.Logger
+	raftLog  *console.RaftLogger
 	listener net.Listener
 	server   *http.Server
 	served   chan error // of capacity 1: the error with which the HTTP server has ended
@@ -121,7 +127,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	format := console.Format(c.logFormat)
 	lines := console.New(out, format)
 	s := &service{console: lines, log: console.NewLogger(lines, c.logLevel, format), served: make(chan error, 1)}
-	s.machine = newFSM(s.log)
+	s.machine, s.raftLog = newFSM(s.log), console.NewRaftLogger(lines, c.logLevel, format)
 	maxBytes, line := memory.DataLimit(c.storeMaxBytes)
 	s.log.Info(line)
 	var err error
@@ -147,7 +153,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		SnapshotBytes:     c.snapshotBytes,
 		MaxBytes:          maxBytes,
 		ElectionTimeout:   c.electionTimeout,
-		RaftLog:           console.NewRaftLogger(lines, c.logLevel, format),
+		RaftLog:           s.raftLog,
 		Logf:              s.log.Infof,
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
@@ -180,7 +186,6 @@ const (
 // stop shuts a running node down: it hands leadership over, drains the requests that are
 // under way, and closes raft, its port and the volume, in this order.
 func (s *service) stop() error {
-	defer s.console.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()
 	if err := s.node.StepDown(ctx); err != nil {

@@ -71,6 +71,7 @@ type settings struct {
 	dir      string // where the temporary directory is made
 	out      string // directory of RESULTS.md; empty: not written
 	million  bool
+	bytes    bool
 	soak     time.Duration // 0: none
 }
 
@@ -90,6 +91,8 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 	f.StringVar(&s.dir, "dir", os.TempDir(), "where the volumes are made, and removed: choose the disk by it")
 	f.StringVar(&s.out, "o", "", "directory of RESULTS.md and results.svg (default bench)")
 	f.BoolVar(&s.million, "million", false, "instead: what 1,000,000 keys cost")
+	f.BoolVar(&s.bytes, "bytes", false, "instead: what values of 100 B to 1 MiB cost, with 64 MiB and 1 GiB of data; -only "+
+		"selects rows, as in -only '64 MiB'")
 	f.DurationVar(&s.soak, "soak", 0, "instead: write for so long, and show memory and size of raft.db")
 	switch err := f.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -133,8 +136,8 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 		return s, fmt.Errorf("%w: want at least one round of at least 100ms", errUsage)
 	case s.keys < 1000 || s.keys > 8_000_000:
 		return s, fmt.Errorf("%w: -keys %d: want 1000 to 8000000", errUsage, s.keys)
-	case s.million && s.soak > 0:
-		return s, fmt.Errorf("%w: -million and -soak are two runs", errUsage)
+	case s.million && s.soak > 0 || s.bytes && (s.million || s.soak > 0):
+		return s, fmt.Errorf("%w: -million, -soak and -bytes are different runs", errUsage)
 	}
 	if s.baseline != "" {
 		if s.baseline, err = filepath.Abs(s.baseline); err == nil {
@@ -210,6 +213,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	switch {
 	case b.million:
 		return b.runMillion(ctx)
+	case b.bytes:
+		return b.runBytes(ctx)
 	case b.soak > 0:
 		return b.runSoak(ctx)
 	}

@@ -406,7 +406,7 @@ func escape(s string) string {
 
 // partNames are the parts of RESULTS.md in their order. Each is written by its own
 // run, which leaves the others as they are.
-var partNames = []string{"main", "million", "soak"}
+var partNames = []string{"main", "million", "soak", "bytes"}
 
 // replacePart returns the text of RESULTS.md with one part replaced or added.
 func replacePart(old, name, text string) string {

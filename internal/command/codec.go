@@ -283,6 +283,25 @@ func (c Condition) append(dst []byte) []byte {
 // The value of a Set is never nil.
 func Decode(entry []byte) ([]Command, error) {
 	d := decoder{entry: entry}
+	return d.batch()
+}
+
+// Check returns the error of Decode for entry, and keeps nothing of it. For sets and removes it takes a fraction of the
+// time, and allocates nothing.
+func Check(entry []byte) error {
+	d := decoder{entry: entry, check: true}
+	_, err := d.batch()
+	return err
+}
+
+// decoder reads an entry; the next byte is entry[at].
+type decoder struct {
+	entry []byte
+	at    int
+	check bool // pairs are not kept: see Check
+}
+
+func (d *decoder) batch() (batch []Command, err error) {
 	v, err := d.byte("version")
 	if err != nil {
 		return nil, err
@@ -294,29 +313,26 @@ func Decode(entry []byte) ([]Command, error) {
 	if err != nil {
 		return nil, err
 	}
-	batch := make([]Command, n)
-	for i := range batch {
-		if batch[i], err = d.command(); err != nil {
-			return nil, err
-		}
-	}
-	if d.at != len(entry) {
-		return nil, d.malformed("%d bytes after the last command", len(entry)-d.at)
+	if !d.check {
+		batch = make([]Command, 0, n)
 	}
 	needs := byte(entryV1)
-	for i := range batch {
-		needs = max(needs, byte(batch[i].Format()))
+	for range n {
+		c, err := d.command()
+		if err != nil {
+			return nil, err
+		}
+		if needs = max(needs, byte(c.Format())); !d.check {
+			batch = append(batch, c)
+		}
+	}
+	if d.at != len(d.entry) {
+		return nil, d.malformed("%d bytes after the last command", len(d.entry)-d.at)
 	}
 	if d.at = 0; v != needs {
 		return nil, d.malformed("version %d, but its commands are those of %d", v, needs)
 	}
 	return batch, nil
-}
-
-// decoder reads an entry; the next byte is entry[at].
-type decoder struct {
-	entry []byte
-	at    int
 }
 
 func (d *decoder) malformed(format string, args ...any) error {
@@ -346,7 +362,7 @@ func (d *decoder) command() (c Command, err error) {
 	}
 	switch {
 	case c.Kind.hasPairs():
-		c.Pairs, err = d.pairs(c.Kind.hasValues())
+		c.Pairs, err = d.pairs(c.Kind)
 		for _, p := range c.Pairs {
 			if _, ok := ParseLease(p.Value); c.Kind == StageLeases && !ok && err == nil {
 				err = d.malformed("no lease")
@@ -442,27 +458,34 @@ func (d *decoder) condition() (Condition, error) {
 	return Condition{Indexes: indexes}, nil
 }
 
-func (d *decoder) pairs(values bool) ([]Pair, error) {
+// pairs reads the pairs of a command of that kind. Check needs none of them, but for leases.
+func (d *decoder) pairs(kind Kind) ([]Pair, error) {
 	minPair := minRemove
-	if values {
+	if kind.hasValues() {
 		minPair = minSet
 	}
 	n, err := d.count("number of pairs", 1, minPair)
 	if err != nil {
 		return nil, err
 	}
-	pairs := make([]Pair, n)
-	for i := range pairs {
+	var pairs []Pair
+	keep := !d.check || kind == StageLeases
+	if keep {
+		pairs = make([]Pair, 0, n)
+	}
+	for range n {
 		key, err := d.bytes("length of key", 1)
 		if err != nil {
 			return nil, err
 		}
-		pairs[i].Key = string(key)
-		if !values {
-			continue
+		var value []byte
+		if kind.hasValues() {
+			if value, err = d.bytes("length of value", 0); err != nil {
+				return nil, err
+			}
 		}
-		if pairs[i].Value, err = d.bytes("length of value", 0); err != nil {
-			return nil, err
+		if keep {
+			pairs = append(pairs, Pair{string(key), value})
 		}
 	}
 	return pairs, nil

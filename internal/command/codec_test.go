@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"reflect"
 	"runtime"
 	"strings"
@@ -524,6 +525,9 @@ func TestMalformed(t *testing.T) {
 			if got != nil || !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.message) {
 				t.Errorf("got %v, %v, want %v: … %s", got, err, tt.want, tt.message)
 			}
+			if got := Check([]byte(tt.entry)); fmt.Sprint(got) != fmt.Sprint(err) {
+				t.Errorf("Check: got %v, want %v", got, err)
+			}
 		})
 	}
 }
@@ -586,6 +590,9 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, entry []byte) {
 		batch, err := Decode(entry)
+		if got := Check(entry); fmt.Sprint(got) != fmt.Sprint(err) {
+			t.Fatalf("Check: got %v, want %v", got, err)
+		}
 		if err != nil {
 			if !errors.Is(err, ErrVersion) && !errors.Is(err, ErrMalformed) {
 				t.Fatalf("got %v, want one of the documented errors", err)
@@ -626,6 +633,17 @@ func BenchmarkDecode(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := Decode(entry); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkCheck(b *testing.B) {
+	entry := Append(nil, benchmarkBatch()...)
+	b.SetBytes(int64(len(entry)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := Check(entry); err != nil {
 			b.Fatal(err)
 		}
 	}

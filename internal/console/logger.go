@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/sirupsen/logrus"
 )
 
@@ -27,14 +26,6 @@ func NewLogger(out io.Writer, level string, format logrus.Formatter) *logrus.Log
 		log.SetLevel(l)
 	}
 	return log
-}
-
-// NewRaftLogger returns the logger of hashicorp/raft, which prints lines of at least level to out: as raft has them,
-// or as the JSON of go-hclog if that of format is JSON.
-func NewRaftLogger(out io.Writer, level string, format logrus.Formatter) hclog.Logger {
-	_, isJSON := format.(*logrus.JSONFormatter)
-	return hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.LevelFromString(level), Output: out,
-		JSONFormat: isJSON})
 }
 
 // Fatal prints the last line of a process that err ends, with advice behind it: one line, in the format of the given

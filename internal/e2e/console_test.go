@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"regexp"
@@ -119,6 +120,83 @@ func checkPrintable(t testing.TB, s *testkit.Node) {
 		if strings.HasPrefix(line, "INFO[2026-01-01T00:00:00.000Z] ") {
 			t.Errorf("the console of %s has a forged line, %q", s.ID, line)
 		}
+	}
+}
+
+// TestConsoleOfAnElection: the leader is killed, and the consoles of the others have what happened, on half a screen.
+func TestConsoleOfAnElection(t *testing.T) {
+	for _, format := range []string{"text", "json"} {
+		t.Run(format, func(t *testing.T) {
+			t.Parallel()
+			nodes := testkit.StartCluster(t, binary(t), 3, "LOG_FORMAT="+format)
+			printed := func(n *testkit.Node) []string { return strings.Split(strings.TrimSpace(n.Stderr.String()), "\n") }
+			dead, others := testkit.Leader(t, nodes...)
+			before := make(map[string]int)
+			for _, n := range others {
+				before[n.ID] = len(printed(n))
+			}
+			term := state(t, dead).Term
+			dead.Kill(t)
+			led := regexp.MustCompile(`Term (\d+): (n\d) leads`)
+			winner := ""
+			for _, n := range others {
+				testkit.Eventually(t, "a new leader on the console of "+n.ID, func() error {
+					all := led.FindAllStringSubmatch(n.Stderr.String(), -1)
+					if last := all[len(all)-1]; last[2] != dead.ID {
+						winner = last[2]
+						return nil
+					}
+					return errors.New("there is none")
+				})
+			}
+			for _, n := range others {
+				lines := printed(n)[before[n.ID]:]
+				end := slices.IndexFunc(lines, led.MatchString)
+				t.Logf("%s: %d lines of the election", n.ID, end+1)
+				const half = 30 // of a screen; 20 to 25 unless the two stand against each other
+				if end >= half {
+					t.Errorf("%s: %d lines, want less than %d:\n%s", n.ID, end, half, strings.Join(lines[:end], "\n"))
+				}
+				all := strings.Join(lines, "\n")
+				for _, want := range []string{fmt.Sprintf("Term %d: no leader", term), ": voted for " + winner} {
+					if !strings.Contains(all, want) {
+						t.Errorf("%s: no line %q in\n%s", n.ID, want, all)
+					}
+				}
+			}
+			others[0].WaitReady(t)
+			notNormal := regexp.MustCompile(`(?i)\[error\]|"@?level":"error"|denied.*` + dead.ID)
+			for _, n := range others {
+				n.Stop(t, syscall.SIGTERM)
+				lines := printed(n)
+				for _, line := range lines {
+					if notNormal.MatchString(line) {
+						t.Errorf("%s: %s", n.ID, line)
+					}
+				}
+				if last := lines[len(lines)-1]; !regexp.MustCompile(`\bStopped\b`).MatchString(last) {
+					t.Errorf("%s: got the last line %s, want Stopped", n.ID, last)
+				}
+			}
+		})
+	}
+}
+
+// TestConsoleOfARemovedNode: it is not that something has failed.
+func TestConsoleOfARemovedNode(t *testing.T) {
+	t.Parallel()
+	nodes := testkit.StartCluster(t, binary(t), 2)
+	n := nodes[1]
+	if a := nodes[0].Definite(t, "POST", "/leave?nodeId=n2", ""); a.Status != 200 {
+		t.Fatalf("/leave: got %d %s", a.Status, a.Body)
+	}
+	n.WaitMessage(t, "it is inactive until it is joined again")
+	n.Stop(t, syscall.SIGTERM)
+	if messages := n.Messages(); messages[len(messages)-1] != "Stopped" {
+		t.Errorf("got %q, want Stopped at the end", messages)
+	}
+	if text := n.Stderr.String(); strings.Contains(text, "ERROR") || strings.Contains(text, "WARN[") {
+		t.Errorf("got\n%s\nwant neither an error nor a warning of its own", text)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,8 +26,9 @@ import (
 // A block marked "console" has commands ($ …) and exactly what they print. One marked
 // "console n1" starts a program in terminal n1, and one marked "text n1" has more lines
 // of that terminal: they must all appear there after those of the block before (other
-// lines may stand between them). ^C is a Ctrl-C in that terminal, whose program must then
-// end with exit code 0. A block marked "text" alone shows something that is not run.
+// lines may stand between them). "text n2|n3" is one of both, whichever has them all. ^C
+// is a Ctrl-C in that terminal, whose program must then end with exit code 0. A block
+// marked "text" alone shows something that is not run.
 // The configurations of proxies are run by TestProxies.
 //
 // Everything is compared literally, index numbers included, but for times, random IDs and
@@ -66,6 +68,8 @@ type reader struct {
 	mark      string // stands for pageMark: the last one that was printed
 	port      int    // stands for 8000; port+1000 for 9000, and so on for the ports after them
 	terminals map[string]*terminal
+	env       []string // of every command
+	guide     *guide   // shows each step to a person; nil in a test
 
 	theirs *regexp.Regexp // the ports of this reader, in what is printed
 }
@@ -73,8 +77,14 @@ type reader struct {
 // pagePorts is how many consecutive ports the pages use for HTTP, and how many for raft.
 const pagePorts = 6
 
-func newReader(t *testing.T, binary string) *reader {
-	r := &reader{t: t, dir: t.TempDir(), temp: t.TempDir(), port: freePorts(t), terminals: make(map[string]*terminal)}
+func newReader(t *testing.T, binary string) *reader { return newReaderAt(t, binary, freePorts(t)) }
+
+// newReaderAt is newReader with the port that stands for 8000.
+func newReaderAt(t *testing.T, binary string, port int) *reader {
+	r := &reader{t: t, dir: t.TempDir(), temp: t.TempDir(), port: port, terminals: make(map[string]*terminal)}
+	// An election that a busy machine causes would be one that the page does not have: it
+	// takes an index, and puts another node in the leader's place.
+	r.env = []string{"RAFT_ELECTION_TIMEOUT=2s"}
 	var ports []string
 	for i := -1; i < pagePorts; i++ {
 		ports = append(ports, strconv.Itoa(r.port+i), strconv.Itoa(r.port+1000+i))
@@ -102,28 +112,42 @@ func newReader(t *testing.T, binary string) *reader {
 // freePorts returns a port to stand for 8000. It has four digits as that has, so that
 // the lengths of messages are those of the page.
 func freePorts(t *testing.T) int {
-	free := func(port int) bool {
-		for _, host := range []string{"127.0.0.1", "127.0.0.11", "127.0.0.12", "127.0.0.13"} {
-			l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
-			if err != nil {
-				return false
-			}
-			_ = l.Close()
-		}
-		return true
-	}
 	for range 100 {
 		first := 5000 + rand.IntN(2000) // above every index, year and other number of four digits in the pages
-		ok := true
-		for i := range pagePorts {
-			ok = ok && free(first+i) && free(first+1000+i)
+		takenPorts.Lock()
+		ok := !takenPorts.firsts[first/10] && arePagePortsFree(first)
+		if ok {
+			takenPorts.firsts[first/10], takenPorts.firsts[first/10+1] = true, true
 		}
+		takenPorts.Unlock()
 		if ok {
 			return first
 		}
 	}
 	t.Fatal("no free ports")
 	return 0
+}
+
+// takenPorts are those of the readers that run side by side, by tens.
+var takenPorts = struct {
+	sync.Mutex
+	firsts map[int]bool
+}{firsts: make(map[int]bool)}
+
+// arePagePortsFree reports whether the ports of a page are free if first stands for 8000.
+func arePagePortsFree(first int) bool {
+	for i := range pagePorts {
+		for _, port := range []int{first + i, first + 1000 + i} {
+			for _, host := range []string{"127.0.0.1", "127.0.0.11", "127.0.0.12", "127.0.0.13"} {
+				l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+				if err != nil {
+					return false
+				}
+				_ = l.Close()
+			}
+		}
+	}
+	return true
 }
 
 // Ports of the pages and scripts, with those that cluster.sh counts from.
@@ -160,16 +184,14 @@ func (r *reader) command(text string) *exec.Cmd {
 	// -sS: a person's terminal has curl's progress elsewhere.
 	c := exec.Command("bash", "-c", strings.ReplaceAll(r.toReal(text), "curl ", "curl -sS "))
 	c.Dir = r.dir
-	// An election that a busy machine causes would be one that the page does not have: it
-	// takes an index, and puts another node in the leader's place.
-	c.Env = append(testkit.Environ(), "http_proxy=", "RAFT_ELECTION_TIMEOUT=2s")
+	c.Env = append(append(testkit.Environ(), "http_proxy="), r.env...)
 	if strings.Contains(text, "./raftkv") {
 		c.Env = append(c.Env, fmt.Sprintf("HTTP_SERVER_PORT=%d", r.port), fmt.Sprintf("RAFT_SERVER_PORT=%d", r.port+1000))
 	}
 	return c
 }
 
-var fenced = regexp.MustCompile("(?ms)^```(console|text)(?: (\\w+))?\n(.*?)^```$")
+var fenced = regexp.MustCompile("(?ms)^```(console|text)(?: ([\\w|]+))?\n(.*?)^```$")
 
 // proxied begins a block that TestProxies runs.
 var proxied = regexp.MustCompile("(?m)^```(nginx|haproxy|caddy)$")
@@ -187,8 +209,10 @@ func (r *reader) read(page string) {
 	for _, index := range noIndex.FindAllString(page, -1) {
 		t.Errorf("%s: an index is left out, want its number", index)
 	}
-	for _, block := range blocks {
+	prose := fenced.Split(page, -1)
+	for k, block := range blocks {
 		kind, name, lines := block[1], block[2], strings.Split(strings.TrimSuffix(block[3], "\n"), "\n")
+		r.guide.prose(r.toReal(prose[k]))
 		command, isCommand := strings.CutPrefix(lines[0], "$ ")
 		switch {
 		case isCommand && strings.HasPrefix(command, "go "):
@@ -197,16 +221,18 @@ func (r *reader) read(page string) {
 			r.open("cluster", command)
 			r.terminals["cluster"].follow(t, []string{"== Ctrl-C stops all three", "^C"})
 		case isCommand && name != "":
+			r.guide.command(t, "(terminal of "+name+") $ "+r.toReal(command))
 			r.open(name, command)
 			r.terminals[name].follow(t, lines[1:])
 		case isCommand:
 			r.run(lines)
 		case name != "":
-			term := r.terminals[name]
-			if term == nil {
-				t.Fatalf("nothing was started in terminal %s", name)
+			if of := "(terminal of " + strings.ReplaceAll(name, "|", " or ") + ")"; slices.Contains(lines, "^C") {
+				r.guide.command(t, of+" Ctrl-C")
+			} else {
+				r.guide.command(t, of+" look at it")
 			}
-			term.follow(t, lines)
+			r.followOne(strings.Split(name, "|"), lines)
 		case kind == "console":
 			t.Errorf("a console block without a command: %s", lines[0])
 		}
@@ -214,6 +240,7 @@ func (r *reader) read(page string) {
 			return // what follows would only fail too
 		}
 	}
+	r.guide.prose(r.toReal(prose[len(blocks)]))
 }
 
 // run runs the commands of a block, one after the other, in one shell each.
@@ -226,6 +253,7 @@ func (r *reader) run(lines []string) {
 		}
 		want := lines[1:end]
 		lines = lines[end:]
+		r.guide.command(r.t, "$ "+r.toReal(command))
 		first := ""
 		// What a person types a second later may come too early from a program: a follower
 		// that has not applied yet, an election. A command that was done is not repeated.
@@ -233,6 +261,7 @@ func (r *reader) run(lines []string) {
 			out, _ := r.command(command).CombinedOutput()
 			got := r.printed(string(out))
 			if pattern(want).MatchString(strings.Join(got, "")) {
+				r.guide.outcome(true, split(string(out)))
 				break
 			}
 			difference := fmt.Sprintf("$ %s\nprinted\n%sthe page has\n%s", command, strings.Join(got, ""),
@@ -241,6 +270,7 @@ func (r *reader) run(lines []string) {
 				first = difference
 			}
 			if time.Now().After(deadline) || strings.HasPrefix(string(out), "OK") {
+				r.guide.outcome(false, split(string(out)))
 				r.t.Errorf("%s\n\nat first: %s", difference, first)
 				return
 			}
@@ -251,9 +281,17 @@ func (r *reader) run(lines []string) {
 // printed is out in lines as the page would have them, without the progress of a join,
 // which only a slow machine shows.
 func (r *reader) printed(out string) (lines []string) {
-	for line := range strings.Lines(r.toPage(out)) {
+	for _, line := range split(out) {
+		lines = append(lines, timeless(r.toPage(line)))
+	}
+	return lines
+}
+
+// split is out in lines that a page may have, as they are.
+func split(out string) (lines []string) {
+	for line := range strings.Lines(out) {
 		if line = strings.TrimRight(line, "\r\n") + "\n"; !strings.HasSuffix(line, " entries\n") {
-			lines = append(lines, timeless(line))
+			lines = append(lines, line)
 		}
 	}
 	return lines
@@ -318,12 +356,34 @@ func (r *reader) open(name, command string) {
 	r.terminals[name] = term
 }
 
-func (term *terminal) lines(t *testing.T) []string {
+// lines is what it has printed, as the page would have it.
+func (term *terminal) lines(t *testing.T) []string { return term.reader.printed(term.all(t)) }
+
+func (term *terminal) all(t *testing.T) string {
 	out, err := os.ReadFile(term.out.Name())
 	if err != nil {
 		t.Error(err)
 	}
-	return term.reader.printed(string(out))
+	return string(out)
+}
+
+// followOne is follow for the first of the named terminals that has printed all of want.
+func (r *reader) followOne(names []string, want []string) {
+	for _, name := range names {
+		if r.terminals[name] == nil {
+			r.t.Fatalf("nothing was started in terminal %s", name)
+		}
+	}
+	for deadline := time.Now().Add(time.Minute); len(names) > 1 && time.Now().Before(deadline); {
+		for _, name := range names {
+			if missing, _ := r.terminals[name].missing(r.t, want); len(missing) == 0 {
+				names = []string{name}
+				break
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	r.terminals[names[0]].follow(r.t, want)
 }
 
 // follow waits until the terminal has printed all of want since the last call. A ^C is
@@ -339,29 +399,38 @@ func (term *terminal) follow(t *testing.T, want []string) {
 	}
 	var missing []string
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		lines := term.lines(t)
-		read := term.read
-		used := make(map[int]bool)
-		missing = nil
-		for _, line := range want {
-			expected := pattern([]string{line})
-			found := false
-			for i := min(term.read, len(lines)); i < len(lines) && !found; i++ {
-				if found = !used[i] && expected.MatchString(lines[i]); found {
-					used[i] = true
-					read = max(read, i+1)
-				}
+		var found []int
+		if missing, found = term.missing(t, want); len(missing) == 0 {
+			var shown []string
+			for _, i := range found {
+				term.read = max(term.read, i+1)
+				shown = append(shown, split(term.all(t))[i])
 			}
-			if !found {
-				missing = append(missing, line)
-			}
-		}
-		if len(missing) == 0 {
-			term.read = read
+			term.reader.guide.outcome(true, shown)
 			return
 		}
 	}
+	term.reader.guide.outcome(false, nil)
 	t.Fatalf("%s did not print, within a minute:\n%s", term.text, strings.Join(missing, "\n"))
+}
+
+// missing returns those lines of want that the terminal has not printed since the last follow, and which of its lines
+// are the others.
+func (term *terminal) missing(t *testing.T, want []string) (missing []string, found []int) {
+	lines := term.lines(t)
+	for _, line := range want {
+		expected := pattern([]string{line})
+		i := min(term.read, len(lines))
+		for i < len(lines) && (slices.Contains(found, i) || !expected.MatchString(lines[i])) {
+			i++
+		}
+		if i == len(lines) {
+			missing = append(missing, line)
+		} else {
+			found = append(found, i)
+		}
+	}
+	return missing, found
 }
 
 // interrupt is a Ctrl-C; the program must end with exit code 0. Of curl it is just the

@@ -168,8 +168,10 @@ func TestScriptsRefuseWrongUse(t *testing.T) {
 		{"./pump.sh", "0"}, {"./pump.sh", "-1"}, {"./pump.sh", "many"}, {"./pump.sh", "1000001"}, {"./pump.sh", "1.5"},
 		{"./pump.sh", "1", "localhost:8000"}, {"./pump.sh", "1", "ftp://localhost"},
 		{"./pump.sh", "1", "http://localhost:8000", "x"},
-		{"./startn1.sh", "--kep"}, {"./startn1.sh", "--keep", "x"}, {"./cluster.sh", "--kep"}, {"./cluster.sh", "--keep",
-			"x"},
+		{"./startn1.sh", "--kep"}, {"./startn1.sh", "--keep", "x"},
+		{"./cluster.sh", "--kep"}, {"./cluster.sh", "--keep", "x"},
+		{"./lesson.sh"}, {"./lesson.sh", "0"}, {"./lesson.sh", "10"}, {"./lesson.sh", "1", "--g"},
+		{"./lesson.sh", "1", "--go", "x"},
 	} {
 		wrong := p.run(t, "", command[0], command[1:]...)
 		wrong.WantExit(t, testkit.Bound, 2)
@@ -204,6 +206,27 @@ func (p place) interrupt(t *testing.T, script *testkit.Process, code int) {
 	}
 }
 
+// TestLessonScript: a lesson whose reader presses Enter before each command, and one who has had enough.
+func TestLessonScript(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	for _, tt := range []struct{ input, want, not string }{
+		{strings.Repeat("\n", 100), "\nPASS\n", "\u2717"},
+		{"\n", "\u2713 as the page has it", "\nPASS\n"},
+	} {
+		cmd := exec.Command("./lesson.sh", "2")
+		cmd.Dir, cmd.Env, cmd.Stdin = "../..", testkit.Environ(), strings.NewReader(tt.input)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		script := testkit.Start(t, cmd)
+		script.WaitEnd(t, 2*testkit.Bound)
+		out := script.Stdout.String()
+		succeeds := script.Cmd.ProcessState.Success()
+		if !strings.Contains(out, tt.want) || strings.Contains(out, tt.not) || succeeds == (tt.input == "\n") {
+			t.Errorf("lesson.sh 2: got %v and\n%s\nwant %q and no %q", script.Cmd.ProcessState, out, tt.want, tt.not)
+		}
+	}
+}
+
 func TestClusterScriptStoppedEarly(t *testing.T) {
 	slow(t)
 	t.Parallel()
@@ -230,6 +253,13 @@ func TestClusterScript(t *testing.T) {
 		if !row.MatchString(script.Stdout.String()) {
 			t.Errorf("cluster.sh: its stdout has no line that matches %s", row)
 		}
+	}
+	// A thousand sets do not push the joins and elections off the screen.
+	script.WaitOutput(t, ` set key="1000" value="1000"`)
+	output := script.Stdout.String()
+	got := strings.Count(output, "set key=")
+	if got > 30 || !strings.Contains(output, " more lines like these, the last:") {
+		t.Errorf("cluster.sh: got %d lines about sets, want the first and the last of each node", got)
 	}
 	p.interrupt(t, script, 0)
 }

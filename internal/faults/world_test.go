@@ -171,7 +171,7 @@ func (w *world) client(number int, n *node) {
 	for kind := range 4 {
 		id := number*4 + kind
 		c := lincheck.NewClient(id, n.base(), w.recorder(), rand.New(rand.NewPCG(*seed, uint64(100+id))), w.problem)
-		c.OnlyReads = kind == 1
+		c.OnlyReads, c.Large = kind == 1, true
 		if kind == 2 {
 			c.Retries = 4
 		}

@@ -201,13 +201,19 @@ func (e *encoder) uvarint(v uint64) {
 // while both contents are in memory; readers and clones have the old one until
 // then. All watchers end with ErrHistoryGone. On any error the store is unchanged. The
 // error wraps ErrSnapshotVersion, ErrSnapshotDamaged, or that of r when r fails.
-func (s *Store) ReadSnapshot(r io.Reader) error { return s.readSnapshot(r, 0) }
+func (s *Store) ReadSnapshot(r io.Reader) error { return s.ReadSnapshotWithin(r, 0) }
 
 // ReadSnapshotWithin is ReadSnapshot for a snapshot that may come from anybody: once it is certain that the Footprint
 // of its content is more than max bytes, it reads no more and returns an error that wraps ErrSnapshotTooLarge. For the
 // number of keys at the beginning that is certain before any of them is read. Idempotency records are bounded too, by
 // more than as many as may be can take.
-func (s *Store) ReadSnapshotWithin(r io.Reader, max int) error { return s.readSnapshot(r, max) }
+func (s *Store) ReadSnapshotWithin(r io.Reader, max int) error {
+	p, err := prepareSnapshot(r, max)
+	if err == nil {
+		s.Install(p)
+	}
+	return err
+}
 
 // MaxSnapshotWithin returns a length from which on no snapshot passes ReadSnapshotWithin.
 func MaxSnapshotWithin(max int) int64 {
@@ -216,12 +222,23 @@ func MaxSnapshotWithin(max int) int64 {
 	return 2*(int64(max)+maxRecordBytes+20*MaxRecords) + 1024
 }
 
-func (s *Store) readSnapshot(r io.Reader, max int) error {
+// Prepared is a snapshot that was read and verified, and is not yet the content of a store.
+type Prepared struct{ state state }
+
+// PrepareSnapshot reads the snapshot in r to its end. Its errors are those of ReadSnapshot.
+func PrepareSnapshot(r io.Reader) (*Prepared, error) { return prepareSnapshot(r, 0) }
+
+func prepareSnapshot(r io.Reader, max int) (*Prepared, error) {
 	d := &decoder{r: bufio.NewReaderSize(r, snapshotBuffer), max: max}
 	st := d.state()
 	if d.err != nil {
-		return fmt.Errorf("read snapshot: %w", d.err)
+		return nil, fmt.Errorf("read snapshot: %w", d.err)
 	}
-	s.replace(st)
-	return nil
+	return &Prepared{st}, nil
 }
+
+// Applied is what Applied of a store with that content is.
+func (p *Prepared) Applied() (index, term uint64) { return p.state.index, p.state.term }
+
+// Install replaces the content of the store as ReadSnapshot does. A snapshot is installed once.
+func (s *Store) Install(p *Prepared) { s.replace(p.state) }

@@ -497,6 +497,24 @@ func TestWriteRefusesWhatCouldNotBeRead(t *testing.T) {
 	}
 }
 
+// TestInstall: a snapshot that was prepared changes nothing until it is installed.
+func TestInstall(t *testing.T) {
+	s := New()
+	put(s, 9, "kept", "as it is")
+	before, snapshot := dump(t, s), dump(t, small())
+	p, err := PrepareSnapshot(bytes.NewReader(snapshot))
+	if err != nil || !bytes.Equal(dump(t, s), before) {
+		t.Fatalf("prepared: %v, and the store has changed: %v", err, !bytes.Equal(dump(t, s), before))
+	}
+	index, term := p.Applied()
+	if s.Install(p); !bytes.Equal(dump(t, s), snapshot) {
+		t.Error("installed: it is not what was written")
+	}
+	if gotIndex, gotTerm := s.Applied(); gotIndex != index || gotTerm != term {
+		t.Errorf("Applied: got %d of %d, want %d of %d as prepared", gotIndex, gotTerm, index, term)
+	}
+}
+
 // FuzzReadSnapshot reads the input as it is and, to get past the checksum, as
 // the body of a snapshot.
 func FuzzReadSnapshot(f *testing.F) {

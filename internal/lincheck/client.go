@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -20,6 +21,7 @@ type Client struct {
 	// These may be changed between two operations.
 	Base      string // of the node's URLs
 	OnlyReads bool   // Act does
+	Large     bool   // some values that Set makes up are of up to 1 MiB
 	Stale     bool   // its reads ask for what the node has
 	Retries   int    // so often a write of Act goes out again under its Idempotency-Key while its outcome is unknown
 
@@ -95,8 +97,8 @@ func (c *Client) Get(group, key string) Output {
 		a, result := c.ask("/get", url.Values{"key": {key}}, nil)
 		out = Output{Result: result, Found: make(map[string]string)}
 		if delete(c.tags, key); a.status == http.StatusOK {
-			out.Found[key] = a.body
-			c.tags[key] = tag{a.body, a.header.Get("ETag")}
+			out.Found[key] = c.value(a.body)
+			c.tags[key] = tag{out.Found[key], a.header.Get("ETag")}
 		}
 		return out
 	})
@@ -111,7 +113,8 @@ func (c *Client) List(group string) Output {
 			return out
 		}
 		_, mark, _ := strings.Cut(a.header.Get("Raftkv-Watch-From"), "-")
-		for lines := bufio.NewScanner(strings.NewReader(a.body)); lines.Scan(); {
+		lines := bufio.NewScanner(strings.NewReader(a.body))
+		for lines.Buffer(nil, 2<<20); lines.Scan(); {
 			var item struct {
 				Key, Value string
 				Index      uint64
@@ -119,8 +122,8 @@ func (c *Client) List(group string) Output {
 			if err := json.Unmarshal(lines.Bytes(), &item); err != nil {
 				c.failf("list: %v in %q", err, a.body)
 			}
-			out.Found[item.Key] = item.Value
-			c.tags[item.Key] = tag{item.Value, fmt.Sprintf(`"%d-%s"`, item.Index, mark)}
+			out.Found[item.Key] = c.value(item.Value)
+			c.tags[item.Key] = tag{out.Found[item.Key], fmt.Sprintf(`"%d-%s"`, item.Index, mark)}
 		}
 		return out
 	})
@@ -130,7 +133,11 @@ func (c *Client) List(group string) Output {
 func (c *Client) Set(group string, keys []string, ifMatch string, ifAbsent bool) Output {
 	values := make([]string, len(keys))
 	for i := range keys {
-		values[i] = c.made("-")
+		between := "-"
+		if c.Large && i == 0 && c.random.IntN(24) == 0 { // of one key only: a request takes 2 MiB at most
+			between = large
+		}
+		values[i] = c.made(between)
 	}
 	return c.SetTo(group, keys, values, ifMatch, ifAbsent)
 }
@@ -139,7 +146,11 @@ func (c *Client) Set(group string, keys []string, ifMatch string, ifAbsent bool)
 func (c *Client) SetTo(group string, keys, values []string, ifMatch string, ifAbsent bool) Output {
 	in := Input{Kind: Set, Group: group, Keys: keys, Values: values, IfMatch: ifMatch, IfAbsent: ifAbsent}
 	return c.history.Do(c.id, in, func() Output {
-		a, result := c.write("/set", url.Values{"key": keys, "value": in.Values}, in)
+		var values []string
+		for _, value := range in.Values {
+			values = append(values, sent(value))
+		}
+		a, result := c.write("/set", url.Values{"key": keys, "value": values}, in)
 		for i, key := range keys {
 			if delete(c.tags, key); result == Done {
 				c.tags[key] = tag{in.Values[i], a.header.Get("ETag")}
@@ -171,6 +182,29 @@ func (c *Client) removed(a answer, result Result) Output {
 		}
 	}
 	return out
+}
+
+// large is in a value that is sent with a filler, and stands for it in the history.
+const large = "+"
+
+// sent returns what is sent for a value: with large in it, the value and a filler, up to 1 MiB in all, with as many of
+// each size as of twice that size.
+func sent(value string) string {
+	if !strings.Contains(value, large) {
+		return value
+	}
+	size := crc32.ChecksumIEEE([]byte(value))
+	size = 1<<(size%21) + size/21%(1<<(size%21)) // of 1 to 2 MiB
+	return value + "~" + strings.Repeat("x", max(int(size/2)-len(value)-1, 0))
+}
+
+// value takes the filler off what was read, which must be all that was sent.
+func (c *Client) value(read string) string {
+	value, _, _ := strings.Cut(read, "~")
+	if want := sent(value); read != want {
+		c.failf("the value %.50q has %d bytes, want the %d that were set", read, len(read), len(want))
+	}
+	return value
 }
 
 // made returns what the client has not made up before.

@@ -34,14 +34,7 @@ func (n *Node) onAppend() {
 	if active := n.idleTimer.Reset(idleAfterOne); active {
 		n.idleTimer.Reset(idleAfterSeveral)
 	}
-	// The bound is that of the last look: to ask the state machine could mean to wait for it.
-	bound, i := n.longAfter.Load(), n.current.Load()
-	if i != nil && bound > 0 && i.logAboveSnapshot() > bound && !n.snapshotting.Load() {
-		select {
-		case n.logGrown <- struct{}{}:
-		default:
-		}
-	}
+	n.logGrew()
 }
 
 // pollCommitIndex asks the leader, until the node ends, whether the last entry is committed

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/hashicorp/raft"
 
@@ -134,9 +135,6 @@ func (n *Node) watch() {
 		select {
 		case <-n.life.ctx.Done():
 			return
-		case <-n.logGrown: // which a tick may come too late for
-			n.boundLog()
-			continue
 		case <-tick.C:
 		}
 		n.checkSpace()
@@ -289,7 +287,7 @@ func (n *Node) reportDifference(ctx context.Context, found comparison) {
 // handleDiffers answers /differs: another member has found that this one differs from it. The
 // caller must name a member, so that no more lines are kept than there are members.
 func (n *Node) handleDiffers(i *instance, r *http.Request) (any, error) {
-	id, line := r.URL.Query().Get("nodeId"), r.URL.Query().Get("text")
+	id, line := r.URL.Query().Get("nodeId"), oneLine(r.URL.Query().Get("text"))
 	isMember := func(s raft.Server) bool { return string(s.ID) == id }
 	if !slices.ContainsFunc(i.servers(), isMember) {
 		return nil, fmt.Errorf("%w: %s is no member", ErrNoSuchNode, id)
@@ -298,6 +296,18 @@ func (n *Node) handleDiffers(i *instance, r *http.Request) (any, error) {
 		n.config.Warnf("%s", line)
 	}
 	return nil, nil
+}
+
+// oneLine is text of another node as it is printed: of at most 512 bytes, without line ends and whatever else does not
+// print, which could pass for other lines.
+func oneLine(text string) string {
+	text = strings.ToValidUTF8(text[:min(len(text), 512)], "")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
 }
 
 // The three outcomes of a comparison of replicas.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,8 +74,10 @@ func TestReplicasThatDiffer(t *testing.T) {
 func TestDifferenceOfAStranger(t *testing.T) {
 	n := openNode(t, "n1", t.TempDir())
 	n.waitLeader(t)
+	text := "different"
 	report := func(nodeID string) error {
-		request := httptest.NewRequest(http.MethodPost, "/differs?text=different&nodeId="+nodeID, nil)
+		query := url.Values{"text": {text}, "nodeId": {nodeID}}
+		request := httptest.NewRequest(http.MethodPost, "/differs?"+query.Encode(), nil)
 		_, err := n.handleDiffers(n.current.Load(), request)
 		return err
 	}
@@ -83,6 +86,11 @@ func TestDifferenceOfAStranger(t *testing.T) {
 	}
 	if err := report("n1"); err != nil || n.Health().Replicas != "different" {
 		t.Errorf("of a member: got %v and %+v, want the line", err, n.Health())
+	}
+	text = "a\nINFO[2026] forged\x1b[2J\u2028" + strings.Repeat("x", 1000)
+	if err := report("n1"); err != nil || !strings.HasPrefix(n.Health().Replicas, "a?INFO[2026] forged?[2J?xxx") ||
+		len(n.Health().Replicas) > 512 {
+		t.Errorf("with line ends: got %v and %q, want one line", err, n.Health().Replicas)
 	}
 }
 

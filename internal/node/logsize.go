@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"math"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -43,6 +44,40 @@ func (i *instance) hide(newest uint64) {
 	i.log.hidden.Store(hidden)
 }
 
+// logPause is how long watchLog waits between two looks.
+const logPause = 100 * time.Millisecond
+
+// logGrew has watchLog look at the log if a snapshot is due for its size. It is called with each append.
+func (n *Node) logGrew() {
+	i := n.current.Load()
+	if i == nil || n.snapshotting.Load() {
+		return
+	}
+	if newest, _ := i.volume.Snapshots.NewestEntry(); i.volume.Log.BytesAbove(newest) > n.logLimit() {
+		select {
+		case n.due <- struct{}{}:
+		default: // it will look anyhow
+		}
+	}
+}
+
+// watchLog bounds the log as soon as it is due: until the next look of watch, a fast disk takes gigabytes.
+func (n *Node) watchLog() {
+	for {
+		select {
+		case <-n.life.ctx.Done():
+			return
+		case <-n.due:
+			n.boundLog()
+		}
+		select { // a snapshot that fails at once must not be tried with each append
+		case <-n.life.ctx.Done():
+			return
+		case <-time.After(logPause):
+		}
+	}
+}
+
 // boundLog has raft keep no more of the log behind its next snapshot than fits, and takes one
 // when that much has come since the last. It returns at once.
 func (n *Node) boundLog() {
@@ -53,7 +88,6 @@ func (n *Node) boundLog() {
 	limit, log := n.logLimit(), i.volume.Log
 	newest, _ := i.volume.Snapshots.NewestEntry()
 	i.hide(newest)
-	n.longAfter.Store(limit)
 	behind := limit
 	if n.short() {
 		behind = shortTrailing

@@ -6,9 +6,10 @@
 // A Node is made of parts that are read one by one: batch.go has group commit, the way of a
 // write into raft's log; readindex.go confirms that a read is the newest; commit.go has
 // followers learn at once what is committed; join.go, leave.go, adopt.go, autojoin.go and
-// transfer.go change the membership; expiry.go ends keys with a TTL; status.go, health.go and
-// serving.go report; rpc.go is how nodes call each other, forward.go how a follower sends a request
-// on to the leader, errors.go what they may answer; life.go draws the states of a node.
+// transfer.go change the membership; gate.go checks what other nodes send to raft; expiry.go ends
+// keys with a TTL; status.go, health.go and serving.go report; rpc.go is how nodes call each other,
+// forward.go how a follower sends a request on to the leader, errors.go what they may answer;
+// life.go draws the states of a node.
 package node
 
 import (
@@ -37,6 +38,9 @@ import (
 // may be called at any time, by several goroutines.
 type StateMachine interface {
 	raft.BatchingFSM
+	// Prepare reads a snapshot to its end and verifies it. restore does what Restore would with it, at once; index and
+	// term are those of Applied in it. It is called beside ApplyBatch, restore as Restore is.
+	Prepare(r io.Reader) (restore func(), index, term uint64, err error)
 	// Applied is the index and term of the last entry applied (a command or a change
 	// of the members), as the state machine itself counts it: raft's AppliedIndex
 	// means queued for it only.
@@ -123,8 +127,7 @@ type Node struct {
 
 	acknowledged acknowledged  // by the other members
 	snapshotting atomic.Bool   // takeSnapshot has raft take one
-	logGrown     chan struct{} // of capacity 1: the log is longer than longAfter, for watch
-	longAfter    atomic.Uint64 // bytes of the log after which a snapshot is due, as boundLog found; 0: it has not yet
+	due          chan struct{} // of capacity 1: the log has grown beyond its bound, see watchLog
 	handedOver   time.Time     // when handOverForRoom last did; of watch alone
 	leader       leaderURL
 	health       health
@@ -135,6 +138,7 @@ type Node struct {
 	auto      autojoin
 
 	observed *observed // for metrics
+	terms    terms     // for the console
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -210,8 +214,8 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		membership: make(chan struct{}, 1),
 
 		transferred: make(chan struct{}, 1),
+		due:         make(chan struct{}, 1),
 		forwards:    make(chan struct{}, maxForwards),
-		logGrown:    make(chan struct{}, 1),
 
 		idleTimer: time.NewTimer(idleAfterOne),
 		observed:  newObserved(),
@@ -254,6 +258,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	port.Serve(n.rpcHandler(), n.term)
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)
+	n.life.background.Go(n.watchLog)
 	n.life.background.Go(n.watchTransfers)
 	n.life.background.Go(n.joinByItself)
 	n.life.background.Go(n.expireKeys)
@@ -319,6 +324,7 @@ func (n *Node) start() error {
 		EntryFormat:  command.EntryFormat,
 		MaxFormat:    command.Format,
 		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
+		OnVote:       n.voted,
 		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
 		Wrap:         n.config.disk,
 		Logf:         n.config.Logf,
@@ -376,7 +382,8 @@ func (n *Node) start() error {
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
 	})
 	n.current.Store(i)
-	n.observed.countLeaders(r)
+	t.SetGate(n.gate(i))
+	n.observeLeaders(r)
 	return nil
 }
 
@@ -415,8 +422,14 @@ type restorer struct {
 	err error // written by the goroutine of newRaft, until NewRaft returns
 }
 
-// Restore implements raft.FSM.
+// Restore implements raft.FSM. Raft's loop waits for it when a snapshot of the leader is installed: that was prepared.
 func (r *restorer) Restore(snapshot io.ReadCloser) error {
+	if w, ok := snapshot.(raft.ReadCloserWrapper); ok {
+		if state, ok := w.WrappedReadCloser().(*storage.PreparedState); ok {
+			state.Restore()
+			return nil
+		}
+	}
 	err := r.StateMachine.Restore(snapshot)
 	r.err = err
 	return err
@@ -477,7 +490,7 @@ func (n *Node) RaftAddress() string { return n.port.Address() }
 func (n *Node) StepDown(ctx context.Context) error {
 	n.life.cancel()
 	_, err := n.Transfer(ctx, "")
-	if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrConflict) {
+	if errors.Is(err, ErrNotLeader) || errors.Is(err, ErrConflict) || errors.Is(err, errRemoved) {
 		return nil
 	}
 	return err

@@ -86,7 +86,15 @@ func expired(c command.Command) []command.Compare {
 
 func (m machine) Snapshot() (raft.FSMSnapshot, error) { return machineSnapshot{m.store.Clone()}, nil }
 func (m machine) Restore(r io.ReadCloser) error       { return m.store.ReadSnapshot(r) }
-func (m machine) Applied() (index, term uint64)       { return m.store.Applied() }
+func (m machine) Prepare(r io.Reader) (restore func(), index, term uint64, err error) {
+	p, err := kv.PrepareSnapshot(r)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	index, term = p.Applied()
+	return func() { m.store.Install(p) }, index, term, nil
+}
+func (m machine) Applied() (index, term uint64) { return m.store.Applied() }
 func (m machine) WaitApplied(ctx context.Context, index uint64) error {
 	m.waits.Add(1)
 	defer m.waits.Add(-1)

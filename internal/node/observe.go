@@ -184,19 +184,6 @@ func (o *observed) compared(found comparison, own uint64) {
 // behind is how many of own entries are not among those that another node has applied.
 func behind(own, applied uint64) uint64 { return own - min(own, applied) }
 
-// countLeaders counts the leaders that r has now and hears of. Raft calls the filter in its own goroutine; nothing is
-// sent.
-func (o *observed) countLeaders(r *raft.Raft) {
-	r.RegisterObserver(raft.NewObserver(nil, false, func(seen *raft.Observation) bool {
-		if leader, ok := seen.Data.(raft.LeaderObservation); ok {
-			o.leads(leader.LeaderID, r.CurrentTerm())
-		}
-		return false
-	}))
-	_, leader := r.LeaderWithID() // before there was an observer
-	o.leads(leader, r.CurrentTerm())
-}
-
 // leads counts the leader of a term, once. Raft reports one anew after it has not heard from it for a while, or has
 // heard of its new address; and "" while there is none, which is not counted. Another election that the same node wins
 // is a change of leader: in between there was none.

@@ -67,9 +67,9 @@ func TestPipelineOfAFollowerThatRefuses(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			logger := hclog.New(&hclog.LoggerOptions{Output: newTestLog(t)})
-			follower := raft.NewNetworkTransport(listenPeer(t).Stream(), 3, 10*time.Second, newTestLog(t))
+			follower := raft.NewNetworkTransport(listenPeer(t, "old").Stream(), 3, 10*time.Second, newTestLog(t))
 			t.Cleanup(func() { _ = follower.Close() })
-			if got := stuck(t, test.leader(listenPeer(t).Stream(), logger), follower); got != test.want {
+			if got := stuck(t, test.leader(listenPeer(t, "new").Stream(), logger), follower); got != test.want {
 				t.Errorf("the leader is stuck: got %v, want %v", got, test.want)
 			}
 		})

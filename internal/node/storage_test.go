@@ -353,6 +353,7 @@ func TestSnapshotInstall(t *testing.T) {
 func TestStopInASnapshot(t *testing.T) {
 	n := openNode(t, "n1", t.TempDir())
 	n.waitLeader(t)
+	n.set(t, "key", "value") // a leader that has just been elected may have applied nothing yet
 	snapshotNow(t, n)
 	snapshots := n.current.Load().volume.Snapshots
 	sink, err := snapshots.Create(1, 100, 1, raft.Configuration{}, 1, nil)

@@ -23,14 +23,14 @@ func listen(t testing.TB) net.Listener {
 	return l
 }
 
-// listenPeer opens a raft port of the test's cluster.
-func listenPeer(t testing.TB) *peer.Port {
+// listenPeer opens the raft port of a node of the test's cluster.
+func listenPeer(t testing.TB, id string) *peer.Port {
 	t.Helper()
 	p, err := peer.Listen("127.0.0.1:0", newTestLog(t).printf)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.NodeID = "old"
+	p.NodeID = id
 	p.SetClusterID(peer.ClusterID{1})
 	p.Serve(nil, nil)
 	t.Cleanup(func() { _ = p.Close() })
@@ -45,10 +45,15 @@ func listenPeer(t testing.TB) *peer.Port {
 // follower keeps the wrong one, for ever.
 func TestHeartbeatsOffTheFastPath(t *testing.T) {
 	asItComes := func(stream raft.StreamLayer, log hclog.Logger) raft.Transport {
-		return peer.NewTransport(stream, log, 0).NetworkTransport
+		return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: stream, Logger: log})
 	}
 	wrapped := func(stream raft.StreamLayer, log hclog.Logger) raft.Transport {
-		return peer.NewTransport(stream, log, 0)
+		t := peer.NewTransport(stream, log, 0)
+		t.SetGate(&peer.Gate{
+			Known:        func() (term uint64, leader string, committed uint64) { return 2, "", 0 },
+			CheckCommand: command.Check,
+		})
+		return t
 	}
 
 	t.Run("with our transport", func(t *testing.T) {
@@ -81,7 +86,7 @@ func afterStrayHeartbeat(t *testing.T, transportOf func(raft.StreamLayer, hclog.
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = time.Second, time.Second, time.Second
 
 	store, m := raft.NewInmemStore(), newMachine()
-	trans := transportOf(listenPeer(t).Stream(), logger)
+	trans := transportOf(listenPeer(t, "old").Stream(), logger)
 	servers := raft.Configuration{Servers: []raft.Server{{ID: "old", Address: trans.LocalAddr()}}}
 	if err := raft.BootstrapCluster(c, store, store, raft.NewInmemSnapshotStore(), trans, servers); err != nil {
 		t.Fatal(err)
@@ -93,7 +98,7 @@ func afterStrayHeartbeat(t *testing.T, transportOf func(raft.StreamLayer, hclog.
 	t.Cleanup(func() { _ = r.Shutdown().Error() })
 	waitFor(t, "it leads", func() bool { return r.State() == raft.Leader && r.AppliedIndex() == r.LastIndex() })
 
-	stream := listenPeer(t).Stream()
+	stream := listenPeer(t, "true").Stream()
 	trueLeader := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: stream, MaxPool: 1,
 		Timeout: 10 * time.Second, Logger: logger})
 	t.Cleanup(func() { _ = trueLeader.Close() })

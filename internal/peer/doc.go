@@ -20,5 +20,6 @@
 // belongs to the cluster.
 //
 // A [Port] outlives the raft instances of its node; each of them has a [Port.Stream] and, over it, a [Transport],
-// which holds all that raft's network transport needs help with.
+// which holds all that raft's network transport needs help with: it decodes what other nodes send (wire.go, request.go),
+// checks it (gate.go) and receives snapshots (serve.go) before raft has it.
 package peer

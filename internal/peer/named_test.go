@@ -254,13 +254,19 @@ func TestRequireNamed(t *testing.T) {
 func TestTransportMeansOneMember(t *testing.T) {
 	receiver := NewTransport(listenTest(t).Stream(), hclog.NewNullLogger(), 0) // n2
 	t.Cleanup(func() { _ = receiver.Close() })
+	receiver.SetGate(&Gate{
+		Known:  func() (term uint64, leader string, committed uint64) { return 1, "", 0 },
+		TermAt: func(uint64) (term uint64, ok bool) { return 0, false },
+		Receive: func(_ *raft.InstallSnapshotRequest, _ raft.Configuration, r io.Reader) (func(), error) {
+			_, err := io.Copy(io.Discard, r)
+			return func() {}, err
+		},
+		Refused: t.Errorf,
+	})
 	go func() {
 		for {
 			select {
 			case rpc := <-receiver.Consumer():
-				if rpc.Reader != nil {
-					_, _ = io.Copy(io.Discard, rpc.Reader)
-				}
 				rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil)
 			case <-receiver.closed.Done():
 				return
@@ -271,8 +277,9 @@ func TestTransportMeansOneMember(t *testing.T) {
 	t.Cleanup(func() { _ = sender.Close() })
 	sender.SetStillLeads(func(uint64, raft.ServerID, raft.ServerAddress) bool { return true })
 	to := receiver.LocalAddr()
-	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}
-	heartbeat := &raft.AppendEntriesRequest{RPCHeader: header}
+	header := headerOf("n2")
+	heartbeat := &raft.AppendEntriesRequest{RPCHeader: header, Term: 1}
+	members := raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{{ID: "n2", Address: "127.0.0.1:9001"}}})
 	for name, call := range map[string]func(id raft.ServerID) error{
 		"AppendEntries": func(id raft.ServerID) error {
 			return sender.AppendEntries(id, to, heartbeat, new(raft.AppendEntriesResponse))
@@ -281,14 +288,16 @@ func TestTransportMeansOneMember(t *testing.T) {
 			return sender.AppendEntriesOnce(id, to, heartbeat, new(raft.AppendEntriesResponse))
 		},
 		"RequestVote": func(id raft.ServerID) error {
-			return sender.RequestVote(id, to, &raft.RequestVoteRequest{RPCHeader: header}, new(raft.RequestVoteResponse))
+			return sender.RequestVote(id, to, &raft.RequestVoteRequest{RPCHeader: header, Term: 1},
+				new(raft.RequestVoteResponse))
 		},
 		"RequestPreVote": func(id raft.ServerID) error {
-			return sender.RequestPreVote(id, to, &raft.RequestPreVoteRequest{RPCHeader: header},
+			return sender.RequestPreVote(id, to, &raft.RequestPreVoteRequest{RPCHeader: header, Term: 1},
 				new(raft.RequestPreVoteResponse))
 		},
 		"InstallSnapshot": func(id raft.ServerID) error {
-			return sender.InstallSnapshot(id, to, &raft.InstallSnapshotRequest{RPCHeader: header, Size: 1},
+			return sender.InstallSnapshot(id, to, &raft.InstallSnapshotRequest{RPCHeader: header, Term: 1,
+				SnapshotVersion: 1, LastLogIndex: 1, LastLogTerm: 1, Configuration: members, Size: 1},
 				new(raft.InstallSnapshotResponse), strings.NewReader("x"))
 		},
 		"TimeoutNow": func(id raft.ServerID) error {
@@ -311,10 +320,12 @@ func TestTransportMeansOneMember(t *testing.T) {
 func TestTimeoutNowReturns(t *testing.T) {
 	receiver := NewTransport(listenTest(t).Stream(), hclog.NewNullLogger(), 0) // nothing takes its calls
 	t.Cleanup(func() { _ = receiver.Close() })
+	receiver.SetGate(&Gate{Known: func() (term uint64, leader string, committed uint64) { return 1, "", 0 }})
 	sender := NewTransport(listenTest(t).Stream(), hclog.NewNullLogger(), 0)
 	returned := make(chan error, 1)
 	go func() {
-		returned <- sender.TimeoutNow("n2", receiver.LocalAddr(), new(raft.TimeoutNowRequest), new(raft.TimeoutNowResponse))
+		returned <- sender.TimeoutNow("n2", receiver.LocalAddr(), &raft.TimeoutNowRequest{RPCHeader: headerOf("n2")},
+			new(raft.TimeoutNowResponse))
 	}()
 	begin := time.Now()
 	if err := <-returned; err == nil || time.Since(begin) > 8*time.Second { // raft's own limit is 10 s

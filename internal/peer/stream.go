@@ -144,6 +144,18 @@ type tracked struct {
 	stream *stream
 }
 
+// dialedBy returns the ID of the node that has dialed c, which its stream has accepted; empty: the preface does not
+// have it.
+func dialedBy(c net.Conn) string {
+	if t, ok := c.(*tracked); ok {
+		c = t.Conn
+	}
+	if accepted, ok := c.(*conn); ok {
+		return accepted.from
+	}
+	return ""
+}
+
 func (t *tracked) Close() error {
 	t.stream.mu.Lock()
 	delete(t.stream.conns, t.Conn)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -11,7 +12,12 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Transport is raft's network transport, changed in seven ways because raft 1.7.3 leaves these things to its users.
+// Transport is raft's network transport, changed in nine ways because raft 1.7.3 leaves these things to its users.
+//
+// What other nodes send is served here and not by raft's transport: decoded within a bound of bytes (wire.go), checked
+// (Gate), and only then given to raft.
+//
+// A snapshot is taken off the wire before raft hears of it (install).
 //
 // Heartbeats are kept off the fast path (net_transport.go: SetHeartbeatHandler). There, a heartbeat of a newer term
 // raises the term on the connection's own goroutine while the leader's loop stamps an entry with it: an entry of a
@@ -42,6 +48,18 @@ type Transport struct {
 	served served
 	closed context.Context
 	close  context.CancelFunc
+
+	requests  chan raft.RPC // to raft
+	serving   sync.WaitGroup
+	gate      *Gate
+	gated     chan struct{} // closed when gate is set
+	refusals  refusals
+	receiving atomic.Int64 // bytes of requests: see maxReceiving
+	installs  installs
+
+	// order is held from the check of entries, or of a snapshot, until raft has them: what is committed does not change
+	// in between by what came over another connection.
+	order sync.Mutex
 }
 
 // StillLeads reports whether this node still leads in term and has a member id at that address. It may be called by
@@ -76,10 +94,13 @@ func shorten(args *raft.AppendEntriesRequest) {
 const TimeoutNowLimit = time.Second
 
 // NewTransport returns raft's transport over stream, which Close closes too. The heartbeats go out at multiples of
-// step. Until SetStillLeads is called, nothing is retried and no heartbeat is sent.
+// step. Until SetStillLeads is called, nothing is retried and no heartbeat is sent. Until SetGate is called, raft gets
+// no request of another node.
 func NewTransport(stream raft.StreamLayer, log hclog.Logger, step time.Duration) *Transport {
+	send := &sendOnly{StreamLayer: stream}
+	send.closed, send.close = context.WithCancel(context.Background())
 	t := &Transport{step: step, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream:  stream,
+		Stream:  send,
 		MaxPool: 3,
 		// No pipeline: after an answer that is no success, raft may wait for ever to send the next entry, while the
 		// follower hears heartbeats (hashicorp/raft issue 612). With one batch of proposals at a time, no difference
@@ -89,8 +110,20 @@ func NewTransport(stream raft.StreamLayer, log hclog.Logger, step time.Duration)
 		Logger:          log,
 	})}
 	t.closed, t.close = context.WithCancel(context.Background())
+	t.requests, t.gated = make(chan raft.RPC), make(chan struct{})
+	t.serving.Go(func() { t.serve(stream) })
 	return t
 }
+
+// SetGate sets what the requests of other nodes are checked by. It is called once, after raft was made, because raft is
+// made from its transport.
+func (t *Transport) SetGate(gate *Gate) {
+	t.gate = gate
+	close(t.gated)
+}
+
+// Consumer implements raft.Transport.
+func (t *Transport) Consumer() <-chan raft.RPC { return t.requests }
 
 // SetStillLeads sets what decides whether an AppendEntries is still worth sending. It is set after raft was made,
 // because raft is made from its transport.
@@ -185,8 +218,10 @@ func (t *Transport) TimeoutNow(id raft.ServerID, address raft.ServerAddress, arg
 	}
 }
 
-// Close implements raft.WithClose. It may be called more than once.
+// Close implements raft.WithClose. It may be called more than once. When it returns, no request is being served.
 func (t *Transport) Close() error {
 	t.close()
-	return t.NetworkTransport.Close()
+	err := t.NetworkTransport.Close()
+	t.serving.Wait()
+	return err
 }

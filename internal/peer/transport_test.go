@@ -23,10 +23,17 @@ func listenTest(t testing.TB) *Port {
 	return p
 }
 
+// headerOf is that of a request of the node id.
+func headerOf(id string) raft.RPCHeader {
+	return raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(id), Addr: []byte("127.0.0.1:9001")}
+}
+
 // TestHeartbeatsInStep: they go out with the clock, as long as the node leads.
 func TestHeartbeatsInStep(t *testing.T) {
 	receiver := NewTransport(listenTest(t).Stream(), hclog.NewNullLogger(), 0)
 	t.Cleanup(func() { _ = receiver.Close() })
+	receiver.SetGate(&Gate{Refused: t.Logf,
+		Known: func() (term uint64, leader string, committed uint64) { return 1, "", 0 }})
 	var received atomic.Int64
 	go func() {
 		for {
@@ -46,7 +53,8 @@ func TestHeartbeatsInStep(t *testing.T) {
 		sent = make(chan bool, 1)
 		go func() {
 			before := received.Load()
-			heartbeat, response := new(raft.AppendEntriesRequest), new(raft.AppendEntriesResponse)
+			heartbeat, response := &raft.AppendEntriesRequest{RPCHeader: headerOf("n2"), Term: 1},
+				new(raft.AppendEntriesResponse)
 			if err := sender.AppendEntries("n2", receiver.LocalAddr(), heartbeat, response); err != nil {
 				t.Errorf("got %v, which raft logs", err)
 			}

@@ -66,20 +66,21 @@ func (c *Cache) StoreLogs(logs []*raft.Log) error {
 
 // DeleteRange implements raft.LogStore. It empties the cache first: what is deleted must never be read again.
 func (c *Cache) DeleteRange(low, high uint64) error {
-	c.mu.Lock()
-	clear(c.entries)
-	c.indexes, c.bytes = nil, 0
-	c.mu.Unlock()
+	c.empty()
 	return c.LogStore.DeleteRange(low, high)
 }
 
 // Discard is Log.Discard, for a log that is below the cache.
 func (c *Cache) Discard(log *Log, index, term uint64) {
+	c.empty()
+	log.Discard(index, term)
+}
+
+func (c *Cache) empty() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	clear(c.entries)
 	c.indexes, c.bytes = nil, 0
-	c.mu.Unlock()
-	log.Discard(index, term)
 }
 
 // entryOverhead is about what an entry takes beyond its bytes, in memory and in raft.db.

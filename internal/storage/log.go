@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
@@ -40,7 +41,10 @@ type Log struct {
 
 	keepAfter atomic.Pointer[func() uint64]
 	onRead    atomic.Pointer[func(index uint64) error]
-	onWrite   func(time.Duration) // Options.OnWrite
+	onWrite   func(time.Duration)                 // Options.OnWrite
+	onVote    func(term uint64, candidate string) // Options.OnVote
+
+	voteTerm uint64 // that was saved last; used by raft's main loop alone
 }
 
 // LogAndStable is what Log needs of raft-boltdb. Tests put failing disks here.
@@ -69,6 +73,7 @@ func newLog(disk LogAndStable, last uint64, retainAfter func() uint64, o Options
 		onAppend:     o.OnAppend,
 		entryFormat:  o.EntryFormat,
 		onWrite:      o.OnWrite,
+		onVote:       o.OnVote,
 	}
 	l.last.Store(last)
 	return l
@@ -226,6 +231,12 @@ func (l *Log) KeepAfter(f func() (index uint64)) { l.keepAfter.Store(&f) }
 // Set implements raft.StableStore.
 func (l *Log) Set(key, value []byte) error {
 	l.write("save "+string(key), func() error { return setStable(l.disk, key, value) })
+	switch { // raft saves the term of a vote first (raft.go: persistVote)
+	case bytes.Equal(key, keyLastVoteTerm):
+		l.voteTerm = binary.BigEndian.Uint64(value)
+	case bytes.Equal(key, keyLastVoteCand) && l.onVote != nil:
+		l.onVote(l.voteTerm, string(value))
+	}
 	return nil
 }
 

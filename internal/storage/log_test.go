@@ -2,6 +2,7 @@ package storage
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +42,33 @@ func TestHungDisk(t *testing.T) {
 	}
 	close(release)
 	<-done
+}
+
+// TestVoteIsReported: with its term, once it is on disk, and nothing else is.
+func TestVoteIsReported(t *testing.T) {
+	type vote struct {
+		term      uint64
+		candidate string
+		onDisk    bool
+	}
+	var got []vote
+	disk := raft.NewInmemStore()
+	s := newLog(disk, 0, nil, Options{WriteTimeout: time.Minute, Fatal: func(err error) { t.Error(err) },
+		OnVote: func(term uint64, candidate string) {
+			saved, err := getStable(disk, keyLastVoteCand)
+			got = append(got, vote{term, candidate, err == nil && string(saved) == candidate})
+		}})
+	for _, err := range []error{
+		s.SetUint64(keyCurrentTerm, 3), s.SetUint64(keyLastVoteTerm, 3), s.Set(keyLastVoteCand, []byte("a:1")),
+		s.SetUint64(keyCurrentTerm, 4), s.SetUint64(keyLastVoteTerm, 4), s.Set(keyLastVoteCand, []byte("b:1")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []vote{{3, "a:1", true}, {4, "b:1", true}}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
 }
 
 // TestLogDetectsDamage: a damaged entry or value ends the node, and never reaches raft.

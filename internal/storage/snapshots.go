@@ -32,6 +32,7 @@ type Snapshots struct {
 	log hclog.Logger
 
 	written atomic.Uint64 // bytes of state, over all snapshots
+	pacer   Pacer         // of all of them
 	failure atomic.Pointer[error]
 	aborted atomic.Bool
 	newest  atomic.Int64 // of Newest
@@ -40,6 +41,8 @@ type Snapshots struct {
 	onInstalled atomic.Pointer[func(index, term uint64)]
 	onDone      func(bytes int64, took time.Duration) // Options.OnSnapshot; nil: none
 	onRead      atomic.Pointer[func() error]
+	received    atomic.Pointer[Received] // of Receive, until raft takes it
+	prepared    atomic.Pointer[Received] // that raft has taken, until it opens it or Discard
 
 	mu      sync.Mutex          // guards damaged
 	damaged map[string]struct{} // IDs of those that usable could not open
@@ -105,6 +108,9 @@ func (s *Snapshots) Failure() error {
 // Create implements raft.SnapshotStore.
 func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
 	configurationIndex uint64, transport raft.Transport) (raft.SnapshotSink, error) {
+	if sink := s.takeReceived(snapshotHeader{index, term, configuration, configurationIndex}); sink != nil {
+		return sink, nil
+	}
 	sink, err := s.create(version, index, term, configuration, configurationIndex, transport)
 	if err != nil {
 		s.failure.Store(&err)
@@ -130,9 +136,8 @@ func (s *Snapshots) create(version raft.SnapshotVersion, index, term uint64, con
 	if err != nil {
 		return nil, errors.Join(err, sink.Cancel())
 	}
-	now := time.Now()
 	size := int64(len(header))
-	return &pacedSink{SnapshotSink: sink, snapshots: s, file: file, began: now, created: now, size: size,
+	return &pacedSink{SnapshotSink: sink, snapshots: s, file: file, created: time.Now(), size: size,
 		last: entryID{index, term}}, nil
 }
 
@@ -160,8 +165,12 @@ func (s *Snapshots) List() ([]*raft.SnapshotMeta, error) {
 	return metas, nil
 }
 
-// Open implements raft.SnapshotStore. The state is verified before a byte of it is returned.
+// Open implements raft.SnapshotStore. The state is verified before a byte of it is returned. Of a snapshot that was
+// received, and that raft has just installed, it is a *PreparedState, once.
 func (s *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	if meta, state := s.openPrepared(id); meta != nil {
+		return meta, state, nil
+	}
 	meta, state, err := s.FileSnapshotStore.Open(id) // which reads all of it for the CRC-64
 	if err != nil {
 		return nil, nil, fmt.Errorf("snapshot %s: %w", id, err)
@@ -365,26 +374,40 @@ func readSnapshotHeader(r *bufio.Reader, meta *raft.SnapshotMeta) (int64, error)
 	return int64(len(binary.AppendUvarint(nil, n))) + int64(n), nil
 }
 
-// pacedSink writes a snapshot in steps, each of which is synced and followed by a pause as long as it took, within
-// snapshotPause: the disk and the processor are the log's too, and one sync of it all at the end would hold up every
-// write meanwhile.
+// Pacer shares the bandwidth of a disk between all that write much to it beside the log: the snapshots that are taken
+// and those that are received. One of them writes at a time, a step, and then all pause as long as that took, within
+// pacerPause: together they get half of the disk, and no write of the log waits for more than one step. The zero value
+// is ready. It may be used by several goroutines at once.
+type Pacer struct{ mu sync.Mutex }
+
+// pacerPause bounds the pause after a step: a disk that hangs for a moment is not left alone for as long.
+const pacerPause = 20 * time.Millisecond
+
+// Step calls write, which is to write and sync a few MiB at most, when it is the caller's turn.
+func (p *Pacer) Step(write func() error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	began := time.Now()
+	err := write()
+	time.Sleep(min(time.Since(began), pacerPause))
+	return err
+}
+
+// pacedSink writes a snapshot in steps of snapshotStep, each of which is synced, as Pacer has it: the disk and the
+// processor are the log's too, and one sync of it all at the end would hold up every write meanwhile.
 type pacedSink struct {
 	raft.SnapshotSink
 	snapshots *Snapshots
 	file      *os.File // what the sink writes
 	step      int      // bytes since the last sync
-	began     time.Time
 	created   time.Time
 	size      int64 // bytes so far
 	last      entryID
 	ended     bool // by Close or Cancel, which both may be called again
 }
 
-// snapshotStep is how many bytes of a snapshot are synced at once, and snapshotPause bounds the pause after it.
-const (
-	snapshotStep  = 4 << 20
-	snapshotPause = 20 * time.Millisecond
-)
+// snapshotStep is how many bytes of a snapshot are synced at once.
+const snapshotStep = 4 << 20
 
 func (p *pacedSink) Write(b []byte) (int, error) {
 	if p.snapshots.aborted.Load() {
@@ -394,9 +417,8 @@ func (p *pacedSink) Write(b []byte) (int, error) {
 	n, err := p.SnapshotSink.Write(b)
 	p.size += int64(n)
 	if p.step += n; err == nil && p.step >= snapshotStep {
-		err = p.file.Sync()
-		time.Sleep(min(time.Since(p.began), snapshotPause))
-		p.step, p.began = 0, time.Now()
+		err = p.snapshots.pacer.Step(p.file.Sync)
+		p.step = 0
 	}
 	if err != nil {
 		p.snapshots.failure.Store(&err)

@@ -40,7 +40,7 @@ type Volume struct {
 // ClusterID is the identity of a cluster (see peer.ClusterID).
 type ClusterID = [16]byte
 
-// Options of Open. All fields but OnWrite, OnSnapshot, Progress, Logf and Wrap are required.
+// Options of Open. All fields but OnWrite, OnVote, OnSnapshot, Progress, Logf and Wrap are required.
 type Options struct {
 	NodeID string       // the node that the volume must belong to
 	Logger hclog.Logger // for lines about snapshots
@@ -52,6 +52,8 @@ type Options struct {
 
 	OnAppend func()              // called when entries were stored; must not block
 	OnWrite  func(time.Duration) // called after each write of the log with how long it took; must not block; nil: none
+	// OnVote is called after each vote that is on disk, with the address of the candidate; must not block; nil: none.
+	OnVote func(term uint64, candidate string)
 	// OnSnapshot is called after each snapshot that is complete on disk, taken here or received, with its size and how
 	// long it took from its first byte on; must not block; nil: none.
 	OnSnapshot func(bytes int64, took time.Duration)
