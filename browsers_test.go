@@ -38,7 +38,7 @@ var waysOfPages = []struct {
 
 // changingPaths are those on which a request does something that others notice, be it a snapshot on the disk.
 var changingPaths = []string{"/set?key=page&value=1", "/remove?key=k", "/txn", "/join?nodeId=n2&raftPort=1",
-	"/leave?nodeId=n1", "/transfer", "/snapshot", "/restore"}
+	"/leave?nodeId=n1", "/transfer", "/snapshot", "/restore", "/lab"}
 
 // TestPagesOfOtherSites: none of the ways writes, whether the node is reached by a loopback address or, over plain
 // http, by a name.

@@ -161,7 +161,8 @@ say "./pump.sh"
 say "what each node holds"
 compare
 follower=$((leader % 3 + 1))
-say "all three hold the same; try next, in another terminal:"
+say "all three hold the same; watch them: http://127.0.0.1:$((http_port + leader - 1))/"
+say "try next, in another terminal:"
 try() { printf '%-60s # %s\n' "$1" "$2"; }
 try "curl \"$(url "$follower")/get?key=500\"" "read at another node"
 try "curl -L \"$(url "$follower")/set?key=hello&value=world\"" "set at a follower: -L goes on to the leader"

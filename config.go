@@ -23,9 +23,14 @@ type config struct {
 	volume            string
 	httpAddress       string // host:port to listen on
 	httpNames         []string
+	httpCerts         string // directory; empty: HTTP without TLS
+	insecure          bool   // the user trusts whatever reaches the ports
+	warning           string // of api.Exposure; empty: none
 	httpURL           string // where clients reach httpAddress; empty: there
 	forward           bool   // of HTTP_FOLLOWERS
+	tokens            string // file of the tokens that clients need; empty: they need none
 	raftAddress       string // host:port to listen on
+	raftCerts         string // directory; empty: the raft port has no certificates
 	raftAdvertise     string // host:port or host for other nodes to dial; empty: raftAddress
 	join              []string
 	nonvoter          bool
@@ -35,6 +40,7 @@ type config struct {
 	electionTimeout   time.Duration
 	logLevel          string
 	logFormat         string // text or json
+	hideValues        bool   // from the console
 	lab               bool   // everything listens on loopback
 	gcBallast         bool   // the user has not set the garbage collector by GOGC or GOMEMLIMIT
 
@@ -80,6 +86,8 @@ var variables = []variable{
 		}},
 	{"HTTP_ADVERTISE", "", "URL by which clients reach this node, http://HOST:PORT, if not where it listens",
 		func(c *config, v string) error { c.httpURL = v; return api.CheckURL(v) }},
+	{"HTTP_CERT_DIR", "", "directory of http.crt and http.key: clients reach this node by https",
+		func(c *config, v string) error { c.httpCerts = v; return nil }},
 	{"HTTP_FOLLOWERS", "redirect", "a follower sends clients to the leader (redirect), or their requests (forward)",
 		func(c *config, v string) error {
 			if c.forward = v == "forward"; !c.forward && v != "redirect" {
@@ -87,6 +95,8 @@ var variables = []variable{
 			}
 			return nil
 		}},
+	{"HTTP_TOKENS", "", "file with the clients' tokens and rights (token.sh), of mode 600; then followers forward",
+		func(c *config, v string) error { c.tokens = v; return nil }},
 	{"RAFT_ADVERTISE", "", "host:port, or host, that the other nodes dial, if not where the raft port listens",
 		func(c *config, v string) error {
 			if c.raftAdvertise = v; v == "" {
@@ -94,6 +104,8 @@ var variables = []variable{
 			}
 			return api.CheckDial(v, true)
 		}},
+	{"RAFT_CERT_DIR", "", "directory of ca.crt, node.crt and node.key: only nodes with such reach the raft port",
+		func(c *config, v string) error { c.raftCerts = v; return nil }},
 	{"RAFT_JOIN", "", "host:port of all nodes, or one DNS name and port: they form a cluster, or join it",
 		func(c *config, v string) (err error) { c.join, err = api.SplitJoin(v); return err }},
 	{"RAFT_SUFFRAGE", "voter", "how this node joins by RAFT_JOIN: voter or nonvoter", func(c *config, v string) error {
@@ -144,6 +156,13 @@ var variables = []variable{
 			}
 			return nil
 		}},
+	{"INSECURE", "no", "yes: the ports may be reached from other machines without certificates",
+		func(c *config, v string) error {
+			if c.insecure = v == "yes"; !c.insecure && v != "no" {
+				return errors.New("want yes or no")
+			}
+			return nil
+		}},
 	{"LOG_LEVEL", "debug", "what the console shows: debug, info, warn or error", func(c *config, v string) error {
 		c.logLevel = v
 		if !slices.Contains([]string{"debug", "info", "warn", "error"}, v) {
@@ -157,6 +176,13 @@ var variables = []variable{
 		}
 		return nil
 	}},
+	{"LOG_VALUES", "on", "values on the console (on), or how long they are (off); off with HTTP_TOKENS",
+		func(c *config, v string) error {
+			if c.hideValues = v == "off"; v != "on" && v != "off" {
+				return errors.New("want on or off")
+			}
+			return nil
+		}},
 	{"RAFT_LAB", "0", "1: /lab cuts links to other nodes and kills this one, for learning; on loopback alone",
 		func(c *config, v string) error {
 			if c.lab = v == "1"; !c.lab && v != "0" {
@@ -179,6 +205,10 @@ func parseConfig(getenv func(string) string) (config, error) {
 	if getenv("RAFT_VOLUME_DIR") == "" {
 		c.volume = filepath.Join("data", c.nodeID)
 	}
+	if c.tokens != "" {
+		c.forward = getenv("HTTP_FOLLOWERS") != "redirect"
+		c.hideValues = true
+	}
 	c.gcBallast = getenv("GOGC") == "" && getenv("GOMEMLIMIT") == ""
 	httpHost, httpPort, _ := net.SplitHostPort(c.httpAddress)
 	raftHost, raftPort, _ := net.SplitHostPort(c.raftAddress)
@@ -192,6 +222,12 @@ func parseConfig(getenv func(string) string) (config, error) {
 			return c, fmt.Errorf("%w: RAFT_LAB=1 with %s: whoever reaches the node could kill it; "+
 				"want loopback addresses alone, such as 127.0.0.1, or RAFT_LAB=0", errUsage, reached)
 		}
+	}
+	exposure := api.Exposure{RaftAddress: c.raftAddress, HTTPAddress: c.httpAddress, RaftCerts: c.raftCerts != "",
+		HTTPS: c.httpCerts != "", Tokens: c.tokens != "", Insecure: c.insecure}
+	var err error
+	if c.warning, err = exposure.Check(); err != nil {
+		return c, fmt.Errorf("%w: %w", errUsage, err)
 	}
 	return c, nil
 }

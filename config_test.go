@@ -68,24 +68,27 @@ func TestConfig(t *testing.T) {
 				c.httpAddress, c.raftAddress = "127.0.0.1:65535", "127.0.0.1:65534"
 			})},
 		{name: "one port on two hosts", env: environment{"HTTP_SERVER_PORT": "80", "RAFT_SERVER_PORT": "80",
-			"RAFT_SERVER_HOST": "10.0.0.1"}, want: with(func(c *config) {
-			c.httpAddress, c.raftAddress = "127.0.0.1:80", "10.0.0.1:80"
+			"RAFT_SERVER_HOST": "10.0.0.1", "RAFT_CERT_DIR": "certs/n1"}, want: with(func(c *config) {
+			c.httpAddress, c.raftAddress, c.raftCerts = "127.0.0.1:80", "10.0.0.1:80", "certs/n1"
 		})},
-		{name: "hosts", env: environment{"HTTP_SERVER_HOST": "0.0.0.0", "RAFT_SERVER_HOST": "node-1.example"},
+		{name: "hosts", env: environment{"HTTP_SERVER_HOST": "0.0.0.0", "RAFT_SERVER_HOST": "node-1.example",
+			"INSECURE": "yes"}, want: with(func(c *config) {
+			c.httpAddress, c.raftAddress, c.insecure = "0.0.0.0:8000", "node-1.example:9000", true
+		})},
+		{name: "IPv6", env: environment{"HTTP_SERVER_HOST": "::", "RAFT_SERVER_HOST": "::1", "INSECURE": "yes"},
 			want: with(func(c *config) {
-				c.httpAddress, c.raftAddress = "0.0.0.0:8000", "node-1.example:9000"
+				c.httpAddress, c.raftAddress, c.insecure = "[::]:8000", "[::1]:9000", true
 			})},
-		{name: "IPv6", env: environment{"HTTP_SERVER_HOST": "::", "RAFT_SERVER_HOST": "::1"}, want: with(func(c *config) {
-			c.httpAddress, c.raftAddress = "[::]:8000", "[::1]:9000"
-		})},
 		{name: "names", env: environment{"HTTP_SERVER_NAMES": "kv.example, kv,,"},
 			want: with(func(c *config) { c.httpNames = []string{"kv.example", "kv"} })},
 		{name: "address for clients", env: environment{"HTTP_ADVERTISE": "https://kv-1.example"},
 			want: with(func(c *config) { c.httpURL = "https://kv-1.example" })},
 		{name: "names of subdomains", env: environment{"HTTP_SERVER_NAMES": "*.kv.example,kv.example"},
 			want: with(func(c *config) { c.httpNames = []string{"*.kv.example", "kv.example"} })},
-		{name: "behind NAT", env: environment{"RAFT_SERVER_HOST": "0.0.0.0", "RAFT_ADVERTISE": "kv-1.example:9100"},
-			want: with(func(c *config) { c.raftAddress, c.raftAdvertise = "0.0.0.0:9000", "kv-1.example:9100" })},
+		{name: "behind NAT", env: environment{"RAFT_SERVER_HOST": "0.0.0.0", "RAFT_ADVERTISE": "kv-1.example:9100",
+			"INSECURE": "yes"}, want: with(func(c *config) {
+			c.raftAddress, c.raftAdvertise, c.insecure = "0.0.0.0:9000", "kv-1.example:9100", true
+		})},
 		{name: "to be dialed at the same port", env: environment{"RAFT_ADVERTISE": "fd00::1"},
 			want: with(func(c *config) { c.raftAdvertise = "fd00::1" })},
 		{name: "join by itself", env: environment{"RAFT_JOIN": "n2:9000,n1:9000, n2:9000", "RAFT_SUFFRAGE": "nonvoter"},
@@ -101,6 +104,11 @@ func TestConfig(t *testing.T) {
 			"LOG_LEVEL": "error", "LOG_FORMAT": "json"}, want: with(func(c *config) {
 			c.electionTimeout, c.snapshotThreshold, c.logLevel, c.logFormat = 50*time.Millisecond, 1, "error", "json"
 		})},
+		{name: "tokens", env: environment{"HTTP_TOKENS": "tokens"},
+			want: with(func(c *config) { c.tokens, c.forward, c.hideValues = "tokens", true, true })},
+		{name: "tokens and redirects", env: environment{"HTTP_TOKENS": "tokens", "HTTP_FOLLOWERS": "redirect",
+			"LOG_VALUES": "on"}, want: with(func(c *config) { c.tokens, c.hideValues = "tokens", true })},
+		{name: "no values", env: environment{"LOG_VALUES": "off"}, want: with(func(c *config) { c.hideValues = true })},
 		{name: "most", env: environment{"RAFT_ELECTION_TIMEOUT": "1m", "RAFT_SNAPSHOT_THRESHOLD": "9223372036854775807",
 			"LOG_LEVEL": "warn"}, want: with(func(c *config) {
 			c.electionTimeout, c.snapshotThreshold, c.logLevel = time.Minute, 1<<63-1, "warn"
@@ -114,6 +122,10 @@ func TestConfig(t *testing.T) {
 			if len(got.httpNames) == 0 {
 				got.httpNames = nil
 			}
+			if (got.warning != "") != got.insecure {
+				t.Errorf("warning: got %q, want one: %v", got.warning, got.insecure)
+			}
+			got.warning = ""
 			if !reflect.DeepEqual(got, tt.want) {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
@@ -141,12 +153,16 @@ func TestConfigRefuses(t *testing.T) {
 		"RAFT_SNAPSHOT_BYTES":     {"0", "1048575", "64MiB", "-1", "9223372036854775808"},
 		"RAFT_SNAPSHOT_THRESHOLD": {"0", "-1", "1.5", "many", "9223372036854775808", "18446744073709551616"},
 		"STORE_MAX_BYTES":         {"0", "1048575", "64MiB", "-1", "memory/2", "4611686018427387904"},
+		"INSECURE":                {"YES", "true", "1"},
 		"LOG_LEVEL":               {"INFO", "trace", "panic", "loud", "info "},
 		"LOG_FORMAT":              {"JSON", "logfmt", "json "},
+		"LOG_VALUES":              {"ON", "no", "false"},
 		"RAFT_LAB":                {"yes", "true", "2", " 1"},
 		"HTTP_SERVER_NAMES":       {"*", "*.", "*kv.example", "kv.*.example", "*.*.example", "a.example,kv.*", "*.kv:80"},
 	}
-	free := map[string]bool{"RAFT_VOLUME_DIR": true} // any value is good
+	free := map[string]bool{ // any value is good here
+		"RAFT_VOLUME_DIR": true, "RAFT_CERT_DIR": true, "HTTP_CERT_DIR": true, "HTTP_TOKENS": true,
+	}
 	for _, v := range variables {
 		if len(bad[v.name]) == 0 && !free[v.name] {
 			t.Errorf("%s: no bad values in this test", v.name)

@@ -26,6 +26,9 @@ type fsm struct {
 	*kv.Store
 	log   *logrus.Logger
 	lines []byte // console lines of the current batch; used by raft's goroutine alone
+
+	hideValues bool          // lines have no values; set before raft runs
+	names      command.Names // of the clients of this node
 }
 
 func newFSM(log *logrus.Logger) *fsm { return &fsm{Store: kv.New(), log: log} }
@@ -44,6 +47,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	}
 	show := f.log.IsLevelEnabled(logrus.InfoLevel)
 	prefix := console.NewPrefix(f.log.Formatter, time.Now(), logrus.InfoLevel)
+	prefix.HideValues = f.hideValues
 	for i, l := range logs {
 		if l.Type != raft.LogCommand {
 			f.Update(l.Index, l.Term, nil, func(*kv.Tx) {}) // a membership change: only its index counts
@@ -62,6 +66,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 			}
 		})
 		if show {
+			f.names.Get(l.Data, commands)
 			for j, c := range commands {
 				f.lines = console.AppendCommand(f.lines, prefix, c, results[j], l.Index, l.Term)
 			}

@@ -23,6 +23,7 @@ import (
 	"raftkv/internal/kv"
 	"raftkv/internal/metrics"
 	"raftkv/internal/node"
+	"raftkv/internal/page"
 )
 
 // Requests in flight, of each kind (docs/design.md, "Bounds"): no kind can keep another out.
@@ -43,12 +44,13 @@ type handler struct {
 	http.Handler             // the router
 	leaders      *mux.Router // of what only the leader can do, for requests that other nodes send on
 	forwards     bool        // a follower sends such requests on, rather than their clients
+	access       *api.Access // nil: clients need no tokens
 	labOn        bool        // of RAFT_LAB
-	kill         func()      // ends the process as kill -9 does
+	page         *page.Page
+	kill         func() // ends the process as kill -9 does
 	node         *node.Node
 	store        *kv.Store
 	log          *logrus.Logger
-	names        []string          // host names that requests may use
 	restoring    sync.Mutex        // held by the restore that is under way
 	paths        []string          // all paths, in the order of the routes
 	methods      map[string]string // path: the methods that it takes, as the Allow header has them
@@ -59,7 +61,7 @@ type handler struct {
 type endpoint func(w http.ResponseWriter, r *http.Request) error
 
 func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string) *handler {
-	h := &handler{node: n, store: store, log: log, names: names, methods: make(map[string]string), kill: killProcess}
+	h := &handler{node: n, store: store, log: log, methods: make(map[string]string), kill: killProcess, page: page.New(n)}
 	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
 	request, stream, watch := h.limit(maxRequests), h.limit(maxStreams), h.limit(maxWatches)
 	membership, status, probe := h.limit(maxMemberships), h.limit(maxStatuses), h.limit(maxProbes)
@@ -87,17 +89,22 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	router.Handle("/healthz", probe(h.healthz)).Methods(get, head, post)
 	router.Handle("/readyz", probe(h.readyz)).Methods(get, head, post)
 
+	h.page.Route(router, func(answer func(http.ResponseWriter, *http.Request) error) http.Handler {
+		return watch(answer)
+	})
 	router.Handle("/lab", request(h.lab)).Methods(get, post)
 
 	m := metrics.New(n, store)
 	m.Route(router)
 
+	checkOrigin := api.OriginChecker(names, h.page.Lets, h.writeError)
 	// mux runs the middleware of Use for a request that matches a route. For one that
 	// matches none it does not, so these two handlers are wrapped here: otherwise a web
 	// page could find out by them that a node is there.
-	router.Use(m.Count, h.checkOrigin)
-	router.NotFoundHandler = m.Count(h.checkOrigin(request(h.notFound)))
-	router.MethodNotAllowedHandler = m.Count(h.checkOrigin(request(h.methodNotAllowed)))
+	router.Use(m.Count, checkOrigin, h.checkAccess)
+	h.leaders.Use(h.checkAccess)
+	router.NotFoundHandler = m.Count(checkOrigin(request(h.notFound)))
+	router.MethodNotAllowedHandler = m.Count(checkOrigin(request(h.methodNotAllowed)))
 
 	_ = router.Walk(func(route *mux.Route, _ *mux.Router, _ []*mux.Route) error {
 		path, _ := route.GetPathTemplate() // every route has a path and methods
@@ -109,36 +116,16 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	return h
 }
 
-// checkOrigin is the middleware around every endpoint that protects the node from web
-// pages, and web pages from values that a browser would run as a script.
-func (h *handler) checkOrigin(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		w.Header().Set("Cache-Control", "no-store") // a cache would answer for the node: sets arrive as GET
-		if err := api.CheckOrigin(r, h.names); err != nil {
-			h.writeError(w, r, err)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
+// checkAccess is the middleware around every endpoint that asks for tokens, also for requests that another node, which
+// has asked for them, has sent on.
+func (h *handler) checkAccess(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.access.Check(w, r, next) })
 }
 
-// limit returns a function that makes handlers of endpoints. Together, these handlers have
-// at most n requests in flight; further ones are not applied (api.Slots).
+// limit returns a function that makes handlers of endpoints, which together have at most n requests in flight.
 func (h *handler) limit(n int) func(endpoint) http.Handler {
 	slots := api.NewSlots(n)
-	return func(answer endpoint) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w, release, err := slots.Take(w, r)
-			if err == nil {
-				defer release()
-				err = answer(w, r)
-			}
-			if err != nil {
-				h.writeError(w, r, err)
-			}
-		})
-	}
+	return func(answer endpoint) http.Handler { return slots.Handler(answer, h.writeError) }
 }
 
 // leading returns an endpoint whose request's body is read only if this node leads: a client
@@ -249,8 +236,12 @@ func (h *handler) history() api.History {
 }
 
 // propose replicates c and returns what the state machine made of it. If that is nothing,
-// because a condition of c does not hold, it returns an api.Error.
+// because the client has no right to do that or a condition of c does not hold, it returns an api.Error.
 func (h *handler) propose(ctx context.Context, c command.Command) (command.Result, error) {
+	c, err := h.access.Command(ctx, c)
+	if err != nil {
+		return command.Result{}, err
+	}
 	result, err := h.node.Propose(ctx, c)
 	if err != nil {
 		return command.Result{}, err
@@ -275,15 +266,25 @@ func (h *handler) prepareRead(w http.ResponseWriter, r *http.Request, stale bool
 	return nil
 }
 
-// get answers the raw bytes of a value.
+// get answers the raw bytes of a value, or the values of several keys in one consistent view.
 func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
-	key, stale, err := api.Get(r)
+	keys, stale, err := api.Get(r)
 	if err != nil {
+		return err
+	}
+	if err := h.access.Read(r.Context(), keys...); err != nil {
 		return err
 	}
 	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
+	index, _ := h.store.Applied() // before the key is read: a watch from there misses no change of it
+	api.SetAppliedIndexHeader(w, index)
+	if len(keys) > 1 {
+		_ = api.WriteItems(w, h.store.Clone(), keys)
+		return nil
+	}
+	key := keys[0]
 	item, lease, ok := h.store.GetLeased(key)
 	if !ok {
 		return api.Errorf(http.StatusNotFound, "key %s: not found", command.AppendQuoted(nil, key))
@@ -310,6 +311,9 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := h.access.Read(r.Context(), q.Prefix); err != nil {
+		return err
+	}
 	if err := h.prepareRead(w, r, q.Stale); err != nil {
 		return err
 	}
@@ -321,6 +325,9 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
 func (h *handler) watch(w http.ResponseWriter, r *http.Request) error {
 	q, err := api.Watch(r, h.history())
 	if err != nil {
+		return err
+	}
+	if err := h.access.Read(r.Context(), q.Prefix); err != nil {
 		return err
 	}
 	if err := h.prepareRead(w, r, q.Stale); err != nil {
@@ -565,6 +572,7 @@ func (h *handler) writeError(w http.ResponseWriter, r *http.Request, err error) 
 			return
 		}
 	}
+	h.access.Refuse(w, r, err)
 	status, message := statusOf(err)
 	switch {
 	case status == http.StatusServiceUnavailable && api.WriteUnavailable(w, r, message):

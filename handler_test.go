@@ -182,7 +182,7 @@ func TestRefusedRequests(t *testing.T) {
 		{name: "get: long key", method: "GET", target: "/get?key=" + longKey, body: "", header: nil, status: 400,
 			says: "key: 1025 bytes", answers: nil},
 		{name: "get: two keys", method: "GET", target: "/get?key=k&key=k", body: "", header: nil, status: 400,
-			says: "key: given 2 times; give it once", answers: nil},
+			says: `key: "k" is given twice in one request; give it once`, answers: nil},
 		{name: "get: unknown parameter", method: "GET", target: "/get?key=k&value=1", body: "", header: nil, status: 400,
 			says: `"value": unknown parameter; /get takes key`, answers: nil},
 		{name: "get: broken escape", method: "GET", target: "/get?key=%", body: "", header: nil, status: 400,
@@ -290,7 +290,7 @@ func TestRefusedRequests(t *testing.T) {
 		{name: "list: long prefix", method: "GET", target: "/list?prefix=" + longKey, body: "", header: nil, status: 400,
 			says: "prefix: 1025 bytes; a key has at most 1024", answers: nil},
 		{name: "list: key", method: "GET", target: "/list?key=a", body: "", header: nil, status: 400,
-			says: `"key": unknown parameter; /list takes prefix, after, limit, consistency`, answers: nil},
+			says: `"key": unknown parameter; /list takes prefix, after, until, reverse, limit, values, count, consistency`, answers: nil},
 		{name: "list: consistency", method: "GET", target: "/list?consistency=eventual", body: "", header: nil,
 			status: 400, says: "consistency: want linearizable (the default) or stale", answers: nil},
 		{name: "watch: from in words", method: "GET", target: "/watch?from=now", body: "", header: nil, status: 400,
@@ -345,7 +345,7 @@ func TestRefusedRequests(t *testing.T) {
 			says: `"key": unknown parameter`, answers: nil},
 		{name: "status: DELETE", method: "DELETE", target: "/status", body: "", header: nil, status: 405,
 			says: "method DELETE", answers: only("GET, HEAD, POST")},
-		{name: "no such path", method: "GET", target: "/", body: "", header: nil, status: 404,
+		{name: "no such path", method: "GET", target: "/none", body: "", header: nil, status: 404,
 			says: "/set /get /remove /txn /list /watch /join /leave /transfer /status /snapshot /restore", answers: nil},
 		{name: "no such path, hostile", method: "GET", target: "/a%0Ab", body: "", header: nil, status: 404,
 			says: "no such path", answers: nil},
@@ -897,7 +897,7 @@ func FuzzHandler(f *testing.F) {
 	h := &checked{s: s, h: newHandler(s.node, s.machine.Store, s.log, []string{"kv.example"})}
 	address := serveElsewhere(f, s, func(server *http.Server, l net.Listener) error {
 		server.Handler = h
-		return api.Serve(server, l)
+		return api.Serve(server, l, nil)
 	})
 	var backup bytes.Buffer
 	if err := kv.New().WriteSnapshot(&backup); err != nil {
@@ -1146,7 +1146,7 @@ func TestSlowSenders(t *testing.T) {
 	const limit = 200 * time.Millisecond
 	address := serveElsewhere(t, s, func(server *http.Server, l net.Listener) error {
 		server.ReadHeaderTimeout = limit
-		return api.Serve(server, l)
+		return api.Serve(server, l, nil)
 	})
 	checkUnchanged(t, s, func() {
 		for name, text := range map[string]string{
@@ -1184,7 +1184,7 @@ func TestIdleConnections(t *testing.T) {
 	set(t, s, "k", "v")
 	address := serveElsewhere(t, s, func(server *http.Server, l net.Listener) error {
 		server.ReadHeaderTimeout, server.IdleTimeout = time.Hour, time.Hour // it is not these that make room
-		return api.Serve(server, l)
+		return api.Serve(server, l, nil)
 	})
 	count := 10000
 	// Both ends of each are in this process.

@@ -25,14 +25,18 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"raftkv/internal/api"
+	"raftkv/internal/auth"
+	"raftkv/internal/certs"
 	"raftkv/internal/console"
 	"raftkv/internal/forward"
 	"raftkv/internal/memory"
 	"raftkv/internal/node"
+	"raftkv/internal/storage"
 	"raftkv/internal/version"
 )
 
 func main() {
+	storage.PrivateFiles()
 	// A console that is gone, as after | head, must not end the node.
 	signal.Ignore(syscall.SIGPIPE)
 	end := []os.Signal{os.Interrupt, syscall.SIGTERM}
@@ -115,6 +119,7 @@ type service struct {
 	machine  *fsm
 	console  *console.Writer
 	log      *logrus.Logger
+	tokens   *auth.Tokens // nil: clients need none
 	raftLog  *console.RaftLogger
 	listener net.Listener
 	server   *http.Server
@@ -128,17 +133,36 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 	lines := console.New(out, format)
 	s := &service{console: lines, log: console.NewLogger(lines, c.logLevel, format), served: make(chan error, 1)}
 	s.machine, s.raftLog = newFSM(s.log), console.NewRaftLogger(lines, c.logLevel, format)
+	s.machine.hideValues = c.hideValues
+	raftCerts, err := certs.OpenNode(c.raftCerts, s.log.Infof, s.log.Warnf)
+	if err != nil {
+		s.console.Close()
+		return nil, fmt.Errorf("%w: RAFT_CERT_DIR: %w", errUsage, err)
+	}
+	httpCerts, err := certs.OpenHTTP(c.httpCerts, s.log.Infof, s.log.Warnf)
+	if err != nil {
+		s.console.Close()
+		return nil, fmt.Errorf("%w: HTTP_CERT_DIR: %w", errUsage, err)
+	}
+	var access *api.Access
+	if c.tokens != "" {
+		if s.tokens, err = auth.Open(c.tokens, s.log.Warnf); err != nil {
+			s.console.Close()
+			return nil, fmt.Errorf("%w: HTTP_TOKENS=%q: %w", errUsage, c.tokens, err)
+		}
+		access = api.NewAccess(s.tokens, s.log.Warnf)
+	}
 	maxBytes, line := memory.DataLimit(c.storeMaxBytes)
 	s.log.Info(line)
-	var err error
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
+		s.tokens.Close()
 		s.console.Close()
 		return nil, fmt.Errorf("HTTP port: %w", portHint(err, "HTTP_SERVER_PORT"))
 	}
 	names := api.OwnNames(c.httpNames, c.httpURL, c.httpAddress, c.raftAddress, c.raftAdvertise)
 	starting := api.NewStarting(names)
 	s.server = api.NewServer(starting, s.log.Warnf)
-	go func() { s.served <- api.Serve(s.server, s.listener) }()
+	go func() { s.served <- api.Serve(s.server, s.listener, httpCerts.Config()) }()
 	s.node, err = node.Open(node.Config{
 		ID:                c.nodeID,
 		Version:           version.String(),
@@ -148,6 +172,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Join:              c.join,
 		Nonvoter:          c.nonvoter,
 		HTTPAddress:       s.listener.Addr().String(),
+		HTTPS:             httpCerts != nil,
 		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,
 		SnapshotBytes:     c.snapshotBytes,
@@ -157,20 +182,24 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Logf:              s.log.Infof,
 		Warnf:             s.log.Warnf,
 		Dial:              c.dial,
+		Certs:             raftCerts,
+		Security:          func() string { return certs.Warnings(c.warning, raftCerts.Warning(), httpCerts.Warning()) },
+		Names:             &s.machine.names,
 		Lab:               c.lab,
 		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
 	if err != nil {
+		s.tokens.Close()
 		s.console.Close()
 		_ = s.listener.Close() // which the server does only once it serves
 		_ = s.server.Close()
 		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
 	h := newHandler(s.node, s.machine.Store, s.log, names)
-	h.forwards, h.labOn = c.forward, c.lab
+	h.forwards, h.access, h.labOn, h.page.HideValues = c.forward, access, c.lab, c.hideValues
 	s.node.SetForwarded(forward.Handler(h.leaders))
-	s.log.Infof("Node %s (version %s): HTTP on %s, raft on %s, volume %s",
-		c.nodeID, version.String(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
+	s.log.Infof("Node %s (version %s): %s on %s, raft on %s, volume %s",
+		c.nodeID, version.String(), httpCerts.Protocol(), s.listener.Addr(), s.node.RaftAddress(), c.volume)
 	starting.Ready(h)
 	return s, nil
 }
@@ -186,6 +215,7 @@ const (
 // stop shuts a running node down: it hands leadership over, drains the requests that are
 // under way, and closes raft, its port and the volume, in this order.
 func (s *service) stop() error {
+	defer s.tokens.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()
 	if err := s.node.StepDown(ctx); err != nil {
@@ -205,6 +235,7 @@ func (s *service) stop() error {
 // voter stand for election, as far as that can be done.
 func (s *service) abort() {
 	defer s.console.Close()
+	defer s.tokens.Close()
 	_ = s.server.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stepDownLimit)
 	defer cancel()

@@ -50,6 +50,7 @@ func startNode(t testing.TB, id, dir string, mutate func(*config)) *service {
 		httpAddress:       "127.0.0.1:0",
 		raftAddress:       "127.0.0.1:0",
 		snapshotThreshold: 8192,
+		snapshotBytes:     64 << 20,
 		electionTimeout:   250 * time.Millisecond,
 		logLevel:          "debug",
 	}
@@ -72,7 +73,11 @@ func startNode(t testing.TB, id, dir string, mutate func(*config)) *service {
 
 // At makes a service a testkit.Peer.
 func (s *service) At() testkit.Client {
-	return testkit.Client{ID: s.node.Info().NodeID, Base: "http://" + s.listener.Addr().String()}
+	c := testkit.Client{ID: s.node.Info().NodeID, Base: "http://" + s.listener.Addr().String()}
+	if s.tokens != nil {
+		c.Token = rootToken
+	}
+	return c
 }
 
 // leads waits until s leads, and all of its log is committed.

@@ -56,7 +56,7 @@ for target in "${targets[@]}"; do
 		nfpm=$work/nfpm
 		go build -C deploy/tools -o "$nfpm" github.com/goreleaser/nfpm/v2/cmd/nfpm
 		mkdir "$work/files"
-		cp deploy/raftkv.service deploy/raftkv.sysusers deploy/raftkv.env deploy/deb/* README.md CHANGELOG.md LICENSE \
+		cp deploy/raftkv.service deploy/raftkv.sysusers deploy/raftkv.env deploy/deb/* cert.sh README.md CHANGELOG.md LICENSE \
 			docs/*.md "$work/files"
 	fi
 	cp "$program" "$work/files/raftkv"

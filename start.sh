@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# start.sh NAME [--keep]: becomes the node that the four variables describe, its volume emptied first unless
+# start.sh NAME [--keep]: becomes the node that the four variables describe, its volume removed first unless
 # --keep; called by startn1.sh to startn3.sh. A node that can't start, for want of a binary or of a port,
 # leaves the volume as it is.
 # start.sh --build: only brings ./raftkv up to date; called by cluster.sh.
@@ -10,7 +10,7 @@ is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 # is_stale: is there no binary, or a source newer than it? (What lies in internal/ may be embedded.)
 is_stale() {
-	[ ! -x raftkv ] || [ -n "$(find . \( -name .git -o -path ./bench \) -prune -o -type f ! -name '*_test.go' \
+	[ ! -x raftkv ] || [ -n "$(find . \( -name .git -o -path ./bench -o -path ./browser \) -prune -o -type f ! -name '*_test.go' \
 		\( -name '*.go' -o -name go.mod -o -name go.sum -o -path './internal/*' \) -newer raftkv -print)" ]
 }
 
@@ -53,14 +53,15 @@ for port in "$HTTP_SERVER_PORT" "$RAFT_SERVER_PORT"; do
 	fi
 done
 if [ "$keep" != --keep ]; then
-	# RAFT_VOLUME_DIR may be anything by mistake: what is no volume stays.
+	# RAFT_VOLUME_DIR may be anything by mistake: what is no volume stays, and so does what a node has not made.
 	if [ -n "$(ls -A "$RAFT_VOLUME_DIR" 2>/dev/null)" ] &&
-		[ -z "$(find "$RAFT_VOLUME_DIR" -maxdepth 1 \( -name 'raft.db*' -o -name snapshots \))" ]; then
+		[ -z "$(find "$RAFT_VOLUME_DIR/" -maxdepth 1 -type f -name 'raft.db*')" ]; then
 		echo "$RAFT_VOLUME_DIR holds something else than a volume, and is not emptied: choose another RAFT_VOLUME_DIR" >&2
 		exit 1
 	fi
 	echo "Cleaning the raft volumes."
-	rm -rf "$RAFT_VOLUME_DIR"
+	rm -rf "$RAFT_VOLUME_DIR"/raft.db* "$RAFT_VOLUME_DIR/snapshots" "$RAFT_VOLUME_DIR"/peers.json* "$RAFT_VOLUME_DIR/lock"
+	rmdir "$RAFT_VOLUME_DIR" 2>/dev/null || true
 fi
 # The lab, for learning, unless the node may be reached from elsewhere: it is refused there.
 if [ -z "${HTTP_SERVER_HOST:-}${RAFT_SERVER_HOST:-}${HTTP_ADVERTISE:-}${RAFT_ADVERTISE:-}" ]; then

@@ -68,6 +68,7 @@ type settings struct {
 	keys     int
 	only     *regexp.Regexp
 	baseline string // path, absolute; empty: none
+	certs    string // the same, of a directory for RAFT_CERT_DIR
 	dir      string // where the temporary directory is made
 	out      string // directory of RESULTS.md; empty: not written
 	million  bool
@@ -88,6 +89,7 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 	f.IntVar(&s.keys, "keys", 100_000, "how many keys there are; with -million the greater number")
 	only := f.String("only", "", "measure only the loads whose name matches this regular expression")
 	f.StringVar(&s.baseline, "baseline", "", "another raftkv binary, measured in the same rounds")
+	f.StringVar(&s.certs, "certs", "", "directory for RAFT_CERT_DIR: the same binary with it, measured in the same rounds")
 	f.StringVar(&s.dir, "dir", os.TempDir(), "where the volumes are made, and removed: choose the disk by it")
 	f.StringVar(&s.out, "o", "", "directory of RESULTS.md and results.svg (default bench)")
 	f.BoolVar(&s.million, "million", false, "instead: what 1,000,000 keys cost")
@@ -145,6 +147,14 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 		}
 		if err != nil {
 			return s, fmt.Errorf("%w: -baseline: %w", errUsage, err)
+		}
+	}
+	if s.certs != "" {
+		if s.certs, err = filepath.Abs(s.certs); err == nil {
+			_, err = os.Stat(filepath.Join(s.certs, "node.crt"))
+		}
+		if err != nil {
+			return s, fmt.Errorf("%w: -certs: %w", errUsage, err)
 		}
 	}
 	return s, nil
@@ -385,6 +395,12 @@ func (b *bench) startAll(ctx context.Context) (systems []system, stop func(), er
 	}
 	if b.baseline != "" {
 		node, err := startRaftkv(ctx, "baseline", b.baseline, filepath.Join(b.tmp, "baseline"))
+		if err = start(node, err); err != nil {
+			return systems, stop, err
+		}
+	}
+	if b.certs != "" {
+		node, err := startRaftkv(ctx, certsLabel, b.binary, filepath.Join(b.tmp, "certs"), "RAFT_CERT_DIR="+b.certs)
 		if err = start(node, err); err != nil {
 			return systems, stop, err
 		}

@@ -320,7 +320,7 @@ const (
 )
 
 var colours = map[string]string{"raftkv": "#1f77b4", "etcd": "#ff7f0e", hraftdLabel: "#2ca02c",
-	"baseline": "#9ab8d0", emptyLabel: "#b0b0b0"}
+	"baseline": "#9ab8d0", certsLabel: "#6a51a3", emptyLabel: "#b0b0b0"}
 
 // svg draws the medians of ops/s.
 func (r *results) svg(caption string) string {

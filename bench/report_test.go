@@ -277,7 +277,7 @@ func TestFreePorts(t *testing.T) {
 func TestParseFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"-clients", "0"}, {"-clients", "1,x"}, {"-rounds", "0"}, {"-keys", "5"}, {"-only", "("}, {"-nonsense"}, {"word"},
-		{"-million", "-soak", "1m"}, {"-baseline", "/nowhere/raftkv"},
+		{"-million", "-soak", "1m"}, {"-baseline", "/nowhere/raftkv"}, {"-certs", "/nowhere"},
 	} {
 		if _, err := parseFlags(args, io.Discard); !errors.Is(err, errUsage) {
 			t.Errorf("%q: got %v, want an error of usage", args, err)

@@ -662,6 +662,9 @@ func (c *etcdClient) read(k int) error {
 // hraftdLabel is the name of that system, and of its binary.
 const hraftdLabel = "hraftd"
 
+// certsLabel is raftkv whose nodes show certificates to each other.
+const certsLabel = "raftkv, mTLS"
+
 // hraftd is a cluster of three nodes of hraftd, the reference example of hashicorp/raft,
 // with its defaults: the log is a bbolt file, synced at each commit.
 type hraftd struct {

@@ -12,6 +12,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -34,12 +35,18 @@ type Config struct {
 	// HTTP sends the requests; nil: a client with connections of its own. Its CheckRedirect is not
 	// used, and its Timeout should be 0, as it would cut watches short.
 	HTTP *http.Client
+	// TLS is for endpoints of https, with the authority of the nodes as RootCAs; nil: those that the
+	// system trusts. It is not used with HTTP.
+	TLS *tls.Config
 	// RetryFor bounds for how long a request is sent again, beside its context; 0: 30 s. A watch is
 	// bounded by its context alone.
 	RetryFor time.Duration
 	// AttemptTimeout bounds the wait for one answer, after which another node is asked; 0: 6 s,
 	// which is longer than a node takes to find out that it can't answer.
 	AttemptTimeout time.Duration
+	// Token is sent to all of these nodes, if it is not empty: the nodes have HTTP_TOKENS. Over plain
+	// http, whoever is on the way has it too.
+	Token string
 }
 
 // Client is a client of one cluster. Its methods may be called concurrently.
@@ -47,6 +54,7 @@ type Client struct {
 	http                     *http.Client
 	retryFor, attemptTimeout time.Duration
 	configured               []string
+	token                    string
 
 	mu        sync.Mutex // guards what follows
 	endpoints []string   // the configured ones, and then the members that they named
@@ -68,12 +76,13 @@ var idleTimeout = 40 * time.Second
 
 // New returns a Client. It connects to nothing yet. An error is about the Config.
 func New(config Config) (*Client, error) {
-	c := &Client{http: new(http.Client), retryFor: config.RetryFor, attemptTimeout: config.AttemptTimeout}
+	c := &Client{http: new(http.Client), retryFor: config.RetryFor, attemptTimeout: config.AttemptTimeout,
+		token: config.Token}
 	if config.HTTP != nil {
 		*c.http = *config.HTTP
 	} else {
 		transport := http.DefaultTransport.(*http.Transport).Clone()
-		transport.MaxIdleConnsPerHost = 64
+		transport.MaxIdleConnsPerHost, transport.TLSClientConfig = 64, config.TLS.Clone()
 		// An error of dialing is known to have sent nothing; that of a longer wait is not.
 		transport.DialContext = (&net.Dialer{Timeout: 2 * time.Second}).DialContext
 		c.http.Transport = transport
@@ -276,6 +285,9 @@ func (c *Client) send(ctx context.Context, target string, r *call) (*http.Respon
 	// the second attempt, not of the first.
 	request.ContentLength, request.GetBody = size, nil
 	maps.Copy(request.Header, r.header)
+	if c.token != "" {
+		request.Header.Set("Authorization", "Bearer "+c.token)
+	}
 	timeout := r.timeout
 	if timeout == 0 {
 		timeout = c.attemptTimeout

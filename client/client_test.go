@@ -596,3 +596,45 @@ func TestConfig(t *testing.T) {
 		t.Error("no endpoints: got no error")
 	}
 }
+
+// TestToken: it is sent with every request, to where a redirect leads too; a refusal is final, and its error has no
+// token.
+func TestToken(t *testing.T) {
+	var mu sync.Mutex
+	var got []string
+	record := func(r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, r.URL.Path+" "+r.Header.Get("Authorization"))
+	}
+	leader := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		record(r)
+		if r.URL.Path == "/get" {
+			http.Error(w, "alice has no right read:k", http.StatusForbidden)
+			return
+		}
+		_, _ = io.WriteString(w, "OK index=7\n")
+	}))
+	defer leader.Close()
+	follower := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		record(r)
+		w.Header().Set("Location", leader.URL+r.URL.RequestURI())
+		w.WriteHeader(http.StatusTemporaryRedirect)
+	}))
+	defer follower.Close()
+	c := newClient(t, Config{Endpoints: []string{follower.URL}, Token: "secret"})
+	if _, err := c.Set(t.Context(), "k", []byte("v")); err != nil {
+		t.Errorf("set: %v", err)
+	}
+	_, err := c.Get(t.Context(), "k")
+	failure, ok := errors.AsType[*Error](err)
+	if !ok || failure.Status != http.StatusForbidden || strings.Contains(err.Error(), "secret") {
+		t.Errorf("get: got %v, want 403 without the token", err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	want := []string{"/set Bearer secret", "/set Bearer secret", "/get Bearer secret", "/get Bearer secret"}
+	if len(got) < 3 || len(got) > len(want) || strings.Join(got, ",") != strings.Join(want[:len(got)], ",") {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

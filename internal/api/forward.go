@@ -198,7 +198,7 @@ func (f *Forwarding) WriteAnswer(r *http.Request, response *http.Response) (sent
 	if response.ContentLength >= 0 {
 		header.Set("Content-Length", fmt.Sprint(response.ContentLength))
 	}
-	if drain {
+	if drain && r.ProtoMajor < 2 {
 		header.Set("Connection", "close")
 	}
 	f.w.WriteHeader(response.StatusCode)

@@ -15,9 +15,10 @@ import (
 //
 // Against cross-site request forgery (CSRF) it goes by Sec-Fetch-Site and Origin, which
 // a page can't change. http.CrossOriginProtection does not do here: it exempts GET as a
-// safe method, and sets arrive as GET, so that a link or an image could carry one. An
-// Origin may have either scheme: behind a proxy that ends TLS the page is at https, and
-// this node can't know. The host and the port are what a foreign page can't have, and a
+// safe method, and sets arrive as GET, so that a link or an image could carry one. Over
+// HTTPS, an Origin must be of https too: a page of the same host and port that came by
+// http may be anybody's who is between. Over HTTP it may have either scheme: behind a proxy that ends TLS the page is
+// at https, and this node can't know. The host and the port are what a foreign page can't have, and a
 // browser that holds the two schemes for different sites says so by Sec-Fetch-Site.
 //
 // To a name over plain http, browsers send no Sec-Fetch-Site (Fetch Metadata, section 3: only to
@@ -33,14 +34,24 @@ func CheckOrigin(r *http.Request, names []string) error {
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" && site != "same-origin" {
 		return Errorf(http.StatusForbidden, "Sec-Fetch-Site: %q; requests from web pages of other sites are refused", site)
 	}
-	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
+	origin, plain := r.Header.Get("Origin"), r.TLS == nil
+	if origin != "" && origin != "https://"+r.Host && !(plain && origin == "http://"+r.Host) {
 		return Errorf(http.StatusForbidden, "Origin: %q; requests from web pages of other sites are refused", origin)
 	}
 	if !reads(r) && fromBrowser(r) {
+		scheme := "https"
+		if plain {
+			scheme = "http"
+		}
 		return Errorf(http.StatusForbidden, "Accept-Language: with neither Sec-Fetch-Site nor Origin, it is sent by "+
 			"a browser, and maybe for a web page of another site: nothing was done; use curl, or a client that leaves it out, "+
-			"or sends Origin: http://%s", r.Host)
+			"or sends Origin: %s://%s", scheme, r.Host)
 	}
+	return CheckHostName(r, names)
+}
+
+// CheckHostName is CheckOrigin for a request that may come from a page of another site.
+func CheckHostName(r *http.Request, names []string) error {
 	probe := r.URL.Path == "/healthz" || r.URL.Path == "/readyz"
 	if r.Host == "" && (probe || fromLoopback(r)) {
 		return nil
@@ -63,8 +74,30 @@ func CheckOrigin(r *http.Request, names []string) error {
 	return nil
 }
 
+// OriginChecker returns the middleware around every endpoint that protects the node from web pages (CheckOrigin), and
+// web pages from values that a browser would run as a script. What lets returns true for may come from another origin,
+// and its Host alone is checked. writeError answers a request with an error.
+func OriginChecker(names []string, lets func(http.ResponseWriter, *http.Request) bool,
+	writeError func(http.ResponseWriter, *http.Request, error)) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Content-Type-Options", "nosniff")
+			w.Header().Set("Cache-Control", "no-store") // a cache would answer for the node: sets arrive as GET
+			check := CheckOrigin
+			if lets(w, r) {
+				check = CheckHostName
+			}
+			if err := check(r, names); err != nil {
+				writeError(w, r, err)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
 // readPaths change nothing for anybody. A path that is not among them is taken for one that does.
-var readPaths = map[string]bool{"/": true, "/get": true, "/list": true, "/watch": true, "/events": true,
+var readPaths = map[string]bool{"/": true, "/get": true, "/list": true, "/watch": true, "/events": true, "/relay": true,
 	"/status": true, "/healthz": true, "/readyz": true, "/metrics": true}
 
 // reads reports whether r changes nothing, so that any page may have a browser send it.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"maps"
 	"net/http"
@@ -20,6 +21,7 @@ func TestCheckOrigin(t *testing.T) {
 		name, host string
 		target     string // default /set?key=k&value=v
 		remote     string // default 192.0.2.1:1234
+		secure     bool   // over HTTPS
 		header     http.Header
 		rejected   string // what the error names; empty: the request is let in
 	}{
@@ -63,6 +65,11 @@ func TestCheckOrigin(t *testing.T) {
 		{
 			name: "own page behind such a proxy, older browser", host: "kv.example:8443",
 			header: http.Header{"Origin": {"https://kv.example:8443"}},
+		},
+		{name: "own page over HTTPS", host: own, secure: true, header: http.Header{"Origin": {"https://" + own}}},
+		{
+			name: "page of http over HTTPS", host: own, secure: true,
+			header: http.Header{"Origin": {"http://" + own}}, rejected: "Origin",
 		},
 		{
 			name: "other port's origin behind such a proxy", host: "kv.example:8443",
@@ -126,7 +133,9 @@ func TestCheckOrigin(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r := httptest.NewRequest(http.MethodGet, cmp.Or(tt.target, "/set?key=k&value=v"), nil)
 			r.Host, r.RemoteAddr = tt.host, cmp.Or(tt.remote, r.RemoteAddr)
-			maps.Copy(r.Header, tt.header)
+			if maps.Copy(r.Header, tt.header); tt.secure {
+				r.TLS = new(tls.ConnectionState)
+			}
 			err := CheckOrigin(r, []string{"KV.Example", "*.Nodes.Example"})
 			if tt.rejected == "" {
 				if err != nil {
@@ -193,6 +202,33 @@ func TestFromBrowser(t *testing.T) {
 		err := CheckOrigin(r, nil)
 		if refused := err != nil; refused != tt.refused {
 			t.Errorf("%s: got %v, want refused: %t", tt.name, err, tt.refused)
+		}
+	}
+}
+
+// TestOriginChecker: what is let in and what is refused have the headers that keep answers out of caches and scripts.
+func TestOriginChecker(t *testing.T) {
+	lets := func(_ http.ResponseWriter, r *http.Request) bool { return r.URL.Path == "/page" }
+	check := OriginChecker([]string{"kv.example"}, lets, func(w http.ResponseWriter, r *http.Request, err error) {
+		e, _ := errors.AsType[Error](err)
+		WriteError(w, r, e.Status, e.Message)
+	})
+	answers := check(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { WriteLine(w, "OK") }))
+	for host, want := range map[string]int{"kv.example": http.StatusOK, "evil.example": http.StatusForbidden} {
+		r := httptest.NewRequest(http.MethodGet, "/get?key=k", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		answers.ServeHTTP(w, r)
+		if w.Code != want || w.Header().Get("Cache-Control") != "no-store" ||
+			w.Header().Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("%s: got %d %v, want %d, no-store and nosniff", host, w.Code, w.Header(), want)
+		}
+		r = httptest.NewRequest(http.MethodGet, "/page", nil)
+		r.Host = host
+		r.Header.Set("Sec-Fetch-Site", "cross-site")
+		w = httptest.NewRecorder()
+		if answers.ServeHTTP(w, r); w.Code != want {
+			t.Errorf("%s, let in from another origin: got %d, want %d", host, w.Code, want)
 		}
 	}
 }

@@ -30,6 +30,14 @@ type Leader struct {
 // theirs. By the mark, the leader finds out and refuses it.
 const lengthMark = "raftkv-length="
 
+// redirectHeader with the value redirectShown asks for redirects with Raftkv-Location in the
+// place of Location: a script in a browser can't see where a redirect leads, nor follow one to
+// another origin itself.
+const (
+	redirectHeader = "Raftkv-Redirect"
+	redirectShown  = "shown"
+)
+
 const chunkedBody = "chunked" // the lengthMark of a body whose length the client did not announce
 
 // Redirect answers a request that nothing was done of, and whose body should not be read,
@@ -62,7 +70,11 @@ func Redirect(w http.ResponseWriter, r *http.Request, l Leader) error {
 		}
 		location += separator + lengthMark + length
 	}
-	w.Header().Set("Location", location)
+	if r.Header.Get(redirectHeader) == redirectShown {
+		w.Header().Set("Raftkv-Location", location)
+	} else {
+		w.Header().Set("Location", location)
+	}
 	WriteError(w, r, http.StatusTemporaryRedirect, fmt.Sprintf("not the leader: nothing was done; "+
 		"send it to the leader, %s, at %s (curl -L does)", l.ID, l.URL))
 	return nil
@@ -207,7 +219,9 @@ func WriteError(w http.ResponseWriter, r *http.Request, status int, text string)
 		WriteText(w, status, text)
 		return
 	}
-	w.Header().Set("Connection", "close") // a body that comes late must not be taken for the next request
+	if r.ProtoMajor < 2 { // a body that comes late must not be taken for the next request
+		w.Header().Set("Connection", "close")
+	}
 	c := http.NewResponseController(w)
 	drain := status != http.StatusRequestTimeout && !awaitsContinue(r) && c.EnableFullDuplex() == nil
 	WriteText(w, status, text)

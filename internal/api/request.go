@@ -133,17 +133,29 @@ func Remove(r *http.Request, h History) (command.Command, error) {
 	return c, nil
 }
 
-// Get returns the key to read, and whether a stale value will do.
-func Get(r *http.Request) (key string, stale bool, err error) {
+// maxGet is how many keys one get reads at most.
+const maxGet = 1024
+
+// Get returns the keys to read, and whether stale values will do. A condition is for one key.
+func Get(r *http.Request) (keys []string, stale bool, err error) {
 	values, err := Parse(r, "key", "consistency")
 	if err != nil {
-		return "", false, err
+		return nil, false, err
 	}
-	if key, err = values.key(); err != nil {
-		return "", false, err
+	keys = values.Values["key"]
+	if err := checkKeys(keys); err != nil {
+		return nil, false, err
+	}
+	if len(keys) > 1 {
+		if len(keys) > maxGet {
+			return nil, false, badRequest("key: %d given; %d at most, or use /list", len(keys), maxGet)
+		}
+		if err := rejectHeaders(r, "If-Match", "If-None-Match"); err != nil {
+			return nil, false, err
+		}
 	}
 	stale, err = values.stale()
-	return key, stale, err
+	return keys, stale, err
 }
 
 // Readyz returns whether the node must lead to be ready.
@@ -169,44 +181,10 @@ func Restore(r *http.Request) error {
 	return RejectPreconditions(r)
 }
 
-// ListRequest asks for keys in order. See WriteList.
-type ListRequest struct {
-	Prefix string
-	After  string // the keys behind this one; empty: from the first
-	Limit  int    // of the number of keys; 0: none
-	Stale  bool
-	sized  bool // see needsLength
-}
-
-// List parses a ListRequest.
-func List(r *http.Request) (q ListRequest, err error) {
-	q.sized = needsLength(r)
-	values, err := Parse(r, "prefix", "after", "limit", "consistency")
-	if err != nil {
-		return q, err
-	}
-	if q.Prefix, err = values.prefix(); err != nil {
-		return q, err
-	}
-	if q.After, err = values.StringOr("after", ""); err != nil {
-		return q, err
-	}
-	if values.Has("limit") {
-		limit, err := values.Required("limit")
-		if err != nil {
-			return q, err
-		}
-		if q.Limit, err = strconv.Atoi(limit); err != nil || q.Limit < 1 {
-			return q, badRequest("limit: want a number of keys, 1 or more; leave it out for all")
-		}
-	}
-	q.Stale, err = values.stale()
-	return q, err
-}
-
 // WatchRequest asks for the entries that change keys with a prefix. See WatchRequest.Serve.
 type WatchRequest struct {
 	Prefix string
+	Key    string // only this key, which Prefix is then; empty: all with the prefix
 	Stale  bool
 
 	history     History
@@ -223,12 +201,21 @@ type WatchRequest struct {
 // An event ID has the mark of its history, an index that a person gives with from need not.
 func Watch(r *http.Request, h History) (q WatchRequest, err error) {
 	q.history = h
-	values, err := Parse(r, "prefix", "from", "consistency")
+	values, err := Parse(r, "prefix", "key", "from", "consistency")
 	if err != nil {
 		return q, err
 	}
 	if q.Prefix, err = values.prefix(); err != nil {
 		return q, err
+	}
+	if values.Has("key") {
+		if values.Has("prefix") {
+			return q, badRequest("key: given together with prefix; watch them in two requests")
+		}
+		if q.Key, err = values.key(); err != nil {
+			return q, err
+		}
+		q.Prefix = q.Key
 	}
 	q.eventSource = isEventSource(r)
 	index := r.Header.Get("Last-Event-ID")

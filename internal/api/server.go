@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"crypto/tls"
 	"log"
 	"net"
 	"net/http"
@@ -40,9 +41,19 @@ func NewServer(h http.Handler, warnf func(format string, args ...any)) *http.Ser
 // may have open if those are fewer. The raft port and the volume take some too.
 func connections() int { return connlimit.OfFiles(MaxConnections, 1, 2) }
 
-// Serve serves as many connections of l at once, until the server is closed.
-func Serve(server *http.Server, l net.Listener) error {
-	return server.Serve(connlimit.Listen(l, connections(), MaxHeaderBytes).Counted())
+// maxStreams bounds the requests under way over one connection of HTTP/2.
+const maxStreams = 100
+
+// Serve serves as many connections of l at once, until the server is closed: by HTTPS with secure, HTTP/2 included, and
+// by HTTP if that is nil.
+func Serve(server *http.Server, l net.Listener, secure *tls.Config) error {
+	l = connlimit.Listen(l, connections(), MaxHeaderBytes).Counted()
+	if secure == nil {
+		return server.Serve(l)
+	}
+	server.TLSConfig = secure
+	server.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: maxStreams}
+	return server.ServeTLS(l, "", "")
 }
 
 // reports logs each report of net/http as one entry. (logrus's WriterLevel would make an

@@ -78,6 +78,22 @@ func (s *Slots) Take(w http.ResponseWriter, r *http.Request) (_ http.ResponseWri
 	}, nil
 }
 
+// Handler returns the handler of an endpoint whose requests take slots; further ones are not applied. An endpoint that
+// returns an error has answered nothing: writeError does.
+func (s *Slots) Handler(endpoint func(http.ResponseWriter, *http.Request) error,
+	writeError func(http.ResponseWriter, *http.Request, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w, release, err := s.Take(w, r)
+		if err == nil {
+			defer release()
+			err = endpoint(w, r)
+		}
+		if err != nil {
+			writeError(w, r, err)
+		}
+	})
+}
+
 // takeFrom takes a slot from the request of a host, of any if that is empty, that has waited longest
 // for its client. It returns false if there is none. s.mu is held.
 func (s *Slots) takeFrom(host string) bool {

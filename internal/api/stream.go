@@ -62,45 +62,6 @@ func (i *item) setLease(l kv.Lease) {
 	}
 }
 
-// WriteList writes the keys of view that q asks for, in order, one JSON object a line. If
-// view is a Clone, no other reader or writer of the store waits for it.
-func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest, h History) error {
-	index, _ := view.Applied()
-	SetAppliedIndexHeader(w, index)
-	w.Header().Set("Raftkv-Watch-From", h.ID(index))
-	w.Header().Set("Content-Type", "application/jsonl")
-	disableProxyBuffering(w)
-	write := func(to io.Writer) error { return writeItems(to, view, q) }
-	if q.sized {
-		setContentLength(w, write)
-	}
-	return write(DeadlineWriter(w))
-}
-
-func writeItems(to io.Writer, view *kv.Store, q ListRequest) error {
-	out := bufio.NewWriterSize(to, 32<<10)
-	lines := json.NewEncoder(out)
-	lines.SetEscapeHTML(false)
-	var err error
-	n := 0
-	view.AscendLeased(max(q.Prefix, q.After), func(key string, found kv.Item, lease kv.Lease) bool {
-		if !strings.HasPrefix(key, q.Prefix) {
-			return false
-		}
-		if key <= q.After {
-			return true
-		}
-		line := item{Index: found.Index}
-		line.setKey(key)
-		line.setValue(found.Value)
-		line.setLease(lease)
-		err = lines.Encode(line)
-		n++
-		return err == nil && n != q.Limit
-	})
-	return errors.Join(err, out.Flush())
-}
-
 // needsLength reports whether an answer to r has no end of its own: HTTP/1.0, which nginx
 // speaks to the nodes unless told otherwise, has no chunks, and so an answer that breaks off
 // would look whole. It needs a Content-Length.
@@ -187,7 +148,11 @@ func (q WatchRequest) write(ctx, serving context.Context, w http.ResponseWriter,
 		stop()
 		cancel()
 		for _, e := range events {
-			_, _ = out.Write(e.Encoded(q.history.encode))
+			if q.Key == "" {
+				_, _ = out.Write(e.Encoded(q.history.encode))
+			} else if e := e.Of(q.Key); e != nil {
+				_, _ = out.Write(q.history.encode(e))
+			}
 		}
 		switch {
 		case ctx.Err() != nil:

@@ -100,6 +100,10 @@ type Command struct {
 	Kind  Kind
 	Pairs []Pair
 
+	// By is the name of the client, where it has one. It is for the console of the node that
+	// proposes c, and is not in the log.
+	By string
+
 	*Options                    // of a Set, Remove, RemovePrefix or Txn; nil: none
 	Items, Records uint64       // of a Restore: how many are staged
 	To             uint64       // of a RaiseFormat: the cluster format, 2 or more

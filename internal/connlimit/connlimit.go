@@ -10,6 +10,7 @@ package connlimit
 
 import (
 	"container/list"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
@@ -135,8 +136,12 @@ func (l *Listener) Close() error {
 	return l.Listener.Close()
 }
 
-// StateChanged is for http.Server.ConnState. It ignores connections of other listeners.
+// StateChanged is for http.Server.ConnState. It ignores connections of other listeners. TLS
+// may be between the server and the connection.
 func StateChanged(c net.Conn, state http.ConnState) {
+	if secure, ok := c.(*tls.Conn); ok {
+		c = secure.NetConn()
+	}
 	conn, ok := c.(*Conn)
 	if !ok {
 		return

@@ -1,6 +1,7 @@
 package connlimit
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -127,6 +128,22 @@ func TestRequestsUnderWayStay(t *testing.T) {
 	_ = first.SetReadDeadline(time.Now().Add(30 * time.Second))
 	answered(t, first)
 	answered(t, second)
+}
+
+// TestTLS: a connection that TLS is on is idle, and is not, as any other.
+func TestTLS(t *testing.T) {
+	l, release := serve(t, 100, 100)
+	defer close(release)
+	dial(t, l, "")
+	waitFor(t, l, 1, 1)
+	l.mu.Lock()
+	c := l.all.idle.Front().Value.(*Conn)
+	l.mu.Unlock()
+	secure := tls.Server(c, new(tls.Config))
+	StateChanged(secure, http.StateActive)
+	waitFor(t, l, 1, 0)
+	StateChanged(secure, http.StateIdle)
+	waitFor(t, l, 1, 1)
 }
 
 // TestHeaderBytes: the longest-idle connections that have sent a part of a header are closed,

@@ -287,3 +287,40 @@ func ExampleFormatter() {
 	fmt.Print(string(line))
 	// Output: INFO[2026-11-25T14:28:11.082Z] Set handler called
 }
+
+// TestNamesAndHiddenValues: a line has the name of the client, if it is known, and no value where those are hidden.
+func TestNamesAndHiddenValues(t *testing.T) {
+	set := command.Command{Kind: command.Set, By: "alice", Pairs: []command.Pair{{Key: "k", Value: []byte("secret1")}}}
+	transaction := &command.Transaction{Then: []command.Operation{{Op: command.OpSet, Key: "t", Value: []byte("secret")}}}
+	for _, tt := range []struct {
+		name, text, json string
+		command          command.Command
+		hide             bool
+	}{
+		{name: "both", command: set, hide: true, text: `set key="k" by=alice value=(7 bytes) index=12`,
+			json: `"key":"k","valueBytes":7,"by":"alice","index":12`},
+		{name: "a name alone", command: set, text: `set key="k" by=alice value="secret1" index=12`,
+			json: `"key":"k","value":"secret1","by":"alice","index":12`},
+		{name: "hidden alone", command: command.Command{Kind: command.Set, Pairs: set.Pairs}, hide: true,
+			text: `set key="k" value=(7 bytes) index=12`, json: `"key":"k","valueBytes":7,"index":12`},
+		{name: "a removal",
+			command: command.Command{Kind: command.RemovePrefix, By: "bob", Pairs: []command.Pair{{Key: "k"}}},
+			text:    `remove prefix="k" removed=0 by=bob index=12`, json: `"prefix":"k","removed":0,"by":"bob","index":12`},
+		{name: "a transaction", command: command.Command{Kind: command.Txn, By: "bob", Txn: transaction}, hide: true,
+			text: `set key="t" by=bob value=(6 bytes) index=12`, json: `"key":"t","valueBytes":6,"by":"bob","index":12`},
+	} {
+		result := command.Result{Index: 12}
+		if tt.command.Kind == command.Txn {
+			result.Txn = &command.TxnResult{Held: true, Operations: []command.OperationResult{{Found: true}}}
+		}
+		for _, format := range []struct {
+			prefix Prefix
+			want   string
+		}{{Prefix{HideValues: tt.hide}, tt.text}, {Prefix{HideValues: tt.hide, json: true}, tt.json}} {
+			got := string(AppendCommand(nil, format.prefix, tt.command, result, 12, 2))
+			if !strings.Contains(got, format.want) || tt.hide && strings.Contains(got, "secret") {
+				t.Errorf("%s: got %s, want %q in it", tt.name, got, format.want)
+			}
+		}
+	}
+}

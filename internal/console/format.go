@@ -38,6 +38,9 @@ func appendTextPrefix(line []byte, now time.Time, level logrus.Level) []byte {
 
 // Prefix is the beginning of a console line: level and time, in the format of the line.
 type Prefix struct {
+	// HideValues has the lines show how long values are in the place of what they are.
+	HideValues bool
+
 	json bool
 	text []byte
 }
@@ -54,17 +57,17 @@ func NewPrefix(f logrus.Formatter, now time.Time, level logrus.Level) Prefix {
 }
 
 // AppendCommand appends the console lines of what c did: one for each key, for
-// instance set key="1" value="1" index=12 term=2.
+// instance set key="1" value="1" index=12 term=2, with by=NAME if the client's is known.
 func AppendCommand(line []byte, prefix Prefix, c command.Command, r command.Result, index, term uint64) []byte {
 	if prefix.json {
-		return appendCommandJSON(line, prefix.text, c, r, index, term)
+		return appendCommandJSON(line, prefix, c, r, index, term)
 	}
-	return appendCommandText(line, prefix.text, c, r, index, term)
+	return appendCommandText(line, prefix, c, r, index, term)
 }
 
-func appendCommandText(line, prefix []byte, c command.Command, r command.Result, index, term uint64) []byte {
+func appendCommandText(line []byte, prefix Prefix, c command.Command, r command.Result, index, term uint64) []byte {
 	begin := func() {
-		line = append(line, prefix...)
+		line = append(line, prefix.text...)
 		switch {
 		case r.Reused:
 			line = append(line, "refused, Idempotency-Key of another request: "...)
@@ -72,6 +75,11 @@ func appendCommandText(line, prefix []byte, c command.Command, r command.Result,
 			line = fmt.Appendf(line, "done before, index=%d: ", r.Index)
 		case r.Failed != 0 || r.LeaseGone(&c):
 			line = append(line, "condition failed: "...)
+		}
+	}
+	by := func() {
+		if c.By != "" {
+			line = append(append(line, " by="...), c.By...)
 		}
 	}
 	end := func() {
@@ -85,8 +93,13 @@ func appendCommandText(line, prefix []byte, c command.Command, r command.Result,
 		begin()
 		line = append(line, "set key="...)
 		line = command.AppendQuoted(line, key)
-		line = append(line, " value="...)
-		line = command.AppendQuoted(line, value)
+		by()
+		if prefix.HideValues {
+			line = fmt.Appendf(line, " value=(%d bytes)", len(value))
+		} else {
+			line = append(line, " value="...)
+			line = command.AppendQuoted(line, value)
+		}
 		if lease.TTL != 0 {
 			line = fmt.Appendf(line, " ttl=%v", lease.TTL)
 		}
@@ -99,6 +112,7 @@ func appendCommandText(line, prefix []byte, c command.Command, r command.Result,
 		begin()
 		line = append(append(line, what...), " key="...)
 		line = command.AppendQuoted(line, key)
+		by()
 		end()
 	}
 	switch c.Kind {
@@ -115,6 +129,7 @@ func appendCommandText(line, prefix []byte, c command.Command, r command.Result,
 	case command.Txn:
 		begin()
 		line = fmt.Appendf(line, "transaction conditions=%d held=%t", len(c.Txn.If), r.Txn != nil && r.Txn.Held)
+		by()
 		end()
 		for _, o := range c.Txn.Done(r) {
 			switch o.Op {
@@ -153,15 +168,16 @@ func appendCommandText(line, prefix []byte, c command.Command, r command.Result,
 		begin()
 		line = fmt.Appendf(line, "cluster format %d", c.To)
 	}
+	by()
 	end()
 	return line
 }
 
 // appendCommandJSON is AppendCommand for JSON, whose fields are those of the text, for instance
 // {"level":"info","time":"2026-11-25T14:28:11.082Z","msg":"set","key":"1","value":"1","index":12,"term":2}.
-func appendCommandJSON(line, prefix []byte, c command.Command, r command.Result, index, term uint64) []byte {
+func appendCommandJSON(line []byte, prefix Prefix, c command.Command, r command.Result, index, term uint64) []byte {
 	begin := func(message string) {
-		line = append(line, prefix...)
+		line = append(line, prefix.text...)
 		line = strconv.AppendQuote(line, message)
 		switch {
 		case r.Reused:
@@ -172,11 +188,20 @@ func appendCommandJSON(line, prefix []byte, c command.Command, r command.Result,
 			line = append(line, `,"outcome":"condition failed"`...)
 		}
 	}
-	end := func() { line = fmt.Appendf(line, `,"index":%d,"term":%d}`+"\n", index, term) }
+	end := func() {
+		if c.By != "" {
+			line = appendField(line, "by", c.By)
+		}
+		line = fmt.Appendf(line, `,"index":%d,"term":%d}`+"\n", index, term)
+	}
 	set := func(key string, value []byte, lease command.Lease) {
 		begin("set")
 		line = appendField(line, "key", key)
-		line = appendField(line, "value", value)
+		if prefix.HideValues {
+			line = fmt.Appendf(line, `,"valueBytes":%d`, len(value))
+		} else {
+			line = appendField(line, "value", value)
+		}
 		if lease.TTL != 0 {
 			line = fmt.Appendf(line, `,"ttl":"%v"`, lease.TTL)
 		}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -121,13 +122,34 @@ func TestStartScriptAndPump(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(other, "thesis"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	refused := p.run(t, "other", "./startn1.sh")
-	refused.WantExit(t, testkit.Bound, 1)
-	wantLines(t, "startn1.sh on what is no volume", refused.Stderr.String(), 1, regexp.QuoteMeta(other)+
-		" holds something else .*")
+	// A directory with snapshots of something else, one with a directory raft.db, and then one that a node uses too.
+	for _, name := range []string{"", "snapshots", "raft.db"} {
+		if name != "" {
+			if err := os.Mkdir(filepath.Join(other, name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		refused := p.run(t, "other", "./startn1.sh")
+		refused.WantExit(t, testkit.Bound, 1)
+		wantLines(t, "startn1.sh on what is no volume", refused.Stderr.String(), 1, regexp.QuoteMeta(other)+
+			" holds something else .*")
+		if _, err := os.Stat(filepath.Join(other, "thesis")); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(other, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := errors.Join(os.Remove(filepath.Join(other, "raft.db")),
+		os.WriteFile(filepath.Join(other, "raft.db"), []byte("of a node"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	n1.Process = p.run(t, "other", "./startn1.sh")
+	n1.WaitReady(t)
 	if _, err := os.Stat(filepath.Join(other, "thesis")); err != nil {
 		t.Error(err)
 	}
+	n1.Stop(t, syscall.SIGTERM)
 }
 
 // TestStartScriptsHaveTheirOwnPorts is what the scripts take when the environment has nothing.
@@ -172,6 +194,9 @@ func TestScriptsRefuseWrongUse(t *testing.T) {
 		{"./cluster.sh", "--kep"}, {"./cluster.sh", "--keep", "x"},
 		{"./lesson.sh"}, {"./lesson.sh", "0"}, {"./lesson.sh", "10"}, {"./lesson.sh", "1", "--g"},
 		{"./lesson.sh", "1", "--go", "x"},
+		{"./token.sh"}, {"./token.sh", "alice"}, {"./token.sh", "anonymous", "read:"}, {"./token.sh", "a b", "admin"},
+		{"./token.sh", "-a", "admin"}, {"./token.sh", strings.Repeat("a", 65), "admin"}, {"./token.sh", "a", "root"},
+		{"./token.sh", "a", "read"}, {"./token.sh", "a", "read:a b"}, {"./token.sh", "a", "admin", "write"},
 	} {
 		wrong := p.run(t, "", command[0], command[1:]...)
 		wrong.WantExit(t, testkit.Bound, 2)

@@ -88,7 +88,7 @@ func (n *node) start(more ...string) {
 	cmd.Stdout, cmd.Stderr = console, console
 	cmd.Env = append(testkit.Environ(), "RAFT_NODE_ID="+n.id, "RAFT_VOLUME_DIR="+n.volume, "HTTP_SERVER_PORT="+n.http,
 		"RAFT_SERVER_PORT="+n.raft,
-		"HTTP_SERVER_HOST="+n.host, "RAFT_SERVER_HOST="+n.host, "GOTRACEBACK=all")
+		"HTTP_SERVER_HOST="+n.host, "RAFT_SERVER_HOST="+n.host, "INSECURE=yes", "GOTRACEBACK=all")
 	cmd.Env = append(append(cmd.Env, n.env...), more...)
 	if n.space != nil {
 		err = n.space.start(cmd)

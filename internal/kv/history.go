@@ -38,6 +38,20 @@ func (e *Event) Encoded(encode func(*Event) []byte) []byte {
 	return e.encoded
 }
 
+// Of returns an event of the changes of one key alone, nil if there is none.
+func (e *Event) Of(key string) *Event {
+	of := &Event{Index: e.Index, Term: e.Term}
+	for _, c := range e.Changes {
+		if c.Key == key {
+			of.Changes = append(of.Changes, c)
+		}
+	}
+	if of.Changes == nil {
+		return nil
+	}
+	return of
+}
+
 // matching returns e if all its changes have the prefix, nil if none has it, or
 // an event of those that do.
 func (e *Event) matching(prefix string) *Event {

@@ -121,6 +121,24 @@ func (s *Store) AscendLeased(from string, yield func(key string, item Item, leas
 	})
 }
 
+// DescendLeased is AscendLeased for each key before below, from the last to the first; an empty below is behind all keys.
+func (s *Store) DescendLeased(below string, yield func(key string, item Item, lease Lease) bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	each := func(key string, item Item) bool {
+		if key == below && below != "" {
+			return true
+		}
+		lease, _ := s.leases.byKey.Get(key)
+		return yield(key, item, lease)
+	}
+	if below == "" {
+		s.items.Reverse(each)
+		return
+	}
+	s.items.Descend(below, each)
+}
+
 // AscendLeases calls yield for each key with a lease, in order, until it returns false. It holds off Update
 // as Ascend does.
 func (s *Store) AscendLeases(yield func(key string, lease Lease) bool) {

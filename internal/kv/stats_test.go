@@ -125,7 +125,8 @@ func TestFootprint(t *testing.T) {
 	})
 	content, staged := s.Footprint()
 	alone, leased := s.ItemFootprint("key")
-	if want := 3 + 100 + Overhead; content != want || alone != want || leased || ItemFootprint("key", 100, Lease{}) != want {
+	if want := 3 + 100 + Overhead; content != want || alone != want || leased ||
+		ItemFootprint("key", 100, Lease{}) != want {
 		t.Errorf("content: got %d, the key alone %d and %d, lease %v, want %d and none",
 			content, alone, ItemFootprint("key", 100, Lease{}), leased, want)
 	}

@@ -100,7 +100,7 @@ func (n *Node) replace(check func(i *instance, was state) (wipe func() error, er
 		if err != nil {
 			return was, err
 		}
-		err = errors.Join(i.stop(), i.volume.Close())
+		err = errors.Join(i.stop(), i.closeVolume())
 		if err == nil && wipe != nil {
 			err = wipe()
 		}

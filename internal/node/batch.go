@@ -61,6 +61,7 @@ type batcher struct {
 	raft    func() applier  // what the next batch is proposed to
 	stopped <-chan struct{} // closed when raft may never answer again
 	onBatch func(batch)     // called with each batch that is proposed; nil: none
+	names   *command.Names  // of Config
 
 	// admit finishes the commands of the next batch that are not to be proposed, and returns the others. answered
 	// is false if the batch before has no answer yet. nil: all are proposed.
@@ -194,7 +195,7 @@ func (b *batcher) run() {
 		}
 		answered := make(chan struct{})
 		go func() {
-			next.propose(r)
+			next.propose(r, b.names)
 			close(answered)
 		}()
 		limit := time.NewTimer(applyLimit)
@@ -264,7 +265,7 @@ func nextBatch(waiting []*proposal) (next batch, rest []*proposal) {
 
 // propose proposes the batch and finishes each of its proposals with what came of it. It
 // returns when raft has answered, which it may never do.
-func (b batch) propose(r applier) {
+func (b batch) propose(r applier, names *command.Names) {
 	deadline := time.Now().Add(enqueueLimit)
 	futures := make([]raft.ApplyFuture, len(b))
 	for i, entry := range b {
@@ -272,8 +273,10 @@ func (b batch) propose(r applier) {
 		for j, p := range entry {
 			commands[j] = p.command
 		}
+		data := command.Append(nil, commands...)
+		defer names.Put(data, commands)()
 		// Raft takes a timeout of 0 for none.
-		futures[i] = r.Apply(command.Append(nil, commands...), max(time.Until(deadline), time.Millisecond))
+		futures[i] = r.Apply(data, max(time.Until(deadline), time.Millisecond))
 	}
 	for i, entry := range b {
 		if err := futures[i].Error(); err != nil {

@@ -308,7 +308,7 @@ func TestBatchErrors(t *testing.T) {
 		fail(raft.ErrNotLeader),
 		func() (any, error) { return results, nil },
 		fail(raft.ErrRaftShutdown),
-	})
+	}, nil)
 	for i, want := range []error{ErrNotApplied, ErrUnknown, ErrNotLeader, nil, ErrUnknown} {
 		for j, p := range b[i] {
 			<-p.done

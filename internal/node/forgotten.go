@@ -71,6 +71,7 @@ func (n *Node) heard(info *Info) {
 	if info.Disk != nil {
 		n.rooms.see(info.NodeID, *info.Disk)
 	}
+	n.urls.heard(info)
 	i := n.current.Load()
 	if i == nil || n.life.now() != running {
 		return

@@ -37,12 +37,13 @@ type Health struct {
 
 	Snapshots string `json:"snapshots,omitempty"` // the last snapshot could not be written
 	Address   string `json:"address,omitempty"`   // the members know the node at another address
+	Security  string `json:"security,omitempty"`  // certificates that end soon or can't be used, or none
 }
 
 // Warnings returns, in one line, what clients need not keep away from this node for; empty:
 // nothing.
 func (h Health) Warnings() string {
-	lines := []string{h.Space, h.Data, h.Members, h.Snapshots, h.Address}
+	lines := []string{h.Space, h.Data, h.Members, h.Snapshots, h.Address, h.Security}
 	return strings.Join(slices.DeleteFunc(lines, func(line string) bool { return line == "" }), "; ")
 }
 
@@ -57,6 +58,7 @@ type health struct {
 
 	snapshots string
 	address   string
+	security  string
 }
 
 // Health returns what is wrong with this node.
@@ -71,6 +73,7 @@ func (n *Node) Health() Health {
 		Members:   n.health.members,
 		Snapshots: n.health.snapshots,
 		Address:   n.health.address,
+		Security:  n.health.security,
 	}
 }
 
@@ -137,6 +140,8 @@ func (n *Node) watch() {
 			return
 		case <-tick.C:
 		}
+		n.port.CheckCertificates()
+		n.checkSecurity()
 		n.checkSpace()
 		n.checkData()
 		n.checkVolume()
@@ -182,6 +187,16 @@ func (n *Node) removedAccordingTo(servers []raft.Server) bool {
 		}
 	}
 	return false
+}
+
+// checkSecurity asks for the line of Health.Security.
+func (n *Node) checkSecurity() {
+	if n.config.Security == nil {
+		return
+	}
+	if line := n.config.Security(); n.health.set(&n.health.security, line) {
+		n.config.Warnf("%s", line)
+	}
 }
 
 // checkVolume ends the node if its volume is gone, and looks whether its snapshots can be written.

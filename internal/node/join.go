@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"time"
@@ -199,14 +200,14 @@ func change(ctx context.Context, future raft.IndexFuture) (uint64, error) {
 // this cluster. It returns whether the node was another cluster before. A member that
 // does not answer at the address it has is left as it is.
 func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *raft.Server) (adopted bool, err error) {
+	began := time.Now()
 	info, err := n.members.ask(ctx, j.Address)
 	same := err == nil && info.ClusterID == n.port.ClusterID().String()
 	switch {
 	case err != nil && present != nil && string(present.Address) == j.Address:
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("%w: no raftkv node answers at %s: %w; start it, or correct raftPort",
-			ErrConflict, j.Address, err)
+		return false, n.noNodeAt(ctx, j.Address, began, err)
 	case info.NodeID != j.ID:
 		return false, fmt.Errorf("%w: the node at %s is %s, not %s; correct nodeId or raftPort",
 			ErrConflict, j.Address, info.NodeID, j.ID)
@@ -240,6 +241,26 @@ func (n *Node) adopt(ctx context.Context, i *instance, j JoinRequest, present *r
 		return false, err
 	}
 	return !same, nil
+}
+
+// noNodeAt returns the error for an address at which no raftkv node has answered the question of began. Beyond loopback
+// it comes after the same time and is the same whether nobody listens there, or something else does: clients that may
+// have nodes joined could otherwise scan the network of this one. The console has the reason.
+func (n *Node) noNodeAt(ctx context.Context, address string, began time.Time, reason error) error {
+	const advice = "start it, or correct raftHost and raftPort"
+	host, _, _ := net.SplitHostPort(address)
+	if net.ParseIP(host).IsLoopback() {
+		return fmt.Errorf("%w: no raftkv node answers at %s: %w; %s", ErrConflict, address, reason, advice)
+	}
+	n.config.Logf("No raftkv node answers at %s: %v", address, reason)
+	wait := time.NewTimer(time.Until(began.Add(memberTimeout)))
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-ctx.Done():
+	}
+	return fmt.Errorf("%w: no raftkv node answers at %s; %s; the console of %s has the reason", ErrConflict, address,
+		advice, n.config.ID)
 }
 
 // reachedBy returns nil if the joiner, which has answered with info, reaches this node at the

@@ -1,10 +1,12 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -562,4 +564,52 @@ func TestMovedNode(t *testing.T) {
 		line := n3.Health().Warnings()
 		return strings.Contains(line, n3.RaftAddress()+": no leader answers") && strings.Contains(n3.log.String(), line)
 	})
+}
+
+// TestJoinIsNoScanner: beyond loopback, what is no raftkv node is all one, in text and in time.
+func TestJoinIsNoScanner(t *testing.T) {
+	web := &http.Server{}
+	listener := listen(t)
+	go func() { _ = web.Serve(listener) }()
+	t.Cleanup(func() { _ = web.Close() })
+	silent, dead := listen(t), listen(t)
+	_ = dead.Close()
+	there := map[string]string{"192.0.2.1:1": dead.Addr().String(), "192.0.2.2:1": listener.Addr().String(),
+		"192.0.2.3:1": silent.Addr().String()}
+	var mu sync.Mutex
+	var lines []string
+	n1 := openNode(t, "n1", t.TempDir(), func(c *Config) {
+		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			if local, ok := there[address]; ok {
+				address = local
+			}
+			return new(net.Dialer).DialContext(ctx, "tcp", address)
+		}
+		logf := c.Logf
+		c.Logf = func(format string, args ...any) {
+			mu.Lock()
+			defer mu.Unlock()
+			lines = append(lines, fmt.Sprintf(format, args...))
+			logf(format, args...)
+		}
+	})
+	n1.waitLeader(t)
+	var first string
+	for address := range there {
+		began := time.Now()
+		_, err := n1.Join(t.Context(), JoinRequest{ID: "n2", Address: address})
+		if took := time.Since(began); !errors.Is(err, ErrConflict) || took < memberTimeout {
+			t.Errorf("%s: got %v after %v, want ErrConflict after %v", address, err, took, memberTimeout)
+			continue
+		}
+		got := strings.ReplaceAll(err.Error(), address, "ADDRESS")
+		if first = cmp.Or(first, got); got != first {
+			t.Errorf("got %q and %q, want the same", got, first)
+		}
+		mu.Lock()
+		if !slices.ContainsFunc(lines, func(line string) bool { return strings.Contains(line, "answers at "+address+": ") }) {
+			t.Errorf("%s: the console has no reason: %q", address, lines)
+		}
+		mu.Unlock()
+	}
 }

@@ -22,13 +22,16 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
+	"raftkv/internal/certs"
 	"raftkv/internal/command"
+	"raftkv/internal/events"
 	"raftkv/internal/kv"
 	"raftkv/internal/peer"
 	"raftkv/internal/storage"
@@ -66,8 +69,8 @@ type StateMachine interface {
 	Reset()
 }
 
-// Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL,
-// MaxBytes, Dial, Lab and Progress are required.
+// Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL, MaxBytes,
+// Certs, Security, Dial, Lab and Progress are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
@@ -77,6 +80,7 @@ type Config struct {
 	Join              []string      // host:port of the nodes that form a cluster (autojoin.go); nil: it bootstraps itself
 	Nonvoter          bool          // with Join: it asks for no vote
 	HTTPAddress       string        // host:port that HTTP listens on; the host may be unspecified
+	HTTPS             bool          // clients reach HTTPAddress by https
 	HTTPURL           string        // where clients reach that; empty: at HTTPAddress, or the host of RaftAddress
 	SnapshotThreshold uint64        // entries in the log before a snapshot is taken
 	SnapshotBytes     uint64        // the same in bytes, or the size of the data if that is more: see boundLog
@@ -84,8 +88,13 @@ type Config struct {
 	ElectionTimeout   time.Duration // without a leader before an election; at least 50 ms
 	RaftLog           hclog.Logger  // raft's own lines
 	Logf, Warnf       func(format string, args ...any)
-	Dial              peer.Dialer // reaches the raft ports of other nodes; nil: TCP
-	Lab               bool        // links to other members can be cut (lab.go)
+	Dial              peer.Dialer   // reaches the raft ports of other nodes; nil: TCP
+	Certs             *certs.Node   // that nodes show to each other; nil: none
+	Security          func() string // returns the line of Health.Security; asked often; nil: there is none
+	Lab               bool          // links to other members can be cut (lab.go)
+
+	// Names keeps the names of clients for StateMachine, while their commands are proposed; nil: nobody wants them.
+	Names *command.Names
 
 	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
 	Progress func(fraction float64) error
@@ -139,6 +148,8 @@ type Node struct {
 
 	observed *observed // for metrics
 	terms    terms     // for the console
+	events   events.Recorder
+	urls     memberURLs
 }
 
 // instance is raft on a volume. A node that is adopted gets a new one.
@@ -148,6 +159,11 @@ type instance struct {
 	transport *peer.Transport
 	volume    *storage.Volume
 	trailing  atomic.Uint64 // raft's TrailingLogs, as boundLog has set them; 0: it has not yet
+
+	cache   *storage.Cache // below log
+	vote    vote
+	reading sync.RWMutex // held while the log is read for a frame, and while the volume is closed
+	closed  bool         // the volume; guarded by reading
 }
 
 // stop ends raft. Raft waits for its calls to other nodes, up to 10 s for one that
@@ -200,6 +216,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	if config.Dial != nil {
 		port.Dial = config.Dial
 	}
+	port.Secure(config.Certs)
 	if config.Lab {
 		port.EnableLab()
 	}
@@ -227,7 +244,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.life.init()
 	n.batcher = &batcher{
 		raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped, onBatch: n.observed.batch,
-		admit: n.admit,
+		admit: n.admit, names: n.config.Names,
 	}
 	if n.config.freeSpace == nil {
 		n.config.freeSpace = freeSpace
@@ -256,6 +273,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	}
 	n.checkSpace()
 	port.Serve(n.rpcHandler(), n.term)
+	n.checkSecurity()
 	n.life.background.Go(n.watch)
 	n.life.background.Go(n.pollCommitIndex)
 	n.life.background.Go(n.watchLog)
@@ -268,7 +286,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 }
 
 func (n *Node) open() error {
-	if err := os.MkdirAll(n.config.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(n.config.Dir, 0o700); err != nil {
 		return err
 	}
 	lock, err := storage.Lock(n.config.Dir)
@@ -325,10 +343,13 @@ func (n *Node) start() error {
 		MaxFormat:    command.Format,
 		OnWrite:      func(took time.Duration) { n.observed.writes.Observe(took.Seconds()) },
 		OnVote:       n.voted,
-		OnSnapshot:   func(_ int64, took time.Duration) { n.observed.snapshots.Observe(took.Seconds()) },
-		Wrap:         n.config.disk,
-		Logf:         n.config.Logf,
-		Progress:     starting.verified,
+		OnSnapshot: func(_ int64, took time.Duration) {
+			n.observed.snapshots.Observe(took.Seconds())
+			n.events.Add(events.Event{Kind: events.Took})
+		},
+		Wrap:     n.config.disk,
+		Logf:     n.config.Logf,
+		Progress: starting.verified,
 	})
 	if err != nil {
 		return err
@@ -356,8 +377,11 @@ func (n *Node) start() error {
 	log := &installed{LogStore: cache, newest: v.Snapshots.NewestEntry}
 	v.Snapshots.OnInstalled(func(index, term uint64) { cache.Discard(v.Log, index, term) })
 	v.Log.KeepAfter(func() uint64 { return n.servedAfter(t, v.Log) })
+	i := &instance{log: log, cache: cache, transport: t, volume: v}
+	seen := seams{log: &seenLog{log, v.Log, &n.events}, stable: newSeenStable(v.Log, &i.vote, &n.events, n.idAt),
+		transport: &seenTransport{t, &n.events}}
 	starting.watch(v)
-	r, err := newRaft(config, n.machine, v, log, t, recovery)
+	r, err := newRaft(config, n.machine, v, seen, recovery)
 	if aborted := starting.end(v); aborted != nil {
 		if err = aborted; r != nil {
 			stopped := r.Shutdown()
@@ -376,7 +400,8 @@ func (n *Node) start() error {
 		return errors.Join(err, t.Close(), v.Close())
 	}
 	replayed.raft.Store(r)
-	i := &instance{raft: r, log: log, transport: t, volume: v}
+	log.raft.Store(r)
+	i.raft = r
 	t.SetStillLeads(func(term uint64, id raft.ServerID, address raft.ServerAddress) bool {
 		isMember := func(s raft.Server) bool { return s.ID == id && s.Address == address }
 		return i.leads() && r.CurrentTerm() == term && slices.ContainsFunc(i.servers(), isMember)
@@ -384,6 +409,7 @@ func (n *Node) start() error {
 	n.current.Store(i)
 	t.SetGate(n.gate(i))
 	n.observeLeaders(r)
+	n.watchStates(r)
 	return nil
 }
 
@@ -435,10 +461,17 @@ func (r *restorer) Restore(snapshot io.ReadCloser) error {
 	return err
 }
 
+// seams are what raft is given of a volume and of the port, with what watches it (view.go).
+type seams struct {
+	log       raft.LogStore
+	stable    raft.StableStore
+	transport raft.Transport
+}
+
 // newRaft is raft.NewRaft in a goroutine of its own: the log ends the goroutine that meets
 // a failure (storage.Log), and raft panics when an entry is missing.
-func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.LogStore, t raft.Transport,
-	recovery *raft.Configuration) (r *raft.Raft, err error) {
+func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, s seams, recovery *raft.Configuration,
+) (r *raft.Raft, err error) {
 	err = errStopped
 	done := make(chan struct{})
 	restoring := &restorer{StateMachine: machine}
@@ -455,13 +488,13 @@ func newRaft(c *raft.Config, machine StateMachine, v *storage.Volume, log raft.L
 			}
 		}()
 		if recovery != nil {
-			if err = raft.RecoverCluster(c, restoring, v.Log, v.Log, v.Snapshots, t, *recovery); err != nil {
+			if err = raft.RecoverCluster(c, restoring, v.Log, v.Log, v.Snapshots, s.transport, *recovery); err != nil {
 				err = fmt.Errorf("%s: %w", storage.RecoveryFile, err)
 				return
 			}
 			machine.Reset()
 		}
-		r, err = raft.NewRaft(c, restoring, log, v.Log, v.Snapshots, t)
+		r, err = raft.NewRaft(c, restoring, s.log, s.stable, v.Snapshots, s.transport)
 	}()
 	<-done
 	return r, err
@@ -541,5 +574,5 @@ func (n *Node) close() error {
 	stopped := i.stop()
 	close(n.life.stopped)
 	defer n.life.end(closed)
-	return errors.Join(stopped, n.port.Close(), i.volume.Close(), n.lock.Close())
+	return errors.Join(stopped, n.port.Close(), i.closeVolume(), n.lock.Close())
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"raftkv/internal/peer"
 	"raftkv/internal/storage"
 )
 
@@ -63,11 +64,15 @@ func (r *replay) wait(index uint64) {
 // that was installed over them, refuses what follows the snapshot for ever, and is sent the next one (hashicorp/raft
 // issue 697).
 //
+// That entry is a stand-in, and must never be sent to another node, which would take it for the one that was committed:
+// a leader does not show it to raft, which then sends the snapshot, and peer.Transport sends no peer.Standin.
+//
 // A leader does not show raft what is below hidden: for a member that is so far behind, less is to be sent if it gets
 // the snapshot.
 type installed struct {
 	raft.LogStore
 	newest func() (index, term uint64)
+	raft   atomic.Pointer[raft.Raft] // nil: it is not made yet, and so does not lead
 	hidden atomic.Uint64
 }
 
@@ -77,8 +82,13 @@ func (l *installed) GetLog(index uint64, log *raft.Log) error {
 		return raft.ErrLogNotFound
 	}
 	err := l.LogStore.GetLog(index, log)
-	if at, term := l.newest(); index == at && (errors.Is(err, raft.ErrLogNotFound) || err == nil && log.Term != term) {
-		*log, err = raft.Log{Index: at, Term: term, Type: raft.LogNoop}, nil
+	at, term := l.newest()
+	if index != at || !errors.Is(err, raft.ErrLogNotFound) && (err != nil || log.Term == term) {
+		return err
 	}
-	return err
+	if r := l.raft.Load(); r != nil && r.State() == raft.Leader {
+		return raft.ErrLogNotFound
+	}
+	*log = raft.Log{Index: at, Term: term, Type: raft.LogNoop, Extensions: []byte(peer.Standin)}
+	return nil
 }

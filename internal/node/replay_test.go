@@ -13,7 +13,7 @@ import (
 // TestReplayIsReadInPieces: after a start, raft has read no more of the log than the state machine has applied, and a
 // bounded number of bytes beyond that.
 func TestReplayIsReadInPieces(t *testing.T) {
-	n := openNode(t, "n1", t.TempDir())
+	n := openNode(t, "n1", t.TempDir(), func(c *Config) { c.SnapshotBytes = 1 << 30 })
 	n.waitLeader(t)
 	value := strings.Repeat("v", 256<<10)
 	for range 300 { // 75 MiB, in no snapshot
@@ -110,6 +110,32 @@ func TestInstalledSnapshotHasItsLastEntry(t *testing.T) {
 			t.Errorf("%s: got %+v, want term %d, data %q", test.name, got, test.wantTerm, test.wantData)
 		}
 	}
+}
+
+// TestStandinIsNotSent: a leader that has no more of an entry than a snapshot that ends with it sends that, and not the
+// entry that stands for it: the member would have another one than all others.
+func TestStandinIsNotSent(t *testing.T) {
+	small := func(c *Config) { c.SnapshotBytes, c.SnapshotThreshold = 1, 1 }
+	n1 := openNode(t, "n1", t.TempDir(), small)
+	n1.waitLeader(t)
+	n1.set(t, "k", "v")
+	i := n1.current.Load()
+	waitFor(t, "the log has nothing but what is behind the snapshot", func() bool {
+		n1.boundLog()
+		first, err := i.volume.Log.FirstIndex()
+		at, _ := i.volume.Snapshots.NewestEntry()
+		if err == nil && first <= at {
+			n1.set(t, "k", "v")
+		}
+		return err == nil && first > at && at > 0
+	})
+	at, _ := i.volume.Snapshots.NewestEntry()
+	if err := i.log.GetLog(at, new(raft.Log)); !errors.Is(err, raft.ErrLogNotFound) {
+		t.Errorf("the leader shows raft entry %d: got %v, want %v", at, err, raft.ErrLogNotFound)
+	}
+	n2 := openNode(t, "n2", t.TempDir(), small)
+	n1.join(t, n2)
+	checkReplicas(t, n1, n2)
 }
 
 // TestMemberGetsWhatIsLess: a member that was away while one key was set again and again gets the snapshot, though the

@@ -147,7 +147,7 @@ func (n *Node) Info() Info {
 		Disk:         n.rooms.of(n.config.ID),
 		RaftAddress:  n.port.Address(),
 		HTTPAddress:  n.config.HTTPAddress,
-		HTTPURL:      cmp.Or(n.config.HTTPURL, "http://"+reachable(n.config.HTTPAddress, n.port.Address())),
+		HTTPURL:      n.HTTPURL(),
 		Removed:      n.life.now() == removed,
 		MemberIDs:    members,
 		VolumeID:     i.volume.ID,
@@ -163,6 +163,15 @@ func (n *Node) Info() Info {
 
 		SnapshotBytes: i.volume.Snapshots.Written(),
 	}
+}
+
+// httpURL is where clients reach this node, as far as it knows by itself.
+func (n *Node) httpURL() string {
+	scheme := "http://"
+	if n.config.HTTPS {
+		scheme = "https://"
+	}
+	return scheme + reachable(n.config.HTTPAddress, n.port.Address())
 }
 
 // Status asks every member and compares the replicas, all at once, within memberTimeout.
@@ -240,7 +249,7 @@ func (n *Node) Leader(ctx context.Context) (Leader, error) {
 		leader.URL = "http://" + reachable(info.HTTPAddress, string(address))
 	}
 	guess := reachable(info.HTTPAddress, info.RaftAddress)
-	leader.Guessed = guess != info.HTTPAddress && leader.URL == "http://"+guess
+	leader.Guessed = guess != info.HTTPAddress && (leader.URL == "http://"+guess || leader.URL == "https://"+guess)
 	n.leader.set(term, address, leader)
 	return leader, nil
 }

@@ -16,6 +16,8 @@
 // that is not the one that is meant refuses: an address or a name may lead to another member. Questions for the term
 // name the node that is asked, and calls to a member do so in a header.
 //
+// With certificates, a handshake comes before the preface (secure.go).
+//
 // A call of another cluster is let through because a node that is to be joined has to give its identity before it
 // belongs to the cluster.
 //

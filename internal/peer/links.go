@@ -182,7 +182,7 @@ func linkOf(c net.Conn) *linked {
 	}
 }
 
-// connect is Dial, but for addresses that are cut off. Everything that the port dials goes by it.
+// connect is Dial, but for addresses that are cut off.
 func (p *Port) connect(ctx context.Context, address string) (net.Conn, error) {
 	if p.links == nil {
 		return p.Dial(ctx, address)

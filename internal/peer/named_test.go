@@ -125,6 +125,7 @@ func TestAnotherNodeIsRefused(t *testing.T) {
 	if want := "n1 answers at " + b.Address() + ", not n7"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %q", err, want)
 	}
+	waitForLine(t, b, "n1 dials n7, and this is n1") // the next refusal has no line of its own within a second
 	c := dialPort(t, b.Port)
 	if _, err := c.Write(preface{magic: magicNamed, cluster: ClusterID{1}, to: "n7", from: "n9"}.append(nil)); err != nil {
 		t.Fatal(err)
@@ -132,7 +133,6 @@ func TestAnotherNodeIsRefused(t *testing.T) {
 	if got, err := io.ReadAll(c); string(got) != "\x03\x02n1" || err != nil {
 		t.Errorf("the answer to a node that does not look at the ID: got %q, %v, want that it is another", got, err)
 	}
-	waitForLine(t, b, "n1 dials n7, and this is n1")
 	if _, err := a.Stream().Dial(address, 10*time.Second); err == nil {
 		t.Error("without an ID: got a connection, want an error")
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"raftkv/internal/certs"
 	"raftkv/internal/connlimit"
 )
 
@@ -43,6 +44,7 @@ type Port struct {
 	// know the preface with node IDs. It is set before Stream; nil: there is no such member.
 	Older func(ctx context.Context, nodeID, address string) bool
 
+	certs    *certs.Node   // of Secure; nil: plain TCP
 	header   time.Duration // the limit for a call to send its header
 	listener net.Listener
 	address  string
@@ -73,7 +75,7 @@ type Port struct {
 type Counts struct {
 	Open     int64 // now
 	Accepted int64 // since Listen, also those that were refused then
-	Refused  int64 // of these, since Listen: for their preface, or because it did not come
+	Refused  int64 // of these, since Listen: for their certificate or preface, or because it did not come
 }
 
 // Counts returns how many connections there are and were.
@@ -130,7 +132,7 @@ func (p *Port) newPool(maxIdle int) *pool {
 	c := &pool{port: p, open: func() *http.Transport {
 		return &http.Transport{
 			DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-				return dial(ctx, p.connect, address, preface{magic: magicHTTP, cluster: p.ClusterID()})
+				return dial(ctx, p.dialSecure, address, preface{magic: magicHTTP, cluster: p.ClusterID()})
 			},
 			MaxIdleConnsPerHost:   maxIdle,
 			IdleConnTimeout:       30 * time.Second, // less than that of a server: see Serve
@@ -215,7 +217,7 @@ func (p *Port) requiresNamed() bool {
 func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 	p.term = term
 	p.server = &http.Server{
-		Handler:           p.lab(handler),
+		Handler:           p.verified(p.lab(handler)),
 		ReadHeaderTimeout: p.header,
 		ReadTimeout:       p.header,        // a call has no body, but for /forward, which sets its own limit
 		WriteTimeout:      2 * time.Minute, // longer than any call takes
@@ -224,7 +226,7 @@ func (p *Port) Serve(handler http.Handler, term func(nodeID string) uint64) {
 		ConnState:         connlimit.StateChanged,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			ctx = context.WithValue(ctx, linkKey{}, linkOf(c))
-			return context.WithValue(ctx, callerKey{}, c.(*connlimit.Conn).NetConn().(*conn).preface.cluster)
+			return context.WithValue(ctx, callerKey{}, c.(*connlimit.Conn).NetConn().(*conn))
 		},
 	}
 	p.done.Add(2)
@@ -242,8 +244,10 @@ type callerKey struct{}
 
 // Caller is the cluster ID in the preface of the connection that r came by. It is for handlers given to Serve.
 func Caller(r *http.Request) ClusterID {
-	id, _ := r.Context().Value(callerKey{}).(ClusterID)
-	return id
+	if c, ok := r.Context().Value(callerKey{}).(*conn); ok {
+		return c.cluster
+	}
+	return ClusterID{}
 }
 
 // Client makes node-to-node HTTP calls to http://<address of a raft port>/….
@@ -371,8 +375,11 @@ func (p *Port) evictPending(c net.Conn) {
 	_ = p.pending.Remove(oldest).(net.Conn).Close()
 }
 
-// admit reads the preface of c and hands c to the server, to raft, or to answerTerms.
+// admit shakes hands over c, reads its preface and hands c to the server, to raft, or to answerTerms.
 func (p *Port) admit(c net.Conn) (err error) {
+	if c, err = p.secure(c); err != nil {
+		return err
+	}
 	hello, err := readPreface(c)
 	if err != nil {
 		return fmt.Errorf("preface: %w", err)
@@ -420,6 +427,10 @@ func (p *Port) admit(c net.Conn) (err error) {
 		if hello.magic == magicRaft && p.requiresNamed() { // by now, and RequireNamed may not have seen c
 			_ = handed.Close()
 			return errUnnamed
+		}
+		if p.outdated(c) {
+			_ = handed.Close()
+			return errOutdated
 		}
 	}
 	if hello.magic == magicTerm {

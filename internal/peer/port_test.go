@@ -32,11 +32,7 @@ func targetOf(p *Port) raft.ServerAddress {
 func openPort(t testing.TB, cluster ClusterID) *testPort {
 	t.Helper()
 	p := &testPort{}
-	port, err := Listen("127.0.0.1:0", func(format string, args ...any) {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.lines = append(p.lines, fmt.Sprintf(format, args...))
-	})
+	port, err := Listen("127.0.0.1:0", p.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,6 +44,12 @@ func openPort(t testing.TB, cluster ClusterID) *testPort {
 	}), nil)
 	t.Cleanup(func() { _ = p.Close() })
 	return p
+}
+
+func (p *testPort) log(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lines = append(p.lines, fmt.Sprintf(format, args...))
 }
 
 func (p *testPort) logged() []string {

@@ -51,7 +51,8 @@ var (
 	ErrForeignCluster = errors.New("it belongs to another cluster")
 	// ErrNotRaftkv is returned when what listens at the address does not answer the preface, or not as a node does: it
 	// is no raftkv node, or one of a program that does not know this preface.
-	ErrNotRaftkv = errors.New("what listens there is not the raft port of a raftkv node")
+	ErrNotRaftkv = errors.New("what listens there is not the raft port of a raftkv node, or only one of the two nodes " +
+		"has RAFT_CERT_DIR")
 )
 
 // AnotherNodeError is returned when the node that answers at an address is not the one that is meant.
@@ -215,8 +216,12 @@ func greet(c net.Conn, deadline time.Time, p preface) error {
 }
 
 // unanswered is ErrNotRaftkv, if err is that the other side has closed the connection. It may come as an end or as a
-// reset, depending on what it has not read.
+// reset, depending on what it has not read. In TLS 1.3 the side that dials hears only now that its certificate is
+// refused.
 func unanswered(err error) error {
+	if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == "remote error" {
+		return fmt.Errorf("it refuses the certificate of this node: %w", alert.Err)
+	}
 	if late, ok := errors.AsType[net.Error](err); ok && late.Timeout() || errors.Is(err, net.ErrClosed) {
 		return err
 	}

@@ -47,15 +47,20 @@ func (s *stream) Dial(target raft.ServerAddress, timeout time.Duration) (net.Con
 }
 
 func (s *stream) dial(ctx context.Context, address string, p preface) (net.Conn, error) {
-	c, err := dial(ctx, s.port.connect, address, p)
+	c, err := dial(ctx, s.port.dialSecure, address, p)
 	if err != nil {
 		return nil, err
 	}
-	if t := s.track(c, address); t != nil {
-		return t, nil
+	t := s.track(c, address)
+	if t == nil {
+		_ = c.Close()
+		return nil, net.ErrClosed
 	}
-	_ = c.Close()
-	return nil, net.ErrClosed
+	if s.port.outdated(c) {
+		_ = t.Close()
+		return nil, fmt.Errorf("connect to %s: %w", address, errOutdated)
+	}
+	return t, nil
 }
 
 // Addr implements net.Listener; raft takes its own address from it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -90,6 +91,16 @@ func shorten(args *raft.AppendEntriesRequest) {
 	args.LeaderCommitIndex = min(args.LeaderCommitIndex, args.PrevLogEntry+uint64(len(args.Entries)))
 }
 
+// Standin is the Extensions of an entry that stands for the last one of a snapshot in a log that does not have that.
+const Standin = "stands for the last entry of a snapshot"
+
+// errStandin is returned for entries of which one is a Standin: whoever got it would take it for the true one.
+var errStandin = errors.New("not sent: the log has no more of an entry than its index and term")
+
+func hasStandin(entries []*raft.Log) bool {
+	return slices.ContainsFunc(entries, func(l *raft.Log) bool { return string(l.Extensions) == Standin })
+}
+
 // TimeoutNowLimit is how long a TimeoutNow may take.
 const TimeoutNowLimit = time.Second
 
@@ -153,7 +164,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, 
 	}
 	for begin := time.Now(); ; time.Sleep(appendRetryDelay) {
 		err := t.AppendEntriesOnce(id, address, args, response)
-		if err == nil || heartbeat || t.IsShutdown() || time.Since(begin) > appendRetryLimit || !stillLeads() {
+		if err == nil || err == errStandin || heartbeat || t.IsShutdown() || time.Since(begin) > appendRetryLimit || !stillLeads() {
 			return err
 		}
 	}
@@ -162,6 +173,9 @@ func (t *Transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, 
 // AppendEntriesOnce is AppendEntries, sent at once and not retried.
 func (t *Transport) AppendEntriesOnce(id raft.ServerID, address raft.ServerAddress, args *raft.AppendEntriesRequest,
 	response *raft.AppendEntriesResponse) error {
+	if hasStandin(args.Entries) {
+		return errStandin
+	}
 	err := t.NetworkTransport.AppendEntries(id, Target(id, address), args, response)
 	if err == nil && response.Success && args.PrevLogEntry > 0 {
 		t.served.serve(id, args.PrevLogEntry+uint64(len(args.Entries)))

@@ -37,6 +37,17 @@ func (c *Cache) GetLog(index uint64, log *raft.Log) error {
 	return nil
 }
 
+// Cached reports whether an entry is in the cache, and reads it there alone.
+func (c *Cache) Cached(index uint64, log *raft.Log) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	entry := c.entries[index]
+	if entry != nil {
+		*log = *entry
+	}
+	return entry != nil
+}
+
 // StoreLog implements raft.LogStore.
 func (c *Cache) StoreLog(log *raft.Log) error { return c.StoreLogs([]*raft.Log{log}) }
 

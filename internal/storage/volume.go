@@ -105,9 +105,9 @@ func Lock(dir string) (io.Closer, error) {
 
 // IsNew reports whether dir holds no volume yet. Snapshots without a raft.db are an error: that is a volume which
 // lost its log, and a new one in its place would forget the term and the vote of this node. So are another user's
-// files.
+// files, and those that others may have changed. What others may read of it, they may not from then on.
 func IsNew(dir string) (bool, error) {
-	if err := checkOwner(dir); err != nil {
+	if err := protect(dir); err != nil {
 		return false, err
 	}
 	_, err := os.Stat(boltPath(dir))
@@ -253,7 +253,8 @@ func Open(dir string, o Options) (*Volume, error) {
 // ErrGone is returned when the files of an open volume are no longer at its path. What is written to them still
 // succeeds, but nobody will ever read it: the node must end.
 var ErrGone = errors.New("it was removed, unmounted or replaced while this node had it open, and what this node " +
-	"writes is lost: put it back and start this node again, or replace the member: /leave, start with an empty volume, /join")
+	"writes is lost: put it back and start this node again, or replace the member: /leave, start with an " +
+	"empty volume, /join")
 
 // Check returns an error that wraps ErrGone if the directory or raft.db was removed, or if another is at its path. What
 // can't be looked at for want of a permission counts as there. It may be called at any time, by several goroutines.
