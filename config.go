@@ -36,6 +36,7 @@ type config struct {
 	nonvoter          bool
 	snapshotThreshold uint64
 	snapshotBytes     uint64
+	storeMaxBytes     uint64 // 0: as memory.DataLimit has it
 	electionTimeout   time.Duration
 	logLevel          string
 	logFormat         string // text or json
@@ -141,6 +142,17 @@ var variables = []variable{
 			c.snapshotBytes, err = strconv.ParseUint(v, 10, 63)
 			if err != nil || c.snapshotBytes < 1<<20 {
 				return errors.New("want a number of bytes of at least 1048576")
+			}
+			return nil
+		}},
+	{"STORE_MAX_BYTES", "memory/4", "bytes that keys and values may take, with 128 for each key; beyond: 507",
+		func(c *config, v string) (err error) {
+			if v == "memory/4" { // of what the process may use
+				return nil
+			}
+			c.storeMaxBytes, err = strconv.ParseUint(v, 10, 62)
+			if err != nil || c.storeMaxBytes < 1<<20 {
+				return errors.New("want a number of bytes of at least 1048576, or memory/4")
 			}
 			return nil
 		}},

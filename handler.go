@@ -450,7 +450,10 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 	if err := api.ClearDeadlines(w); err != nil {
 		return err
 	}
-	data, err := backup.Read(api.DeadlineReader(w, r))
+	data, err := backup.Read(api.DeadlineReader(w, r), r.ContentLength, h.node.MaxBytes())
+	if errors.Is(err, backup.ErrTooLarge) {
+		return fmt.Errorf("%w: %w", node.ErrFull, err)
+	}
 	if err != nil {
 		return api.BodyError("body", err)
 	}
@@ -550,6 +553,7 @@ var errorTable = map[node.Code]struct {
 		"send it again, or add consistency=stale to read what this node has"},
 	node.ErrNoLeader: {http.StatusServiceUnavailable,
 		"nothing was done; send it again when a majority of the nodes is up"},
+	node.ErrFull:       {http.StatusInsufficientStorage, ""},
 	node.ErrConflict:   {http.StatusConflict, ""},
 	node.ErrNoSuchNode: {http.StatusNotFound, ""},
 	node.ErrUnknown:    {http.StatusGatewayTimeout, "it may yet be applied: read before you send it again"},

@@ -29,6 +29,7 @@ import (
 	"raftkv/internal/certs"
 	"raftkv/internal/console"
 	"raftkv/internal/forward"
+	"raftkv/internal/memory"
 	"raftkv/internal/node"
 	"raftkv/internal/storage"
 	"raftkv/internal/version"
@@ -151,6 +152,8 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		}
 		access = api.NewAccess(s.tokens, s.log.Warnf)
 	}
+	maxBytes, line := memory.DataLimit(c.storeMaxBytes)
+	s.log.Info(line)
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
 		s.tokens.Close()
 		s.console.Close()
@@ -173,6 +176,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,
 		SnapshotBytes:     c.snapshotBytes,
+		MaxBytes:          maxBytes,
 		ElectionTimeout:   c.electionTimeout,
 		RaftLog:           s.raftLog,
 		Logf:              s.log.Infof,

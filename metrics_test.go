@@ -50,7 +50,9 @@ func TestMetricsOfRequests(t *testing.T) {
 		requests("other", 404): 1, requests("other", 405): 1, `raftkv_proposals_total{result="applied"}`: 1,
 		"raftkv_proposed_entries_total": 1, "raftkv_batch_commands_count": 1, "raftkv_batch_commands_sum": 1,
 		"raftkv_keys": 1, "raftkv_data_bytes": float64(len("key" + "value")),
-		"raftkv_last_index": 1, "raftkv_applied_index": 1, "raftkv_term": 0, "raftkv_leader_changes_total": 0,
+		"raftkv_data_footprint_bytes": float64(kv.ItemFootprint("key", len("value"), kv.Lease{})),
+		"raftkv_data_limit_bytes":     0,
+		"raftkv_last_index":           1, "raftkv_applied_index": 1, "raftkv_term": 0, "raftkv_leader_changes_total": 0,
 		`raftkv_http_requests_failed_total{status="503"}`: 0, `raftkv_http_requests_failed_total{status="504"}`: 0,
 	}
 	for series, want := range wanted {

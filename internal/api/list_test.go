@@ -25,7 +25,7 @@ func (recorder) SetWriteDeadline(time.Time) error { return nil }
 
 // TestListOptions compares lists with any options with what a plain filter of all keys makes of them.
 func TestListOptions(t *testing.T) {
-	all := []string{"a", "a1", "a2", "a\xff", "a\xff\xff", "b", "b1", "\xff", "\xff\xff"}
+	all := []string{"a", "a1", "a2", "a\xff", "a\xff\xff", "a\ufffd", "b", "b1", "\xff", "\xff\xff"}
 	s := kv.New()
 	s.Update(1, 1, nil, func(tx *kv.Tx) {
 		for _, key := range all {
@@ -34,7 +34,7 @@ func TestListOptions(t *testing.T) {
 	})
 	slices.Sort(all)
 	bounds := append([]string{"", "a0", "a\xff\x00", "c", "\xff\xff\xff"}, all...)
-	for _, prefix := range []string{"", "a", "a\xff", "b", "\xff", "x"} {
+	for _, prefix := range []string{"", "a", "a\xff", "a\ufffd", "\ufffd", "b", "\xff", "x"} {
 		for _, after := range bounds {
 			for _, until := range bounds {
 				for _, limit := range []int{0, 1, 3} {

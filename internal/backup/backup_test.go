@@ -1,6 +1,8 @@
 package backup
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -231,4 +233,40 @@ func records(s *kv.Store) string {
 		return true
 	})
 	return all.String()
+}
+
+// TestRead: a backup that is too long is not read at all, one whose data take too much not to its end.
+func TestRead(t *testing.T) {
+	data := storeOf(func(tx *kv.Tx) { tx.Set("key", make([]byte, 1000)) })
+	var b bytes.Buffer
+	if err := data.WriteSnapshot(&b); err != nil {
+		t.Fatal(err)
+	}
+	takes := uint64(kv.ItemFootprint("key", 1000, kv.Lease{}))
+	for _, tt := range []struct {
+		name   string
+		length int64
+		max    uint64
+		fits   bool
+	}{
+		{name: "as much as may be", length: int64(b.Len()), max: takes, fits: true},
+		{name: "of unknown length", length: -1, max: takes, fits: true},
+		{name: "no bound", length: 1 << 60, max: 0, fits: true},
+		{name: "a byte more", length: -1, max: takes - 1},
+		{name: "too long", length: kv.MaxSnapshotWithin(int(takes)) + 1, max: takes},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			from := bytes.NewReader(b.Bytes())
+			_, err := Read(from, tt.length, tt.max)
+			if tt.fits != (err == nil) || (err != nil && !errors.Is(err, ErrTooLarge)) {
+				t.Errorf("got %v, want that it fits is %v", err, tt.fits)
+			}
+			if err != nil && !strings.Contains(err.Error(), "STORE_MAX_BYTES") {
+				t.Errorf("got %q, want what to do", err)
+			}
+			if tt.name == "too long" && from.Len() != b.Len() {
+				t.Errorf("got %d bytes read, want none", b.Len()-from.Len())
+			}
+		})
+	}
 }

@@ -11,10 +11,23 @@ import (
 	"raftkv/internal/kv"
 )
 
-// Read reads the whole of a backup and verifies that it can be restored.
-func Read(r io.Reader) (*kv.Store, error) {
+// ErrTooLarge is wrapped by the error for a backup whose data are more than there is room for.
+var ErrTooLarge = kv.ErrSnapshotTooLarge
+
+// Read reads the whole of a backup and verifies that it can be restored. Its data may take max bytes, as
+// kv.Store.Footprint counts them, 0 for any; length is that of r, -1 if it is unknown. Of a larger one no more is
+// read than shows that: by its length nothing, by the number of its keys the header.
+func Read(r io.Reader, length int64, max uint64) (*kv.Store, error) {
+	if max > 0 && length > kv.MaxSnapshotWithin(int(max)) {
+		return nil, fmt.Errorf("%w: it has %d bytes, and its data may take %d: nothing was changed; raise STORE_MAX_BYTES "+
+			"on every node", ErrTooLarge, length, max)
+	}
 	data := kv.New()
-	if err := data.ReadSnapshot(r); err != nil {
+	err := data.ReadSnapshotWithin(r, int(max))
+	switch {
+	case errors.Is(err, ErrTooLarge):
+		return nil, fmt.Errorf("%w: nothing was changed; raise STORE_MAX_BYTES on every node", err)
+	case err != nil:
 		return nil, fmt.Errorf("%w: nothing was changed; send what /snapshot gave, whole (curl -T FILE)", err)
 	}
 	if err := Check(data); err != nil {

@@ -322,3 +322,66 @@ func (w *world) writable(nodes []*node) time.Duration {
 	}
 	return time.Since(began).Round(time.Millisecond)
 }
+
+// TestSmallDisks fills equal disks with data, and with nothing but the history of one key. The cluster refuses in time,
+// with 507 and all nodes alive; then it comes up again, and removes work their way out on the same disks.
+func TestSmallDisks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: not with -short")
+	}
+	if wires == nil {
+		t.Skip("needs a mount namespace of its own")
+	}
+	const room = 128 << 20
+	var nodes []*testkit.Node
+	for i := range 3 {
+		n := testkit.NewNode(t, binary, fmt.Sprint("n", i+1), "RAFT_SNAPSHOT_BYTES=4194304", "LOG_LEVEL=warn",
+			"STORE_MAX_BYTES=1073741824") // no bound that these disks would ever come to
+		if err := errors.Join(os.MkdirAll(n.Volume, 0o755), mountMemory(n.Volume, room)); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unmount(n.Volume) })
+		n.Start(t)
+		n.WaitReady(t)
+		if nodes = append(nodes, n); i > 0 {
+			testkit.Join(t, nodes[0].Client, n.Client, n.RaftPort)
+		}
+	}
+	value := strings.Repeat("v", 1<<20)
+	set := func(key string) testkit.Answer {
+		return nodes[0].Definite(t, "PUT", "/set?key="+key, value)
+	}
+	for i := range 300 { // of which the log would not hold a half
+		if a := set("one"); a.Status != 200 && a.Status != 507 {
+			t.Fatalf("one key, for the %d. time: got %d %q, want 200 or 507", i, a.Status, a.Body)
+		}
+	}
+	count := 0
+	var refused testkit.Answer
+	for ; count < 100; count++ {
+		if refused = set(fmt.Sprint("key", count)); refused.Status != 200 {
+			break
+		}
+	}
+	err := refused.OneLine("no room", "disks are nearly full", "nothing was done", "remove keys")
+	if refused.Status != 507 || err != nil || count < 5 {
+		t.Fatalf("after %d keys: got %d %q, %v, want 507 and a line with what to do",
+			count, refused.Status, refused.Body, err)
+	}
+	for _, n := range nodes {
+		n.Kill(t) // which fails the test if it has ended by itself
+		n.Start(t)
+	}
+	nodes[0].Write(t, "/remove?prefix=key")
+	testkit.Eventually(t, "a set is accepted again", func() error {
+		if a := set("again"); a.Status != 200 {
+			return fmt.Errorf("status %d: %s", a.Status, a.Body)
+		}
+		return nil
+	})
+	all := testkit.CheckReplicas(t, nodes...)
+	if len(all) != 2 || len(all["again"]) != 1<<20 || len(all["one"]) != 1<<20 {
+		t.Errorf("got %d keys, want one and again", len(all))
+	}
+	t.Logf("507 after %d keys of a megabyte on %d MiB: %s", count, room>>20, refused.Body)
+}

@@ -79,6 +79,9 @@ var (
 	// ErrSnapshotDamaged is returned when a snapshot is not what WriteSnapshot
 	// wrote: truncated, longer, or different in any byte.
 	ErrSnapshotDamaged = errors.New("snapshot is damaged")
+
+	// ErrSnapshotTooLarge is returned by ReadSnapshotWithin.
+	ErrSnapshotTooLarge = errors.New("snapshot has more data than there is room for")
 )
 
 // WriteSnapshot writes the store to w, in writes of a sensible size, and does
@@ -198,20 +201,35 @@ func (e *encoder) uvarint(v uint64) {
 // while both contents are in memory; readers and clones have the old one until
 // then. All watchers end with ErrHistoryGone. On any error the store is unchanged. The
 // error wraps ErrSnapshotVersion, ErrSnapshotDamaged, or that of r when r fails.
-func (s *Store) ReadSnapshot(r io.Reader) error {
-	p, err := PrepareSnapshot(r)
+func (s *Store) ReadSnapshot(r io.Reader) error { return s.ReadSnapshotWithin(r, 0) }
+
+// ReadSnapshotWithin is ReadSnapshot for a snapshot that may come from anybody: once it is certain that the Footprint
+// of its content is more than max bytes, it reads no more and returns an error that wraps ErrSnapshotTooLarge. For the
+// number of keys at the beginning that is certain before any of them is read. Idempotency records are bounded too, by
+// more than as many as may be can take.
+func (s *Store) ReadSnapshotWithin(r io.Reader, max int) error {
+	p, err := prepareSnapshot(r, max)
 	if err == nil {
 		s.Install(p)
 	}
 	return err
 }
 
+// MaxSnapshotWithin returns a length from which on no snapshot passes ReadSnapshotWithin.
+func MaxSnapshotWithin(max int) int64 {
+	// Beside the footprint, an item has 30 bytes of lengths and index at most, a record 20 of lengths, and there is
+	// twice a content: the staging area is one, too.
+	return 2*(int64(max)+maxRecordBytes+20*MaxRecords) + 1024
+}
+
 // Prepared is a snapshot that was read and verified, and is not yet the content of a store.
 type Prepared struct{ state state }
 
 // PrepareSnapshot reads the snapshot in r to its end. Its errors are those of ReadSnapshot.
-func PrepareSnapshot(r io.Reader) (*Prepared, error) {
-	d := &decoder{r: bufio.NewReaderSize(r, snapshotBuffer)}
+func PrepareSnapshot(r io.Reader) (*Prepared, error) { return prepareSnapshot(r, 0) }
+
+func prepareSnapshot(r io.Reader, max int) (*Prepared, error) {
+	d := &decoder{r: bufio.NewReaderSize(r, snapshotBuffer), max: max}
 	st := d.state()
 	if d.err != nil {
 		return nil, fmt.Errorf("read snapshot: %w", d.err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
 	"slices"
 	"time"
 )
@@ -19,6 +20,18 @@ type decoder struct {
 	err error
 
 	leases bool // the version has them
+	max    int  // of the footprint of a content, and of a staging area; 0: any
+}
+
+// maxRecordBytes is what the idempotency records of a content may take where its footprint is bounded: each has a key
+// of 255 bytes at most and a result of some 60, or some 170 if it is that of a transaction.
+const maxRecordBytes = MaxRecords * 640
+
+// within refuses a content that takes at least so many bytes, if that is more than it may.
+func (d *decoder) within(bytes uint64) {
+	if d.err == nil && d.max > 0 && bytes > uint64(d.max) {
+		d.err = fmt.Errorf("%w: it takes %d bytes or more, and %d are allowed", ErrSnapshotTooLarge, bytes, d.max)
+	}
 }
 
 func (d *decoder) damaged(format string, args ...any) {
@@ -110,6 +123,8 @@ func (d *decoder) leasesOf(into *data) {
 			d.damaged("lease %d of %d is out of order", i+1, count)
 		case lease == Lease{} || !into.setLease(key, lease):
 			d.damaged("lease %d of %d is none, or of a key that is not there", i+1, count)
+		default:
+			d.within(uint64(into.footprint()))
 		}
 		last = key
 	}
@@ -117,6 +132,7 @@ func (d *decoder) leasesOf(into *data) {
 
 func (d *decoder) items(into *data, applied uint64) {
 	count := d.uvarint("number of items")
+	d.within(min(count, math.MaxUint32) * Overhead)
 	last := ""
 	for i := uint64(0); i < count && d.err == nil; i++ {
 		key := string(d.bytes("key", maxSnapshotKey))
@@ -130,6 +146,7 @@ func (d *decoder) items(into *data, applied uint64) {
 			d.damaged("key %d of %d was set at index %d, after %d", i+1, count, item.Index, applied)
 		default:
 			into.set(into.items.Load, key, item)
+			d.within(uint64(into.footprint()))
 			last = key
 		}
 	}
@@ -140,10 +157,15 @@ func (d *decoder) records(into *dedupTable) {
 	if count > MaxRecords {
 		d.damaged("number of idempotency records is %d, %d at most", count, MaxRecords)
 	}
+	bytes := 0
 	for i := uint64(0); i < count && d.err == nil; i++ {
 		key := string(d.bytes("idempotency key", maxSnapshotKey))
 		text := string(d.bytes("idempotency record", maxSnapshotValue))
 		if d.err != nil {
+			return
+		}
+		if bytes += len(key) + len(text); d.max > 0 && bytes > maxRecordBytes {
+			d.err = fmt.Errorf("%w: its idempotency records take more than %d bytes", ErrSnapshotTooLarge, maxRecordBytes)
 			return
 		}
 		if into.add(key, text); uint64(into.len()) != i+1 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 )
 
 // scanned is Size, counted anew.
@@ -28,8 +29,12 @@ func TestSize(t *testing.T) {
 		check := func(what string) {
 			t.Helper()
 			for name, of := range map[string]*Store{"store": s, "clone": clone} {
-				if got, want := of.Size(), scanned(of); got != want {
+				want := scanned(of)
+				if got := of.Size(); got != want {
 					t.Fatalf("seed %d, %s after %s: got %d bytes, want %d", seed, name, what, got, want)
+				}
+				if got, _ := of.Footprint(); got != want+of.Len()*Overhead {
+					t.Fatalf("seed %d, %s after %s: got a footprint of %d, want %d", seed, name, what, got, want+of.Len()*Overhead)
 				}
 			}
 		}
@@ -108,4 +113,35 @@ func TestWatchers(t *testing.T) {
 	w.Close()
 	w.Close() // does nothing
 	check("one that was closed", 0, 0)
+}
+
+// TestFootprint: what one key takes is what it adds; what is staged counts apart, and a record is found by its key.
+func TestFootprint(t *testing.T) {
+	s := New()
+	s.Update(1, 1, nil, func(tx *Tx) {
+		tx.Set("key", make([]byte, 100))
+		tx.Stage("staged", make([]byte, 10))
+		tx.AddRecord("id", "record")
+	})
+	content, staged := s.Footprint()
+	alone, leased := s.ItemFootprint("key")
+	if want := 3 + 100 + Overhead; content != want || alone != want || leased ||
+		ItemFootprint("key", 100, Lease{}) != want {
+		t.Errorf("content: got %d, the key alone %d and %d, lease %v, want %d and none",
+			content, alone, ItemFootprint("key", 100, Lease{}), leased, want)
+	}
+	s.Update(2, 1, nil, func(tx *Tx) { tx.SetLeased("key", make([]byte, 100), Lease{TTL: time.Second}) })
+	content, _ = s.Footprint()
+	if alone, leased = s.ItemFootprint("key"); alone != content || !leased {
+		t.Errorf("with a lease: got %d, %v, want %d and one", alone, leased, content)
+	}
+	if want := 6 + 10 + Overhead; staged != want {
+		t.Errorf("staged: got %d, want %d", staged, want)
+	}
+	if got, leased := s.ItemFootprint("none"); got != 0 || leased {
+		t.Errorf("no key: got %d, %v, want 0 and no lease", got, leased)
+	}
+	if !s.HasRecord("id") || s.HasRecord("key") {
+		t.Errorf("records: got %v and %v, want only that of id", s.HasRecord("id"), s.HasRecord("key"))
+	}
 }

@@ -295,7 +295,7 @@ func (c *Client) ask(path string, form url.Values, header http.Header) (answer, 
 			return a, Done
 		case http.StatusPreconditionFailed:
 			return a, Failed
-		case http.StatusServiceUnavailable:
+		case http.StatusServiceUnavailable, http.StatusInsufficientStorage:
 			return a, NotApplied
 		case http.StatusGatewayTimeout:
 			return a, Unknown

@@ -63,7 +63,7 @@ type Result string
 const (
 	Done       Result = "done"
 	Failed     Result = "condition failed" // and nothing was done (412)
-	NotApplied Result = "not applied"      // and never will be (503, or 307 to the end)
+	NotApplied Result = "not applied"      // and never will be (503, 507, or 307 to the end)
 	Unknown    Result = "unknown"          // may be applied, now or later (504, no answer)
 )
 

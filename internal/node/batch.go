@@ -63,6 +63,10 @@ type batcher struct {
 	onBatch func(batch)     // called with each batch that is proposed; nil: none
 	names   *command.Names  // of Config
 
+	// admit finishes the commands of the next batch that are not to be proposed, and returns the others. answered
+	// is false if the batch before has no answer yet. nil: all are proposed.
+	admit func(next batch, answered bool) batch
+
 	mu      sync.Mutex // guards what follows
 	waiting []*proposal
 	running bool // run does
@@ -88,6 +92,14 @@ func newProposal(c command.Command) *proposal {
 	p := &proposal{command: c, size: 16, done: make(chan struct{})}
 	for _, pair := range c.Pairs {
 		p.size += len(pair.Key) + len(pair.Value) + 8
+	}
+	if c.Txn != nil {
+		for _, compare := range c.Txn.If {
+			p.size += len(compare.Key) + len(compare.Value) + 8
+		}
+		for _, o := range slices.Concat(c.Txn.Then, c.Txn.Else) {
+			p.size += len(o.Key) + len(o.Value) + 8
+		}
 	}
 	return p
 }
@@ -166,10 +178,20 @@ func (b *batcher) close() {
 // run proposes one batch after the other until nothing waits. A batch that raft never
 // answers holds up the next one for no longer than applyLimit.
 func (b *batcher) run() {
+	inTime := true
 	for {
 		next, r := b.next()
 		if next == nil {
 			return
+		}
+		if b.admit != nil {
+			next = b.admit(next, inTime)
+		}
+		if inTime = true; len(next) == 0 {
+			continue
+		}
+		if b.onBatch != nil {
+			b.onBatch(next)
 		}
 		answered := make(chan struct{})
 		go func() {
@@ -180,6 +202,7 @@ func (b *batcher) run() {
 		select {
 		case <-answered:
 		case <-limit.C:
+			inTime = false
 		}
 		limit.Stop()
 	}
@@ -196,9 +219,6 @@ func (b *batcher) next() (batch, applier) {
 	}
 	var next batch
 	next, b.waiting = nextBatch(b.waiting)
-	if b.onBatch != nil {
-		b.onBatch(next)
-	}
 	return next, b.raft()
 }
 
@@ -208,6 +228,8 @@ func (b *batcher) next() (batch, applier) {
 //     tells one state of a key from another (ETag).
 //   - A command of another kind than Set and Remove, which may touch any key, has an
 //     entry to itself, after all that came before it and before all that came later.
+//
+// A Restore, which replaces all keys, has a batch to itself.
 type batch [][]*proposal
 
 // nextBatch takes a batch from the head of waiting, which is not empty, and returns what
@@ -217,7 +239,8 @@ func nextBatch(waiting []*proposal) (next batch, rest []*proposal) {
 	after := make(map[string]int) // key: the entry after the last one that it is in
 	size := 0
 	for i, p := range waiting {
-		if i == maxCommands || (i > 0 && size+p.size > maxBytes) {
+		alone := p.command.Kind == command.Restore || i == 1 && waiting[0].command.Kind == command.Restore
+		if i == maxCommands || (i > 0 && (alone || size+p.size > maxBytes)) {
 			return next, waiting[i:]
 		}
 		size += p.size

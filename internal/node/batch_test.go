@@ -18,7 +18,7 @@ import (
 )
 
 // TestNextBatch: a command is written as its keys, one letter each; ! is one that may
-// touch any key. The digits tell it from others.
+// touch any key, R a restore. The digits tell it from others.
 func TestNextBatch(t *testing.T) {
 	large, larger := strings.Repeat("v", maxBytes-100), strings.Repeat("v", maxBytes+1)
 	for _, test := range []struct{ name, waiting, want, left string }{
@@ -32,6 +32,8 @@ func TestNextBatch(t *testing.T) {
 		{name: "as many bytes as may be", waiting: "L1 a2 b3", want: "L1 a2 b3", left: ""},
 		{name: "too many bytes", waiting: "L1 M2 b3", want: "L1", left: "M2 b3"},
 		{name: "a large one alone", waiting: "X1 b2", want: "X1", left: "b2"},
+		{name: "a restore alone", waiting: "R1 b2", want: "R1", left: "b2"},
+		{name: "a restore later", waiting: "a1 R2 b3", want: "a1", left: "R2 b3"},
 		{name: "a large one later", waiting: "a1 X2 b3", want: "a1", left: "X2 b3"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -43,8 +45,11 @@ func TestNextBatch(t *testing.T) {
 					value := map[rune]string{'L': large, 'M': large, 'X': larger}[key]
 					c.Pairs = append(c.Pairs, command.Pair{Key: string(key), Value: []byte(value)})
 				}
-				if name[0] == '!' {
+				switch name[0] {
+				case '!':
 					c = command.Command{Kind: command.Noop}
+				case 'R':
+					c = command.Command{Kind: command.Restore}
 				}
 				p := newProposal(c)
 				names[p] = name

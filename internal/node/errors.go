@@ -20,6 +20,8 @@ const (
 	ErrNotApplied Code = "not applied"
 	// ErrUnknown: it may or may not be applied, now or later.
 	ErrUnknown Code = "outcome unknown"
+	// ErrFull: there is no room for it, in the bound of the data or on a disk. Nothing was done.
+	ErrFull Code = "no room"
 	// ErrConflict: a change of the cluster's members does not fit its state; the text gives
 	// the reason. Nothing was changed on either side.
 	ErrConflict Code = "membership change rejected"

@@ -68,6 +68,9 @@ func (a *acknowledged) all() map[string]Acknowledged {
 func (n *Node) heard(info *Info) {
 	n.versions.heard(info)
 	n.acknowledged.heard(info)
+	if info.Disk != nil {
+		n.rooms.see(info.NodeID, *info.Disk)
+	}
 	n.urls.heard(info)
 	i := n.current.Load()
 	if i == nil || n.life.now() != running {

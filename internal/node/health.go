@@ -14,7 +14,6 @@ import (
 	"unicode"
 
 	"github.com/hashicorp/raft"
-	"github.com/shirou/gopsutil/v4/disk"
 
 	"raftkv/internal/command"
 )
@@ -33,6 +32,7 @@ const (
 type Health struct {
 	Replicas string `json:"replicas,omitempty"` // another member has applied other entries
 	Space    string `json:"space,omitempty"`    // the disk of the volume is nearly full
+	Data     string `json:"data,omitempty"`     // the data take most of what they may
 	Members  string `json:"members,omitempty"`  // this node leads, and voters do not answer
 
 	Snapshots string `json:"snapshots,omitempty"` // the last snapshot could not be written
@@ -43,7 +43,7 @@ type Health struct {
 // Warnings returns, in one line, what clients need not keep away from this node for; empty:
 // nothing.
 func (h Health) Warnings() string {
-	lines := []string{h.Space, h.Members, h.Snapshots, h.Address, h.Security}
+	lines := []string{h.Space, h.Data, h.Members, h.Snapshots, h.Address, h.Security}
 	return strings.Join(slices.DeleteFunc(lines, func(line string) bool { return line == "" }), "; ")
 }
 
@@ -53,6 +53,7 @@ type health struct {
 	mu       sync.Mutex        // guards what follows
 	replicas map[string]string // member ID: the line about it. It stays until that member is replaced
 	space    string
+	data     string
 	members  string
 
 	snapshots string
@@ -68,6 +69,7 @@ func (n *Node) Health() Health {
 	return Health{
 		Replicas:  strings.Join(lines, "; "),
 		Space:     n.health.space,
+		Data:      n.health.data,
 		Members:   n.health.members,
 		Snapshots: n.health.snapshots,
 		Address:   n.health.address,
@@ -141,12 +143,15 @@ func (n *Node) watch() {
 		n.port.CheckCertificates()
 		n.checkSecurity()
 		n.checkSpace()
+		n.checkData()
 		n.checkVolume()
 		n.checkAddress(n.life.ctx)
 		n.checkReplicas(n.life.ctx)
 		n.boundLog()
+		n.makeRoom()
 		i := n.current.Load()
 		servers := i.servers()
+		n.rooms.keep(n.config.ID, servers)
 		n.port.RequireNamed(n.machine.Format() >= 2) // every member names itself and the node that it means
 		n.acknowledged.keep(servers)
 		if n.versions.keep(servers); !i.leads() { // the leader has just asked all of them
@@ -190,23 +195,6 @@ func (n *Node) checkSecurity() {
 		return
 	}
 	if line := n.config.Security(); n.health.set(&n.health.security, line) {
-		n.config.Warnf("%s", line)
-	}
-}
-
-// checkSpace looks at the disk of the volume.
-func (n *Node) checkSpace() {
-	usage, err := disk.Usage(n.config.Dir)
-	if err != nil {
-		return
-	}
-	line, free := "", usage.Free // what users other than root may take
-	n.observed.space(n.config.Dir, free)
-	if free < n.config.lowSpace {
-		line = fmt.Sprintf("the disk of %s has %d MiB left: make room, for the first write that fails ends this node",
-			n.config.Dir, free>>20)
-	}
-	if n.health.set(&n.health.space, line) {
 		n.config.Warnf("%s", line)
 	}
 }

@@ -165,7 +165,7 @@ func TestLowSpace(t *testing.T) {
 	if got := n.Info().Health.Space; got == "" {
 		t.Error("status: got nothing, want the same")
 	}
-	plenty := openNode(t, "n2", t.TempDir(), func(c *Config) { c.lowSpace = 1 })
+	plenty := openNode(t, "n2", t.TempDir(), func(c *Config) { c.lowSpace = 1; newFakeDisk().use(c) })
 	plenty.checkSpace()
 	if got := plenty.Health().Space; got != "" {
 		t.Errorf("with room: got %q, want nothing", got)

@@ -88,9 +88,13 @@ func (n *Node) boundLog() {
 	limit, log := n.logLimit(), i.volume.Log
 	newest, _ := i.volume.Snapshots.NewestEntry()
 	i.hide(newest)
+	behind := limit
+	if n.short() {
+		behind = shortTrailing
+	}
 	trailing := n.config.SnapshotThreshold
-	if last := log.Last(); log.BytesAbove(0) > limit {
-		trailing = min(trailing, last-min(last, log.IndexBefore(limit)))
+	if last := log.Last(); log.BytesAbove(0) > behind {
+		trailing = min(trailing, last-min(last, log.IndexBefore(behind)))
 	}
 	if i.trailing.Swap(trailing) != trailing {
 		c := n.raftConfig()
@@ -105,14 +109,27 @@ func (n *Node) boundLog() {
 			n.config.Warnf("The log can't be bounded to %d entries: %v", trailing, err)
 		}
 	}
-	if log.BytesAbove(newest) <= limit || !n.snapshotting.CompareAndSwap(false, true) {
+	if i.logAboveSnapshot() > limit {
+		n.takeSnapshot(i)
+	}
+}
+
+// logAboveSnapshot returns about how many bytes of the log the newest snapshot does not have.
+func (i *instance) logAboveSnapshot() uint64 {
+	newest, _ := i.volume.Snapshots.NewestEntry()
+	return i.volume.Log.BytesAbove(newest)
+}
+
+// takeSnapshot has raft take a snapshot, unless one is under way already. It returns at once.
+func (n *Node) takeSnapshot(i *instance) {
+	if !n.snapshotting.CompareAndSwap(false, true) {
 		return
 	}
 	n.life.background.Go(func() {
 		defer n.snapshotting.Store(false)
 		err := wait(n.life.ctx, i.raft.Snapshot())
 		if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) && n.life.ctx.Err() == nil {
-			n.config.Logf("No snapshot was taken for the size of the log: %v", err) // tried again at the next look
+			n.config.Logf("No snapshot was taken for the size of the log or the disk: %v", err) // tried again at the next look
 		}
 	})
 }

@@ -58,6 +58,7 @@ type StateMachine interface {
 	Format() int
 	// Size is how many bytes its keys and values are.
 	Size() int
+	sizer
 	// Len is how many keys it holds.
 	Len() int
 	// TimedKeys, TimedLen and IsTimed are about the keys with a TTL: see kv.Store.
@@ -68,8 +69,8 @@ type StateMachine interface {
 	Reset()
 }
 
-// Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL, Certs,
-// Security, Dial, Lab and Progress are required.
+// Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL, MaxBytes,
+// Certs, Security, Dial, Lab and Progress are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
@@ -83,6 +84,7 @@ type Config struct {
 	HTTPURL           string        // where clients reach that; empty: at HTTPAddress, or the host of RaftAddress
 	SnapshotThreshold uint64        // entries in the log before a snapshot is taken
 	SnapshotBytes     uint64        // the same in bytes, or the size of the data if that is more: see boundLog
+	MaxBytes          uint64        // of StateMachine.Footprint, for what this node proposes: see admit; 0: no bound
 	ElectionTimeout   time.Duration // without a leader before an election; at least 50 ms
 	RaftLog           hclog.Logger  // raft's own lines
 	Logf, Warnf       func(format string, args ...any)
@@ -104,7 +106,8 @@ type Config struct {
 	recovery       time.Duration // 0: recoveryTimeout
 	commit         time.Duration
 	lowSpace       uint64
-	maxFormat      int // that this node reports; 0: command.Format
+	freeSpace      func(dir string) (bytes uint64, err error) // nil: freeSpace
+	maxFormat      int                                        // that this node reports; 0: command.Format
 	confirmTerm    func(ctx context.Context, i *instance, term uint64) error
 }
 
@@ -124,14 +127,17 @@ type Node struct {
 	transferred chan struct{} // of capacity 1: raft was asked for a transfer of the leadership, see watchTransfers
 
 	batcher   *batcher    // writes
+	rooms     diskRooms   // of the disks
+	settled   uint64      // the term in which this node leads and has applied what came before; of admit alone
 	reads     *readIndex  // linearizable reads
 	idleTimer *time.Timer // fires when no entry has been appended for a while: see pollCommitIndex
 	members   *members    // calls to other nodes
 	versions  versions    // of the other members
 
 	acknowledged acknowledged  // by the other members
-	snapshotting atomic.Bool   // boundLog has raft take a snapshot
+	snapshotting atomic.Bool   // takeSnapshot has raft take one
 	due          chan struct{} // of capacity 1: the log has grown beyond its bound, see watchLog
+	handedOver   time.Time     // when handOverForRoom last did; of watch alone
 	leader       leaderURL
 	health       health
 	serving      serving
@@ -238,7 +244,10 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.life.init()
 	n.batcher = &batcher{
 		raft: func() applier { return n.current.Load().raft }, stopped: n.life.stopped, onBatch: n.observed.batch,
-		names: n.config.Names,
+		admit: n.admit, names: n.config.Names,
+	}
+	if n.config.freeSpace == nil {
+		n.config.freeSpace = freeSpace
 	}
 	if n.config.confirmTerm == nil {
 		n.config.confirmTerm = n.reads.majorityAt
@@ -262,6 +271,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		config.Warnf("The members know %s at the address %s, but it is at %s: it will have that changed",
 			own.ID, own.Address, n.port.Address())
 	}
+	n.checkSpace()
 	port.Serve(n.rpcHandler(), n.term)
 	n.checkSecurity()
 	n.life.background.Go(n.watch)

@@ -104,6 +104,9 @@ func (m machine) Hash() (uint64, [32]byte)              { return m.store.Hash() 
 func (m machine) HashAt(index uint64) ([32]byte, bool)  { return m.store.HashAt(index) }
 func (m machine) Format() int                           { return m.store.Format() }
 func (m machine) Size() int                             { return m.store.Size() }
+func (m machine) Footprint() (content, staged int)      { return m.store.Footprint() }
+func (m machine) ItemFootprint(key string) (int, bool)  { return m.store.ItemFootprint(key) }
+func (m machine) HasRecord(idempotencyKey string) bool  { return m.store.HasRecord(idempotencyKey) }
 func (m machine) TimedLen() int                         { return m.store.TimedLen() }
 func (m machine) IsTimed(key string, index uint64) bool { return m.store.IsTimed(key, index) }
 func (m machine) TimedKeys(after kv.Timed, limit int) ([]kv.Timed, uint64) {

@@ -20,6 +20,7 @@ const (
 	applied = iota
 	notApplied
 	notLeader
+	noRoom
 	unknown
 	outcomes
 )
@@ -65,7 +66,7 @@ type MemberView struct {
 // Observed is what a node has counted since its start, and what it knows without asking any other node.
 type Observed struct {
 	Info
-	Proposals     map[string]uint64 // by outcome: applied, not_applied, not_leader, unknown
+	Proposals     map[string]uint64 // by outcome: applied, not_applied, not_leader, no_room, unknown
 	Batches       *histogram.Histogram
 	Writes        *histogram.Histogram
 	Snapshots     *histogram.Histogram
@@ -88,7 +89,8 @@ func (n *Node) Observe() Observed {
 		Entries: o.entries.Load(), LeaderChanges: o.leaderChanges.Load(), LastContact: -1,
 		Proposals: map[string]uint64{
 			"applied": o.proposals[applied].Load(), "not_applied": o.proposals[notApplied].Load(),
-			"not_leader": o.proposals[notLeader].Load(), "unknown": o.proposals[unknown].Load(),
+			"not_leader": o.proposals[notLeader].Load(), "no_room": o.proposals[noRoom].Load(),
+			"unknown": o.proposals[unknown].Load(),
 		},
 		Members: make(map[string]MemberView),
 	}
@@ -125,6 +127,8 @@ func (o *observed) proposal(err error) {
 		outcome = applied
 	case coded && code == ErrNotLeader:
 		outcome = notLeader
+	case coded && code == ErrFull:
+		outcome = noRoom
 	case coded && code == ErrNotApplied:
 		outcome = notApplied
 	}

@@ -55,7 +55,7 @@ func (n *Node) rpcHandler() http.Handler {
 			return do(i, r)
 		})
 	}
-	handle("GET /info", func(*instance, *http.Request) (any, error) { return n.Info(), nil })
+	handle("GET /info", func(*instance, *http.Request) (any, error) { return n.answerInfo(), nil })
 	handle("POST /adopt", func(_ *instance, r *http.Request) (any, error) { return nil, n.handleAdopt(peer.Caller(r)) })
 	handle("GET /reach", func(_ *instance, r *http.Request) (any, error) { return nil, n.handleReach(r) })
 	handle("POST /joinme", func(_ *instance, r *http.Request) (any, error) { return nil, n.handleJoinMe(r) })

@@ -18,24 +18,27 @@ import (
 
 // Info is what a node reports about itself.
 type Info struct {
-	NodeID       string `json:"nodeId"`
-	ClusterID    string `json:"clusterId"`
-	Version      string `json:"version"`   // of the program
-	Format       int    `json:"format"`    // of the cluster: nothing newer is used in it
-	MaxFormat    int    `json:"maxFormat"` // the newest cluster format that the program knows; 0: it is too old to say
-	State        string `json:"state"`     // Leader, Follower, Candidate or Shutdown
-	Leader       string `json:"leader"`
-	Term         uint64 `json:"term"`
-	LastIndex    uint64 `json:"lastIndex"`
-	CommitIndex  uint64 `json:"commitIndex"`
-	AppliedIndex uint64 `json:"appliedIndex"` // by the state machine's own count
-	Hash         string `json:"hash"`         // of the hash chain over the entries up to there; empty: unknown
-	Keys         int    `json:"keys"`
-	RaftAddress  string `json:"raftAddress"`
-	HTTPAddress  string `json:"httpAddress"`       // host:port that it listens on
-	HTTPURL      string `json:"httpUrl"`           // where clients reach it; empty: the program is too old to say
-	Removed      bool   `json:"removed,omitempty"` // the cluster has taken this node out
-	Health       Health `json:"health"`
+	NodeID       string    `json:"nodeId"`
+	ClusterID    string    `json:"clusterId"`
+	Version      string    `json:"version"`   // of the program
+	Format       int       `json:"format"`    // of the cluster: nothing newer is used in it
+	MaxFormat    int       `json:"maxFormat"` // the newest cluster format that the program knows; 0: it is too old to say
+	State        string    `json:"state"`     // Leader, Follower, Candidate or Shutdown
+	Leader       string    `json:"leader"`
+	Term         uint64    `json:"term"`
+	LastIndex    uint64    `json:"lastIndex"`
+	CommitIndex  uint64    `json:"commitIndex"`
+	AppliedIndex uint64    `json:"appliedIndex"` // by the state machine's own count
+	Hash         string    `json:"hash"`         // of the hash chain over the entries up to there; empty: unknown
+	Keys         int       `json:"keys"`
+	DataBytes    int       `json:"dataBytes"`      // keys and values, with what the store takes for each (kv.Overhead)
+	Disk         *DiskRoom `json:"disk,omitempty"` // of its volume; nil: not known
+	MaxDataBytes uint64    `json:"maxDataBytes"`   // what they may take while this node leads; 0: any
+	RaftAddress  string    `json:"raftAddress"`
+	HTTPAddress  string    `json:"httpAddress"`       // host:port that it listens on
+	HTTPURL      string    `json:"httpUrl"`           // where clients reach it; empty: the program is too old to say
+	Removed      bool      `json:"removed,omitempty"` // the cluster has taken this node out
+	Health       Health    `json:"health"`
 
 	MemberIDs     []string `json:"memberIds"`
 	RecoveredFrom string   `json:"recoveredFrom,omitempty"` // the cluster before a recovery
@@ -115,6 +118,7 @@ func (n *Node) Info() Info {
 		members = append(members, string(server.ID))
 	}
 	applied, sum := n.machine.Hash()
+	content, _ := n.machine.Footprint()
 	hash := ""
 	if sum != [32]byte{} {
 		hash = hex.EncodeToString(sum[:])
@@ -138,6 +142,9 @@ func (n *Node) Info() Info {
 		Hash:         hash,
 		Health:       n.Health(),
 		Keys:         n.machine.Len(),
+		DataBytes:    content,
+		MaxDataBytes: n.config.MaxBytes,
+		Disk:         n.rooms.of(n.config.ID),
 		RaftAddress:  n.port.Address(),
 		HTTPAddress:  n.config.HTTPAddress,
 		HTTPURL:      n.HTTPURL(),

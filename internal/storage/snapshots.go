@@ -226,6 +226,15 @@ func (s *Snapshots) OnInstalled(f func(index, term uint64)) { s.onInstalled.Stor
 // Newest returns how many bytes the newest snapshot takes; 0: there is none.
 func (s *Snapshots) Newest() int64 { return s.newest.Load() }
 
+// Bytes returns how many bytes all snapshots on disk take, without what they have beside the state.
+func (s *Snapshots) Bytes() (bytes uint64) {
+	metas, _ := s.List() // an error: what can't be read takes no room that a snapshot would free
+	for _, meta := range metas {
+		bytes += uint64(meta.Size)
+	}
+	return bytes
+}
+
 // oldest returns the index of the oldest snapshot kept; 0 while there are fewer than snapshotsKept, because then the
 // log alone must be able to rebuild everything.
 func (s *Snapshots) oldest() uint64 {

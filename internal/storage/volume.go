@@ -252,9 +252,9 @@ func Open(dir string, o Options) (*Volume, error) {
 
 // ErrGone is returned when the files of an open volume are no longer at its path. What is written to them still
 // succeeds, but nobody will ever read it: the node must end.
-var ErrGone = errors.New("it was removed, unmounted or replaced while this node had it open, and what this " +
-	"node writes is lost: put it back and start this node again, or replace the member: /leave, start with an empty volume, " +
-	"/join")
+var ErrGone = errors.New("it was removed, unmounted or replaced while this node had it open, and what this node " +
+	"writes is lost: put it back and start this node again, or replace the member: /leave, start with an " +
+	"empty volume, /join")
 
 // Check returns an error that wraps ErrGone if the directory or raft.db was removed, or if another is at its path. What
 // can't be looked at for want of a permission counts as there. It may be called at any time, by several goroutines.
@@ -274,6 +274,9 @@ func (v *Volume) Check() error {
 
 // paths are those of the directory and of raft.db.
 func (v *Volume) paths() [2]string { return [2]string{v.dir, boltPath(v.dir)} }
+
+// Reusable returns how many bytes of raft.db are in free pages, as its last transaction has left them.
+func (v *Volume) Reusable() uint64 { return uint64(max(v.bolt.Stats().FreeAlloc, 0)) }
 
 // Close closes raft.db. No method of Log may be called afterwards. After a fault it stays open: bbolt's locks may be
 // held, and the error is that of the fault.
@@ -444,7 +447,6 @@ func boltOptions(readOnly bool) *bbolt.Options {
 		ReadOnly:       readOnly,
 		NoFreelistSync: true,
 		FreelistType:   bbolt.FreelistMapType,
-		NoStatistics:   true,
 	}
 }
 

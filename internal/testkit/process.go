@@ -33,7 +33,9 @@ func Build(dir string) (binary string, err error) {
 // Environ is the environment without what configures a node.
 func Environ() []string {
 	return slices.DeleteFunc(os.Environ(), func(entry string) bool {
-		return strings.HasPrefix(entry, "RAFT_") || strings.HasPrefix(entry, "HTTP_") || strings.HasPrefix(entry, "LOG_")
+		return slices.ContainsFunc([]string{"STORE_", "RAFT_", "HTTP_", "LOG_"}, func(prefix string) bool {
+			return strings.HasPrefix(entry, prefix)
+		})
 	})
 }
 
