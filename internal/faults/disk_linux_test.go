@@ -16,7 +16,7 @@ import (
 
 // mountMemory mounts a file system of so many bytes at dir.
 func mountMemory(dir string, bytes int64) error {
-	return unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes))
+	return unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0700", bytes))
 }
 
 // resize changes how many bytes a file system of mountMemory has room for; 0: what it
