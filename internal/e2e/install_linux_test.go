@@ -134,8 +134,8 @@ func TestLeaderStoppedInAnInstall(t *testing.T) {
 
 	value := strings.Repeat("0123456789abcdef", 1<<16)
 	for round := range 2 { // the log is kept back to the older of two snapshots
-		for k := range 40 {
-			n1.Definite(t, http.MethodPut, fmt.Sprintf("/set?key=k%d", 40*round+k), value)
+		for k := range 24 {
+			n1.Definite(t, http.MethodPut, fmt.Sprintf("/set?key=k%d", 24*round+k), value)
 		}
 		testkit.Eventually(t, "a snapshot", func() error {
 			if got := strings.Count(n1.Stderr.String(), "snapshot complete up to"); got <= round {
