@@ -140,7 +140,7 @@ func TestAlertOfAFullDisk(t *testing.T) {
 	if err := os.MkdirAll(n.Volume, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("tmpfs", n.Volume, "tmpfs", 0, "size=2g"); errors.Is(err, unix.EPERM) {
+	if err := unix.Mount("tmpfs", n.Volume, "tmpfs", 0, "size=2g,mode=0700"); errors.Is(err, unix.EPERM) {
 		t.Skip("needs root: ", err)
 	} else if err != nil {
 		t.Fatal(err)

@@ -1400,10 +1400,6 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/peer/transport.go",
 			`	args.LeaderCommitIndex = min(args.LeaderCommitIndex, args.PrevLogEntry+uint64(len(args.Entries)))`,
 			``}},
-	{name: "a member is sent a log that is larger than the data", run: "TestMemberGetsWhatIsLess",
-		edit: edit{"internal/node/logsize.go",
-			`		hidden = min(after, newest, i.transport.Served())`,
-			`		hidden = min(after, newest, 0)`}},
 	// The lab.
 	{name: "a cut leaves what is dialed", run: "TestCut",
 		edit: edit{"internal/peer/links.go", `	if p.links.covers(address, "") {`, `	if false {`}},

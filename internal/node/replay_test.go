@@ -2,7 +2,6 @@ package node
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -136,36 +135,4 @@ func TestStandinIsNotSent(t *testing.T) {
 	n2 := openNode(t, "n2", t.TempDir(), small)
 	n1.join(t, n2)
 	checkReplicas(t, n1, n2)
-}
-
-// TestMemberGetsWhatIsLess: a member that was away while one key was set again and again gets the snapshot, though the
-// log has all that it lacks.
-func TestMemberGetsWhatIsLess(t *testing.T) {
-	calm := func(c *Config) { c.ElectionTimeout = 3 * time.Second } // no other leader comes in between
-	nodes := []*testNode{openNode(t, "n1", t.TempDir(), calm), openNode(t, "n2", t.TempDir(), calm)}
-	nodes[0].waitLeader(t)
-	nodes[0].join(t, nodes[1])
-	third := openNode(t, "n3", t.TempDir(), calm)
-	nodes[0].join(t, third)
-	dir, address, away := third.config.Dir, third.RaftAddress(), third.applied()
-	third.stop()
-	for k := range 40 {
-		nodes[0].set(t, "key", fmt.Sprint(k, strings.Repeat("v", 256<<10)))
-	}
-	i := nodes[0].current.Load()
-	if err := i.raft.Snapshot().Error(); err != nil {
-		t.Fatal(err)
-	}
-	if first, err := i.volume.Log.FirstIndex(); err != nil || first > away {
-		t.Fatalf("the log begins at %d, %v: want that it has what n3 lacks, from %d on", first, err, away+1)
-	}
-	waitFor(t, "n3 is not served any more", func() bool {
-		nodes[0].boundLog()
-		return i.log.hidden.Load() > away
-	})
-	again := openNode(t, "n3", dir, calm, func(c *Config) { c.RaftAddress = address })
-	checkReplicas(t, nodes[0], nodes[1], again)
-	if got := again.current.Load().volume.Snapshots.Written(); got == 0 {
-		t.Error("n3 was sent 10 MiB of entries, want the snapshot of 256 KiB")
-	}
 }
