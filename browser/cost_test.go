@@ -82,7 +82,7 @@ func TestCost(t *testing.T) {
 	writers.Wait()
 	slices.Sort(ratios)
 	slices.Sort(rates)
-	t.Logf("%d pairs: writes a second without anybody who looks: median %.0f; with the page: median %.3f of that, "+
+	t.Logf("%d pairs: writes a second with no viewer: median %.0f; with the page: median %.3f of that, "+
 		"quartiles %.3f to %.3f; frames: %.0f KiB/s", len(ratios), rates[len(rates)/2], ratios[len(ratios)/2],
 		ratios[len(ratios)/4], ratios[3*len(ratios)/4], float64(frames.Load())/1024/(window.Seconds()*float64(*cost)))
 }

@@ -16,8 +16,8 @@ import (
 // Against cross-site request forgery (CSRF) it goes by Sec-Fetch-Site and Origin, which
 // a page can't change. http.CrossOriginProtection does not do here: it exempts GET as a
 // safe method, and sets arrive as GET, so that a link or an image could carry one. Over
-// HTTPS, an Origin must be of https too: a page of the same host and port that came by
-// http may be anybody's who is between. Over HTTP it may have either scheme: behind a proxy that ends TLS the page is
+// HTTPS, an Origin must be of https too: a page of the same host and port that came over
+// http may have been replaced on its way. Over HTTP it may have either scheme: behind a proxy that ends TLS the page is
 // at https, and this node can't know. The host and the port are what a foreign page can't have, and a
 // browser that holds the two schemes for different sites says so by Sec-Fetch-Site.
 //

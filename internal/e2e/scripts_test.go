@@ -231,7 +231,8 @@ func (p place) interrupt(t *testing.T, script *testkit.Process, code int) {
 	}
 }
 
-// TestLessonScript: a lesson whose reader presses Enter before each command, and one who has had enough.
+// TestLessonScript: a reader who presses Enter before each command sees the whole lesson, and one who ends it early
+// sees no verdict.
 func TestLessonScript(t *testing.T) {
 	slow(t)
 	t.Parallel()

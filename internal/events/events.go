@@ -52,7 +52,7 @@ type Event struct {
 }
 
 // Recorder keeps the last events for those who look. The zero Recorder is ready. Its methods may be called by several
-// goroutines at once; none of them waits for anybody who looks.
+// goroutines at once; none of them waits for a viewer.
 type Recorder struct {
 	views atomic.Int32
 
@@ -62,7 +62,7 @@ type Recorder struct {
 	wake []chan struct{}
 }
 
-// Watched reports whether anybody looks. Who has an event asks this first: it is one atomic load.
+// Watched reports whether there is a viewer. Callers check it before they build an event: it is one atomic load.
 func (r *Recorder) Watched() bool { return r.views.Load() > 0 }
 
 // Add keeps e, if anybody looks. It sets its number and time.

@@ -16,7 +16,7 @@ func TestRecorder(t *testing.T) {
 	}
 	v := r.Watch()
 	if !r.Watched() {
-		t.Error("got nobody who looks, want a view")
+		t.Error("got no viewer, want one")
 	}
 	r.Add(Event{Kind: Stored, From: 1, To: 2, Error: strings.Repeat("x", 1000)})
 	r.Add(Event{Kind: Voted})

@@ -7,11 +7,13 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"os"
-	"raftkv/internal/testkit"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"raftkv/internal/testkit"
 )
 
 // TestFullDisk lets the disk of the leader, and of a follower, run full under load. The
@@ -74,20 +76,19 @@ func TestFullDisk(t *testing.T) {
 		w.t.Logf("%s, %d KiB left: it ended after %v: %s; the others wrote again after %v", name, spare>>10,
 			ended.Round(time.Millisecond), n.lastLine(), w.writable(w.others(n)))
 
-		up := 0 // while it has no room: it may need none, or wait for room to take a snapshot, which is no write of the log
+		up := 0 // while it has no room
 		for range 3 {
+			began := len(n.console())
 			n.start()
-			err := testkit.Poll(10*time.Second, func() error {
-				if n.running() {
-					_, err := n.ask(time.Second, "/readyz", nil)
-					return err
+			if err := testkit.Poll(bound, func() error {
+				if !n.running() || refusedForRoom.MatchString(n.console()[began:]) {
+					return nil
 				}
-				return nil
-			})
-			if err != nil {
-				if _, err = n.ask(3*time.Second, "/healthz", nil); err != nil && n.running() {
-					w.fail("%s: started without room, neither up nor ended: %v; last line: %s", name, err, n.lastLine())
-				}
+				_, err := n.ask(time.Second, "/readyz", nil)
+				return err
+			}); err != nil {
+				w.fail("%s: started without room, neither ready nor ended, nor does it say that it has no room for a snapshot: "+
+					"%v; last line: %s", name, err, n.lastLine())
 			}
 			if n.running() {
 				up++
@@ -106,6 +107,10 @@ func TestFullDisk(t *testing.T) {
 	}
 	w.finish()
 }
+
+// refusedForRoom is what a node prints that needs a snapshot of the leader and has no room for it. It waits for room,
+// because it has written nothing that failed.
+var refusedForRoom = regexp.MustCompile(`Refused InstallSnapshot of .* bytes, and the disk of the volume has \d+ left`)
 
 // warned leaves a node, which has so much room that it has not warned, less than the 256
 // MiB under which it warns: on its console, in /readyz and in /status.

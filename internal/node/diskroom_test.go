@@ -67,7 +67,7 @@ func TestTakesRoom(t *testing.T) {
 	}
 }
 
-// TestShort: who is short, by what was seen and what was proposed since.
+// TestShort: which members are short of room, by what they last reported and what was proposed since.
 func TestShort(t *testing.T) {
 	servers := []raft.Server{{ID: "n1"}, {ID: "n2"}, {ID: "n3"}, {ID: "n4", Suffrage: raft.Nonvoter}}
 	for _, test := range []struct {

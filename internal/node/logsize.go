@@ -39,9 +39,16 @@ func (i *instance) hide(newest uint64) {
 	hidden := uint64(0)
 	if log := i.volume.Log; i.leads() && newest > 0 {
 		after := log.IndexBefore(log.BytesAbove(newest) + uint64(i.volume.Snapshots.Newest()) + snapshotCost)
-		hidden = min(after, newest, i.transport.Served())
+		hidden = hiddenUpTo(after, newest, i.transport.Served(), i.log.hidden.Load())
 	}
 	i.log.hidden.Store(hidden)
+}
+
+// hiddenUpTo returns the index below which the log is hidden: after, but nothing that the snapshot lacks, which ends with
+// newest, nor what a member needs that is being served from the index served. What was hidden stays so: an AppendEntries
+// is retried while its member is away (peer.Transport), and a member that takes it at last still needs all the rest.
+func hiddenUpTo(after, newest, served, was uint64) uint64 {
+	return min(after, newest, max(served, was))
 }
 
 // logPause is how long watchLog waits between two looks.

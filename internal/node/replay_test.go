@@ -2,6 +2,8 @@ package node
 
 import (
 	"errors"
+	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -135,4 +137,54 @@ func TestStandinIsNotSent(t *testing.T) {
 	n2 := openNode(t, "n2", t.TempDir(), small)
 	n1.join(t, n2)
 	checkReplicas(t, n1, n2)
+}
+
+func TestHiddenUpTo(t *testing.T) {
+	for _, test := range []struct {
+		name                             string
+		after, newest, served, was, want uint64
+	}{
+		{name: "nobody is served", after: 50, newest: 60, served: math.MaxUint64, want: 50},
+		{name: "the snapshot ends before", after: 50, newest: 40, served: math.MaxUint64, want: 40},
+		{name: "a member is served from there", after: 50, newest: 60, served: 20, want: 20},
+		{name: "and goes on", after: 50, newest: 60, served: 30, was: 20, want: 30},
+		{name: "a member takes what was retried", after: 50, newest: 60, served: 10, was: 45, want: 45},
+	} {
+		if got := hiddenUpTo(test.after, test.newest, test.served, test.was); got != test.want {
+			t.Errorf("%s: got %d, want %d", test.name, got, test.want)
+		}
+	}
+}
+
+// TestMemberGetsWhatIsLess: a member that was away while one key was set again and again gets the snapshot, though the
+// log has all that it lacks.
+func TestMemberGetsWhatIsLess(t *testing.T) {
+	calm := func(c *Config) { c.ElectionTimeout = 3 * time.Second } // no other leader comes in between
+	nodes := []*testNode{openNode(t, "n1", t.TempDir(), calm), openNode(t, "n2", t.TempDir(), calm)}
+	nodes[0].waitLeader(t)
+	nodes[0].join(t, nodes[1])
+	third := openNode(t, "n3", t.TempDir(), calm)
+	nodes[0].join(t, third)
+	checkReplicas(t, nodes[0], nodes[1], third) // so that nothing more than away comes to its log
+	dir, address, away := third.config.Dir, third.RaftAddress(), third.current.Load().volume.Log.Last()
+	third.stop()
+	for k := range 40 {
+		nodes[0].set(t, "key", fmt.Sprint(k, strings.Repeat("v", 256<<10)))
+	}
+	i := nodes[0].current.Load()
+	if err := i.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	if first, err := i.volume.Log.FirstIndex(); err != nil || first > away {
+		t.Fatalf("the log begins at %d, %v: want that it has what n3 lacks, from %d on", first, err, away+1)
+	}
+	waitFor(t, "n3 is not served any more", func() bool {
+		nodes[0].boundLog()
+		return i.log.hidden.Load() > away
+	})
+	again := openNode(t, "n3", dir, calm, func(c *Config) { c.RaftAddress = address })
+	checkReplicas(t, nodes[0], nodes[1], again)
+	if got := again.current.Load().volume.Snapshots.Written(); got == 0 {
+		t.Error("n3 was sent 10 MiB of entries, want the snapshot of 256 KiB")
+	}
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // What raft does is seen at the two seams that this package owns: between raft and its transport, and between raft and
-// its log and stable store. Each call passes as it is; with nobody who looks, it costs one atomic load more.
+// its log and stable store. Each call passes as it is; without a viewer, it costs one atomic load more.
 
 // Frame is what this node knows of itself at one moment (docs/page.md). Nothing in it is inferred from what others
 // have.

@@ -211,7 +211,8 @@ func (r *refusals) again(sender, reason string, now time.Time) (printed bool, mo
 	return true, more
 }
 
-// sender names who has sent a request, for people: a node ID, which the preface has, or only an address.
+// sender describes the sender of a request for the console: the node ID from the preface, if there is one, and the
+// address.
 func sender(from, host string) string {
 	if from == "" {
 		return host
