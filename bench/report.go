@@ -208,6 +208,9 @@ func (r *results) wanted(commit, sync float64) string {
 	}
 	ofEtcd("writes", "≥ 1.2×", writes, 64)
 	ofEtcd("writes", "≥ 1.5×, aim 2×", writes, 256)
+	for _, clients := range []int{64, 256} {
+		ofOwn("writes through the followers, of those at the leader", "≥ 0.8×", forwarded, writes, clients)
+	}
 	if one := find(writes, 1, "raftkv"); len(one) > 0 && commit > 0 {
 		got := medianOf(one, p50)
 		add("p50 of writes, 1 client, of two serial bbolt commits", "near 1×", fmt.Sprintf("%.2f× (%s ms of 2 × %s ms)",
