@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -50,7 +51,9 @@ func (s *sentOn) state() string {
 
 // TestPipelineReads: requests are read in their order, those that wait together, nothing before
 // the node takes them, and nothing behind the last.
-func TestPipelineReads(t *testing.T) {
+func TestPipelineReads(t *testing.T) { synctest.Test(t, testPipelineReads) }
+
+func testPipelineReads(t *testing.T) {
 	p, _ := testPipeline(t, "one ", "two ", "three")
 	read := make(chan string)
 	go func() {
@@ -64,9 +67,8 @@ func TestPipelineReads(t *testing.T) {
 			read <- string(b[:n])
 		}
 	}()
-	p.mu.Lock()
+	synctest.Wait() // until the reader waits
 	before := len(p.sent)
-	p.mu.Unlock()
 	p.begin()
 	for _, want := range []string{"one tw", "o thre", "e"} {
 		if got := <-read; got != want || before != 0 {
