@@ -1492,7 +1492,7 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/node/together.go", `answer.ContentLength < 0 || answer.ContentLength > maxTogetherAnswer`,
 			`answer.ContentLength < 0`}},
 	{name: "a pipeline that ends in order is unknown", run: "TestForwardTogether",
-		edit: edit{"internal/node/together.go", `err == io.EOF {`, `false {`}},
+		edit: edit{"internal/node/together.go", `err == io.EOF {`, `err == io.EOF && false {`}},
 	{name: "a pipeline that breaks off has done nothing", run: "TestForwardTogetherAndLost",
 		edit: edit{"internal/node/together.go", `			return lostForward(p.ctx, p.to, err, true)`,
 			`			return lostForward(p.ctx, p.to, err, false)`}},
@@ -1505,7 +1505,8 @@ var unitMutants = []unitMutant{
 	{name: "a part of a body is a body", run: "TestWhole",
 		edit: edit{"internal/api/forward.go", `io.ReadFull(f.body, body); err != nil {`, `f.body.Read(body); err != nil {`}},
 	{name: "a request in a request", run: "TestRequestIsOne",
-		edit: edit{"internal/api/forward.go", `strings.ReplaceAll(r.URL.RequestURI(), " ", "%20")`, `r.URL.RequestURI()`}},
+		edit: edit{"internal/api/forward.go", `strings.ReplaceAll(r.URL.RequestURI(), " ", "%20")`,
+			`strings.TrimSpace(r.URL.RequestURI())`}},
 	{name: "answers as they are done", run: "TestServeTogether",
 		edit: edit{"internal/api/forward.go", `	for a := range answers {
 		select {
