@@ -1468,6 +1468,9 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/node/view.go", `	if i.closed {
 		return nil`, `	if false {
 		return nil`}},
+	// Clusters without a person.
+	{name: "a leader that is being closed takes a joiner out", run: "TestLeaderIsClosedDuringAJoin",
+		edit: edit{"internal/node/join.go", `err != nil && n.life.ctx.Err() != nil {`, `false {`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not
