@@ -140,8 +140,8 @@ func (n *Node) add(ctx context.Context, r *raft.Raft, j JoinRequest, present *ra
 		}
 	}
 	if err != nil && n.life.ctx.Err() != nil {
-		return 0, false, fmt.Errorf("%w: this node is shutting down, and %s may be in, without a vote: send it again at another",
-			ErrUnknown, j.ID)
+		return 0, false, fmt.Errorf("%w: this node is shutting down, and %s may be in, without a vote: "+
+			"send it again at another", ErrUnknown, j.ID)
 	}
 	if err != nil && present == nil && r.State() == raft.Leader {
 		_, removeErr := change(context.WithoutCancel(ctx), r.RemoveServer(id, 0, enqueueLimit))

@@ -499,8 +499,8 @@ func TestMembersChangeDuringAJoin(t *testing.T) {
 	checkReplicas(t, append(nodes[:3:3], joiner)...)
 }
 
-// TestLeaderIsClosedDuringAJoin: what catches up stays in without a vote, and gets that when it is joined again. Taken out
-// by a leader that can't release it any more, it would be inactive for ever.
+// TestLeaderIsClosedDuringAJoin: what catches up stays in without a vote, and gets that when it is joined again. Taken
+// out by a leader that can't release it any more, it would be inactive for ever.
 func TestLeaderIsClosedDuringAJoin(t *testing.T) {
 	leader, joiner := openNode(t, "n1", t.TempDir()), openNode(t, "n2", t.TempDir())
 	leader.waitLeader(t)
