@@ -24,7 +24,8 @@ func TestRotation(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes long: not with -short")
 	}
-	r := &rotation{dirs: make(map[*node]string), authority: testkit.NewAuthority(t), token: newToken(t), admin: newToken(t)}
+	r := &rotation{dirs: make(map[*node]string), authority: testkit.NewAuthority(t), token: newToken(t),
+		admin: newToken(t)}
 	w := newWorld(t, "rotation", 3, r.prepare, "RAFT_ELECTION_TIMEOUT=1s")
 	w.settle("the start")
 	certificates := fault{"another authority", nothing, 0, true, r.renewAuthority}
@@ -140,7 +141,8 @@ func (r *rotation) renewToken(w *hand) error {
 					return
 				case <-time.After(5 * time.Millisecond):
 				}
-				a, err := n.with(20*time.Second, *token.Load(), "/set", url.Values{"key": {fmt.Sprintf("alice%d.%d", k, i%100)}, "value": {"v"}})
+				a, err := n.with(20*time.Second, *token.Load(), "/set", url.Values{"key": {fmt.Sprintf("alice%d.%d", k, i%100)},
+					"value": {"v"}})
 				switch {
 				case err == nil && (a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden),
 					r.strict && (err != nil || a.Status != http.StatusOK):
@@ -166,7 +168,8 @@ func (r *rotation) renewToken(w *hand) error {
 	close(done)
 	alice.Wait()
 	for _, n := range w.nodes {
-		if a, failed := n.with(5*time.Second, old, "/get", url.Values{"key": {"alice"}}); failed == nil && a.Status != http.StatusUnauthorized {
+		a, failed := n.with(5*time.Second, old, "/get", url.Values{"key": {"alice"}})
+		if failed == nil && a.Status != http.StatusUnauthorized {
 			w.problem("%s: the token that was taken back: got %d %q, want 401", n.id, a.Status, a.Body)
 		}
 	}
