@@ -125,7 +125,7 @@ func (r *rotation) renewAuthority(w *hand) error {
 // renewToken gives alice, who writes at all nodes meanwhile, another token beside hers, and then takes the first one.
 // Her token is never refused while all nodes know it, and the first one is refused in the end.
 func (r *rotation) renewToken(w *hand) error {
-	const read = "was read again: "
+	const read = "/" + tokensFile + " was read again"
 	old, next := r.token, newToken(w.t)
 	r.token = next
 	var token atomic.Pointer[string]
