@@ -39,7 +39,8 @@ func TestKeptLessons(t *testing.T) {
 		}
 		// A link to that moment, and a move of the slider, which makes one.
 		p.do(chromedp.Evaluate(`seek(0); location.hash = '#from=' + playing.all[`+strconv.Itoa(at)+`].at`, nil))
-		p.wait(tt.file+": the moment of a link", `+$('slider').value > 0 && playing.time === playing.all[`+strconv.Itoa(at)+`].at`)
+		p.wait(tt.file+": the moment of a link",
+			`+$('slider').value > 0 && playing.time === playing.all[`+strconv.Itoa(at)+`].at`)
 		p.do(chromedp.Evaluate(`$('slider').value = 3; $('slider').dispatchEvent(new Event('input'))`, nil))
 		p.wait(tt.file+": the link of a moment", `location.hash === '#from=' + playing.all[3].at`)
 		p.do(chromedp.Evaluate(`history.replaceState(null, '', '#')`, nil))
