@@ -17,9 +17,9 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// grpcConn is a connection of a cheap gRPC client: the header of a request is made once, in a form that may be sent
-// again, its message differs in the digits of the key only, and of the answer no more is read than what shows that it is
-// one. Many clients share it.
+// grpcConn is a connection of a cheap gRPC client: the header of a request is made once, in a form
+// that may be sent again, and its message differs in the digits of the key only. Of the answer no
+// more is read than what shows that it is one. Many clients share it.
 type grpcConn struct {
 	conn net.Conn
 

@@ -14,13 +14,15 @@ import (
 )
 
 // serveGRPC answers calls over unencrypted HTTP/2 by answer, whose error becomes the status.
-func serveGRPC(t *testing.T, answer func(method string, message []byte) ([]byte, error)) (endpoint string, stop func()) {
+func serveGRPC(t *testing.T, answer func(method string, message []byte) ([]byte, error)) (
+	endpoint string, stop func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := &http.Server{Protocols: new(http.Protocols)}
+	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		message, err := io.ReadAll(r.Body)
 		if err != nil || r.Header.Get("Content-Type") != "application/grpc" || len(message) < 5 {
 			t.Errorf("got %v, %v and %d bytes", err, r.Header, len(message))
@@ -36,7 +38,7 @@ func serveGRPC(t *testing.T, answer func(method string, message []byte) ([]byte,
 		}
 		_, _ = w.Write(grpcMessage(got))
 		w.Header().Set("Grpc-Status", "0")
-	})}
+	})
 	s.Protocols.SetUnencryptedHTTP2(true)
 	go func() { _ = s.Serve(l) }()
 	stop = sync.OnceFunc(func() { _ = s.Close() })

@@ -204,7 +204,8 @@ func (r *results) wanted(commit float64) string {
 		if own > 0 && own < cheap == less {
 			best = etcdGoLabel
 		}
-		reference(fmt.Sprintf("%s, %s, of etcd's by the better client", what, clientsText(clients)), want, l, clients, best, of)
+		what = fmt.Sprintf("%s, %s, of etcd's by the better client", what, clientsText(clients))
+		reference(what, want, l, clients, best, of)
 	}
 	ofOwn := func(what, want string, l, other load, clients int) {
 		compare(fmt.Sprintf("%s, %d clients", what, clients), want, find(l, clients, "raftkv"), find(other, clients,
@@ -329,8 +330,8 @@ const (
 	barArea                 = 130 // height of the highest bar
 )
 
-var colours = map[string]string{"raftkv": "#1f77b4", etcdLabel: "#ff7f0e", etcdGoLabel: "#ffbb78", hraftdLabel: "#2ca02c",
-	"baseline": "#9ab8d0", certsLabel: "#6a51a3", emptyLabel: "#b0b0b0"}
+var colours = map[string]string{"raftkv": "#1f77b4", etcdLabel: "#ff7f0e", etcdGoLabel: "#ffbb78",
+	hraftdLabel: "#2ca02c", "baseline": "#9ab8d0", certsLabel: "#6a51a3", emptyLabel: "#b0b0b0"}
 
 // svg draws the medians of ops/s.
 func (r *results) svg(caption string) string {
