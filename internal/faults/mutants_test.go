@@ -547,12 +547,12 @@ var unitMutants = []unitMutant{
 			`if peer.Caller(r) != i.volume.Cluster && false {`}},
 	{name: "a lost outcome is no outcome", run: "TestForwardedAndLost",
 		edit: edit{"internal/node/forward.go",
-			`		if !request.Begun() {`,
-			`		if true {`}},
+			`	if !begun {`,
+			`	if true {`}},
 	{name: "what was not sent is unknown", run: "TestForwardedAndLost",
 		edit: edit{"internal/node/forward.go",
-			`			code = ErrNotApplied`,
-			`			code = ErrUnknown`}},
+			`		code = ErrNotApplied`,
+			`		code = ErrUnknown`}},
 	{name: "an older leader is an error", run: "TestForwardToAnOlderProgram",
 		edit: edit{"internal/node/forward.go",
 			`	if response.StatusCode == http.StatusNotFound {`,
@@ -1532,7 +1532,7 @@ var unitMutants = []unitMutant{
 // takeRequests`, `}
 
 // takeRequests`}},
-	{name: "requests that came together are sent on again", run: "TestNoSecondHop",
+	{name: "requests that came together are sent on again", run: "TestServeTogether",
 		edit: edit{"internal/api/forward.go", `context.WithCancel(context.WithValue(call.Context(), forwardedKey{}, true))`,
 			`context.WithCancel(call.Context())`}},
 	// Clusters without a person.
