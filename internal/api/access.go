@@ -168,9 +168,14 @@ func (a *Access) Command(ctx context.Context, c command.Command) (command.Comman
 		}
 		for _, operations := range [][]command.Operation{c.Txn.Then, c.Txn.Else} {
 			for _, o := range operations {
-				if o.Op == command.OpGet {
+				switch o.Op {
+				case command.OpGet:
 					require(auth.Read, o.Key)
-				} else {
+				case command.OpView:
+					require(auth.Read, command.RangePrefix(o.Key, o.End))
+				case command.OpRemoveRange:
+					require(auth.Write, command.RangePrefix(o.Key, o.End))
+				default:
 					require(auth.Write, o.Key)
 					lease(o.Lease)
 				}

@@ -54,8 +54,6 @@ type StateMachine interface {
 	// unknown; HashAt is what it was at one of the last indexes applied.
 	Hash() (index uint64, hash [32]byte)
 	HashAt(index uint64) (hash [32]byte, ok bool)
-	// Format is the cluster format, which a RaiseFormat command raises.
-	Format() int
 	// Size is how many bytes its keys and values are.
 	Size() int
 	sizer
