@@ -51,6 +51,18 @@ var needs = map[string]need{
 	"/get": needRights, "/list": needRights, "/watch": needRights,
 	"/status": needToken, "/readyz": needToken, "/metrics": needToken,
 	"/healthz": needNone, "/": needNone, "/relay": needNone,
+
+	"/version": needToken, GatewayPrefix + "maintenance/status": needToken, GatewayPrefix + "cluster/member/list": needToken,
+	GatewayPrefix + "auth/authenticate": needNone,
+}
+
+// needOf returns what the path of r asks for. Most of the gateway's are about keys.
+func needOf(r *http.Request) need {
+	n, known := needs[r.URL.Path]
+	if !known && IsGateway(r) {
+		return needRights
+	}
+	return n
 }
 
 // holderKey is that of a request's *auth.Holder in its context.
@@ -64,7 +76,7 @@ func (a *Access) Check(w http.ResponseWriter, r *http.Request, next http.Handler
 		return
 	}
 	h, err := a.holder(r)
-	if err == nil && needs[r.URL.Path] == needAdmin {
+	if err == nil && needOf(r) == needAdmin {
 		err = a.require(h, auth.Right{Kind: auth.Admin})
 	}
 	if err != nil {
@@ -84,12 +96,12 @@ func (a *Access) Check(w http.ResponseWriter, r *http.Request, next http.Handler
 
 // holder returns the holder of r's token; nil: r needs none and has none.
 func (a *Access) holder(r *http.Request) (*auth.Holder, error) {
-	if needs[r.URL.Path] == needNone {
+	if needOf(r) == needNone {
 		return nil, nil
 	}
 	given := r.Header.Values("Authorization")
 	if len(given) == 0 {
-		if h := a.tokens.Anonymous(); h != nil && needs[r.URL.Path] == needRights {
+		if h := a.tokens.Anonymous(); h != nil && needOf(r) == needRights {
 			return h, nil
 		}
 		return nil, Errorf(http.StatusUnauthorized, "no token: send Authorization: Bearer TOKEN")
