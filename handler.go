@@ -146,7 +146,7 @@ type gatewayNode struct{ *handler }
 
 func (g gatewayNode) ID() string { return g.node.ID() }
 
-func (g gatewayNode) ClusterID() [8]byte { return g.node.ClusterID() }
+func (g gatewayNode) ClusterID() uint64 { return g.node.ClusterID() }
 
 func (g gatewayNode) Propose(ctx context.Context, c command.Command) (command.Result, error) {
 	c, err := g.access.Command(ctx, c)
@@ -179,11 +179,12 @@ func (g gatewayNode) Serving() context.Context { return g.node.Serving(false) }
 
 func (g gatewayNode) Cluster(ctx context.Context) etcd.Cluster {
 	status := g.node.Status(ctx)
-	c := etcd.Cluster{Index: status.LastIndex, Term: status.Term, Bytes: status.DataBytes, Leader: status.Leader}
+	c := etcd.Cluster{Index: status.LastIndex, Term: status.Term, Bytes: uint64(status.DataBytes), Leader: status.Leader}
 	for _, m := range status.Members {
-		member := etcd.Member{ID: m.NodeID, PeerURL: "http://" + m.RaftAddress, Nonvoter: m.Suffrage != "Voter"}
+		member := etcd.Member{ID: etcd.MemberID(m.NodeID), Name: m.NodeID, PeerURLs: []string{"http://" + m.RaftAddress},
+			Learner: m.Suffrage != "Voter"}
 		if m.Info != nil {
-			member.ClientURL = m.HTTPURL
+			member.ClientURLs = []string{m.HTTPURL}
 		}
 		c.Members = append(c.Members, member)
 	}

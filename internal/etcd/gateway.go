@@ -9,8 +9,13 @@ package etcd
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -26,10 +31,6 @@ const (
 	Format = 4
 	// version is that of the etcd whose API this is.
 	version = "3.4.0"
-	// maxOps bounds the conditions, and the requests of either branch, of a txn, as etcd's --max-txn-ops does.
-	maxOps = 128
-	// maxSorted bounds what a range may sort by anything but its keys, in bytes.
-	maxSorted = 32 << 20
 )
 
 // Reserved keys are those of leases: the prefix, then the ID in 16 hexadecimal digits. No request of the gateway sees
@@ -43,14 +44,15 @@ func isReserved(key string) bool { return strings.HasPrefix(key, leasePrefix) }
 
 // Error is one of etcd's own.
 type Error struct {
-	Code    int // of gRPC
-	Status  int // of HTTP
-	Message string
+	Code, Status int // of gRPC, and of HTTP
+	Message      string
 }
 
 func (e Error) Error() string { return e.Message }
 
 func invalid(format string, args ...any) error { return Error{3, 400, fmt.Sprintf(format, args...)} }
+
+func unimplemented(what string) error { return Error{12, 501, what + ": not in this gateway"} }
 
 var (
 	errLeaseNotFound = Error{5, 404, "etcdserver: requested lease not found"}
@@ -63,29 +65,34 @@ var (
 	errNoAuth        = Error{9, 412, "etcdserver: authentication is not enabled"}
 )
 
-func unimplemented(what string) error { return Error{12, 501, what + ": not in this gateway"} }
-
 // Member is a member of the cluster.
 type Member struct {
-	ID                 string
-	PeerURL, ClientURL string // the latter is empty if it does not answer
-	Nonvoter           bool
+	ID         uint64   `json:"ID,string"` // that stands for Name: see MemberID
+	Name       string   `json:"name"`
+	PeerURLs   []string `json:"peerURLs,omitempty"`
+	ClientURLs []string `json:"clientURLs,omitempty"`
+	Learner    bool     `json:"isLearner,omitempty"`
+}
+
+// MemberID returns the number that stands for the name of a node.
+func MemberID(name string) uint64 {
+	hash := sha256.Sum256([]byte(name))
+	return binary.BigEndian.Uint64(hash[:])
 }
 
 // Cluster is what the gateway reports of the cluster.
 type Cluster struct {
-	Members []Member
-	Leader  string // its ID; empty: none is known
-	Index   uint64 // of the last entry of this node's log
-	Term    uint64
-	Bytes   int // of the data
+	Members     []Member
+	Leader      string // its name; empty: none is known
+	Index, Term uint64 // of this node's log
+	Bytes       uint64 // of the data
 }
 
 // Node is the node behind the gateway.
 type Node interface {
-	// ID is the name of this node, ClusterID the first bytes of the cluster's.
+	// ID is the name of this node, ClusterID a number that stands for the cluster.
 	ID() string
-	ClusterID() [8]byte
+	ClusterID() uint64
 	// Propose has c replicated, in a cluster of Format or later, if the client of ctx has the right to that.
 	Propose(ctx context.Context, c command.Command) (command.Result, error)
 	// MayRead returns an error unless the client of ctx may read all keys with the prefix.
@@ -111,41 +118,50 @@ func New(n Node, store *kv.Store) *Gateway { return &Gateway{n, store} }
 // Endpoint answers a request. If it returns an error, it has answered nothing.
 type Endpoint = func(w http.ResponseWriter, r *http.Request) error
 
-// Routes calls one of three functions for each path: leading for what only the leader can do, any for other requests,
+// Routes calls one of three functions for each path: leading for what only the leader can do, local for other requests,
 // and watch for streams.
-func (g *Gateway) Routes(leading, any, watch func(path string, answer Endpoint)) {
-	add := func(to func(string, Endpoint), answer func(*http.Request, http.ResponseWriter, []byte) error, paths ...string) {
+func (g *Gateway) Routes(leading, local, watch func(path string, answer Endpoint)) {
+	type answer = func(ctx context.Context, q *request, out *writer) error
+	add := func(to func(string, Endpoint), answer answer, paths ...string) {
 		for _, path := range paths {
 			to(api.GatewayPrefix+path, func(w http.ResponseWriter, r *http.Request) error {
 				body, err := api.ReadBody(r)
-				if err == nil {
-					err = answer(r, w, body)
+				if err != nil {
+					return err
 				}
-				return g.refuse(w, err)
+				q, err := parse(body)
+				out := newWriter(w)
+				if err == nil {
+					err = answer(r.Context(), q, out)
+				}
+				return out.end(err)
 			})
 		}
 	}
-	add(any, g.rangeKeys, "kv/range")
-	add(leading, g.put, "kv/put")
-	add(leading, g.deleteRange, "kv/deleterange")
+	add(local, g.ranged, "kv/range")
+	add(leading, func(ctx context.Context, q *request, out *writer) error { return g.single(ctx, request{Put: q}, out) },
+		"kv/put")
+	add(leading, func(ctx context.Context, q *request, out *writer) error {
+		return g.single(ctx, request{Delete: q}, out)
+	},
+		"kv/deleterange")
 	add(leading, g.txn, "kv/txn")
 	add(leading, g.grant, "lease/grant")
 	add(leading, g.keepAlive, "lease/keepalive")
 	add(leading, g.revoke, "lease/revoke", "kv/lease/revoke")
 	add(leading, g.timeToLive, "lease/timetolive", "kv/lease/timetolive")
-	add(any, g.leases, "lease/leases", "kv/lease/leases")
-	add(any, g.status, "maintenance/status")
-	add(any, g.members, "cluster/member/list")
-	add(any, func(*http.Request, http.ResponseWriter, []byte) error { return errNoAuth }, "auth/authenticate")
-	watch(api.GatewayPrefix+"watch", func(w http.ResponseWriter, r *http.Request) error { return g.refuse(w, g.watch(w, r)) })
+	add(local, g.leases, "lease/leases", "kv/lease/leases")
+	add(local, g.status, "maintenance/status")
+	add(local, g.members, "cluster/member/list")
+	add(local, func(context.Context, *request, *writer) error { return errNoAuth }, "auth/authenticate")
+	watch(api.GatewayPrefix+"watch", g.watch)
 }
 
 // Version answers which etcd this is like. Clients choose by it what they send, and to which paths.
 func Version(w http.ResponseWriter, _ *http.Request) error {
-	return reply(w, struct {
-		Server  string `json:"etcdserver"`
-		Cluster string `json:"etcdcluster"`
-	}{version, version})
+	out := newWriter(w)
+	_, _ = fmt.Fprintf(out, `{"etcdserver":"%s","etcdcluster":"%[1]s"}`, version)
+	return out.end(nil)
 }
 
 // Paths returns a handler that has the paths of older clients, /v3beta/ and /v3alpha/, lead to those of next.
@@ -163,22 +179,43 @@ func Paths(next http.Handler) http.Handler {
 	})
 }
 
-// refuse answers an error that is etcd's own, and returns any other.
-func (g *Gateway) refuse(w http.ResponseWriter, err error) error {
-	e, ok := errors.AsType[Error](err)
-	if !ok {
-		return err
-	}
-	api.WriteGatewayError(w, e.Status, e.Code, e.Message)
-	return nil
+// writer writes an answer. Its first bytes are kept back, so that an error can take their place.
+type writer struct {
+	*bufio.Writer
+	w http.ResponseWriter
 }
 
-func reply(w http.ResponseWriter, message any) error {
-	w.Header().Set("Content-Type", "application/json")
-	b := marshal(message)
-	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
-	_, _ = w.Write(b) // an error: the client has gone
-	return nil
+func newWriter(w http.ResponseWriter) *writer {
+	return &writer{bufio.NewWriterSize(api.DeadlineWriter(w), 32<<10), w}
+}
+
+// end ends the answer; an error that is etcd's own takes its place, and any other is returned.
+func (o *writer) end(err error) error {
+	if e, ok := errors.AsType[Error](err); ok {
+		o.Reset(io.Discard)
+		api.WriteGatewayError(o.w, e.Status, e.Code, e.Message)
+		return nil
+	}
+	if err == nil {
+		o.w.Header().Set("Content-Type", "application/json")
+		_ = o.Flush() // an error: the client has gone
+	}
+	return err
+}
+
+func (o *writer) message(m any) { _, _ = o.Write(marshal(m)) }
+
+// list writes keys under a name, one by one: together they may be large. It leaves an empty list out.
+func (o *writer) list(name string, each func(write func(key string, f kv.Full))) {
+	before := fmt.Sprintf(`,"%s":[`, name)
+	each(func(key string, f kv.Full) {
+		_, _ = o.WriteString(before)
+		o.message(newKeyValue(key, f))
+		before = ","
+	})
+	if before == "," {
+		_ = o.WriteByte(']')
+	}
 }
 
 // header is that of an answer with this revision; 0: that of a store.
@@ -187,130 +224,19 @@ func (g *Gateway) header(revision uint64, view *kv.Store) header {
 	if revision != 0 {
 		index = revision
 	}
-	id := g.node.ClusterID()
-	return header{number64(id[:]), memberID(g.node.ID()), index, term}
+	return header{g.node.ClusterID(), MemberID(g.node.ID()), index, term}
 }
 
 // read returns a view of the store for a request.
 func (g *Gateway) read(ctx context.Context, prefix string, stale bool) (*kv.Store, error) {
-	if err := g.node.MayRead(ctx, prefix); err != nil {
-		return nil, err
+	err := g.node.MayRead(ctx, prefix)
+	if err == nil {
+		err = g.node.ReadIndex(ctx, stale)
 	}
-	if err := g.node.ReadIndex(ctx, stale); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return g.store.Clone(), nil
-}
-
-func (g *Gateway) rangeKeys(r *http.Request, w http.ResponseWriter, body []byte) error {
-	var q rangeRequest
-	if err := unmarshal(body, &q); err != nil {
-		return err
-	}
-	s, err := q.check()
-	if err != nil {
-		return err
-	}
-	view, err := g.read(r.Context(), s.prefix(), q.Serial)
-	if err != nil {
-		return err
-	}
-	if err := g.checkRevision(q.Revision, s, view); err != nil {
-		return err
-	}
-	out := newWriter(w)
-	err = out.ranged(g.header(0, view), &q, s, view)
-	if err == nil {
-		out.flush()
-	}
-	return err
-}
-
-// checkRevision returns an error unless a view is what there was at a revision, as far as s is concerned: there are no
-// former values.
-func (g *Gateway) checkRevision(revision number, s span, view *kv.Store) error {
-	applied, _ := view.Applied()
-	switch {
-	case revision <= 0 || uint64(revision) == applied:
-		return nil
-	case uint64(revision) > applied:
-		return errFuture
-	case !g.store.UnchangedSince(uint64(revision), s.prefix(), s.has):
-		return errCompacted
-	}
-	return nil
-}
-
-// writer writes an answer, of which the first bytes may still be taken back by an error.
-type writer struct {
-	*bufio.Writer
-	w http.ResponseWriter
-}
-
-func newWriter(w http.ResponseWriter) *writer {
-	w.Header().Set("Content-Type", "application/json")
-	return &writer{bufio.NewWriterSize(api.DeadlineWriter(w), 32<<10), w}
-}
-
-func (o *writer) flush() { _ = o.Flush() } // an error: the client has gone
-
-func (o *writer) message(m any) { _, _ = o.Write(marshal(m)) }
-
-// items returns a function that writes keys as a list with this name, one by one, and one that ends the list.
-func (o *writer) items(name string) (write func(found), end func()) {
-	first := true
-	write = func(item found) {
-		if first {
-			_, _ = fmt.Fprintf(o, `,"%s":[`, name)
-		} else {
-			_ = o.WriteByte(',')
-		}
-		first = false
-		o.message(newKeyValue(item.key, item.Full))
-	}
-	return write, func() {
-		if !first {
-			_ = o.WriteByte(']')
-		}
-	}
-}
-
-// ranged writes the answer to q. With an error it has written nothing.
-func (o *writer) ranged(h header, q *rangeRequest, s span, view *kv.Store) error {
-	write, end := o.items("kvs")
-	begun := false
-	begin := func() {
-		if !begun {
-			_, _ = fmt.Fprintf(o, `{"header":%s`, marshal(h))
-		}
-		begun = true
-	}
-	more, count, err := q.ranged(s, view, func(item found) { begin(); write(item) })
-	if err != nil {
-		return err
-	}
-	begin()
-	if end(); more {
-		_, _ = o.WriteString(`,"more":true`)
-	}
-	if count > 0 {
-		_, _ = fmt.Fprintf(o, `,"count":"%d"`, count)
-	}
-	return o.WriteByte('}')
-}
-
-// deleted writes the answer to a deletion, with the keys of s in view, if that is not nil.
-func (o *writer) deleted(h header, removed int, s span, view *kv.Store) {
-	_, _ = fmt.Fprintf(o, `{"header":%s`, marshal(h))
-	if removed > 0 {
-		_, _ = fmt.Fprintf(o, `,"deleted":"%d"`, removed)
-	}
-	if view != nil {
-		write, end := o.items("prev_kvs")
-		s.scan(view, write)
-		end()
-	}
-	_ = o.WriteByte('}')
 }
 
 // propose replicates a transaction.
@@ -323,85 +249,127 @@ func (g *Gateway) propose(ctx context.Context, t *command.Transaction) (command.
 	return result, err
 }
 
-// single answers a request that is a transaction of one request.
-func (g *Gateway) single(r *http.Request, w http.ResponseWriter, request requestOp) error {
-	p, ops, err := plan(nil, []requestOp{request})
+func leaseKey(id number) string { return fmt.Sprintf("%s%016x", leasePrefix, int64(id)) }
+
+// leaseOf returns the ID of a lease by its key; 0: it is none of etcd's.
+func leaseOf(key string) int64 {
+	digits, ok := strings.CutPrefix(key, leasePrefix)
+	id, err := strconv.ParseInt(digits, 16, 64)
+	if !ok || len(digits) != 16 || err != nil {
+		return 0
+	}
+	return id
+}
+
+// changeLease carries out operations on a lease, if it is there, or not there. Otherwise it returns the other error.
+func (g *Gateway) changeLease(ctx context.Context, id number, what command.What, otherwise error,
+	ops ...command.Operation) (r response, result command.Result, err error) {
+	result, err = g.propose(ctx, &command.Transaction{If: []command.Compare{{Key: leaseKey(id), What: what}}, Then: ops})
+	if err == nil && !result.Txn.Held {
+		err = otherwise
+	}
+	return response{Header: g.header(result.Index, g.store)}, result, err
+}
+
+// grant makes a lease: a reserved key with a TTL.
+func (g *Gateway) grant(ctx context.Context, q *request, out *writer) error {
+	switch {
+	case q.TTL > number(command.MaxTTL/time.Second):
+		return errTooLargeTTL
+	case q.ID < 0:
+		return invalid("ID: want 1 to %d, or 0 for any", math.MaxInt64)
+	case q.ID == 0:
+		var random [8]byte
+		_, _ = rand.Read(random[:]) // never fails
+		q.ID = number(max(binary.BigEndian.Uint64(random[:])>>1, 1))
+	}
+	q.TTL = max(q.TTL, 2) // etcd's least, as it is by default
+	set := command.Operation{Op: command.OpSet, Key: leaseKey(q.ID)}
+	set.Lease.TTL = time.Duration(q.TTL) * time.Second
+	r, _, err := g.changeLease(ctx, q.ID, command.Absent, errLeaseExists, set)
+	r.ID, r.TTL = int64(q.ID), int64(q.TTL)
+	out.message(r)
+	return err
+}
+
+// keepAlive has the time of a lease begin anew. Etcd has a stream of these; here, a request is for one.
+func (g *Gateway) keepAlive(ctx context.Context, q *request, out *writer) error {
+	key := leaseKey(q.ID)
+	r, result, err := g.changeLease(ctx, q.ID, command.Exists, nil, command.Operation{Op: command.OpTouch, Key: key},
+		command.Operation{Op: command.OpView, Key: key, End: key + "\x00"})
+	if r.ID = int64(q.ID); err == nil && result.Txn.Held {
+		f, _ := view(result.Txn.Operations[1]).GetFull(key)
+		r.TTL = int64(f.Lease.TTL / time.Second)
+	}
+	_, _ = fmt.Fprintf(out, `{"result":%s}`+"\n", marshal(r))
+	return err
+}
+
+func (g *Gateway) revoke(ctx context.Context, q *request, out *writer) error {
+	remove := command.Operation{Op: command.OpRemove, Key: leaseKey(q.ID)}
+	r, _, err := g.changeLease(ctx, q.ID, command.Exists, errLeaseNotFound, remove)
+	out.message(r)
+	return err
+}
+
+// timeToLive is for the leader, which alone knows how much of a lease's time is over.
+func (g *Gateway) timeToLive(ctx context.Context, q *request, out *writer) error {
+	key := leaseKey(q.ID)
+	view, err := g.read(ctx, key, false)
 	if err != nil {
 		return err
 	}
-	result, err := g.propose(r.Context(), &command.Transaction{Then: ops})
-	if err != nil {
-		return err
+	r := response{Header: g.header(0, view), ID: int64(q.ID), TTL: -1}
+	f, found := view.GetFull(key)
+	if found {
+		left, known := g.node.TimeLeft(key, f.Index)
+		if !known { // it was granted or renewed just now
+			left = f.Lease.TTL
+		}
+		r.TTL, r.Granted = int64(left/time.Second), int64(f.Lease.TTL/time.Second)
 	}
-	out := newWriter(w)
-	p[0].write(out, g.header(result.Index, g.store), result.Txn.Operations)
-	out.flush()
+	for _, attached := range view.OwnedBy(key) {
+		if !q.Keys {
+			break
+		}
+		if err := g.node.MayRead(ctx, attached); err != nil {
+			return err
+		}
+		r.Keys = append(r.Keys, []byte(attached))
+	}
+	out.message(r)
 	return nil
 }
 
-func (g *Gateway) put(r *http.Request, w http.ResponseWriter, body []byte) error {
-	var q putRequest
-	if err := unmarshal(body, &q); err != nil {
+func (g *Gateway) leases(ctx context.Context, _ *request, out *writer) error {
+	view, err := g.read(ctx, leasePrefix, false)
+	if err != nil {
 		return err
 	}
-	return g.single(r, w, requestOp{Put: &q})
-}
-
-func (g *Gateway) deleteRange(r *http.Request, w http.ResponseWriter, body []byte) error {
-	var q deleteRequest
-	if err := unmarshal(body, &q); err != nil {
-		return err
-	}
-	return g.single(r, w, requestOp{Delete: &q})
-}
-
-func (g *Gateway) txn(r *http.Request, w http.ResponseWriter, body []byte) error {
-	var q txnRequest
-	if err := unmarshal(body, &q); err != nil {
-		return err
-	}
-	if max(len(q.Compare), len(q.Success), len(q.Failure)) > maxOps {
-		return errTooManyOps
-	}
-	t := new(command.Transaction)
-	for _, c := range q.Compare {
-		condition, err := c.condition()
-		if err != nil {
-			return err
+	r := response{Header: g.header(0, view)}
+	view.AscendFull(leasePrefix, func(key string, _ kv.Full) bool {
+		if id := leaseOf(key); id != 0 {
+			r.Leases = append(r.Leases, leaseID{id})
 		}
-		t.If = append(t.If, condition)
+		return isReserved(key)
+	})
+	out.message(r)
+	return nil
+}
+
+func (g *Gateway) status(ctx context.Context, _ *request, out *writer) error {
+	c, h := g.node.Cluster(ctx), g.header(0, g.store)
+	r := response{Header: h, Version: version, Size: c.Bytes, Index: c.Index, Term: c.Term, Applied: h.Revision, InUse: c.Bytes}
+	if c.Leader != "" {
+		r.Leader = MemberID(c.Leader)
 	}
-	success, then, err := plan(g, q.Success)
-	if err != nil {
-		return err
-	}
-	failure, otherwise, err := plan(g, q.Failure)
-	if err != nil {
-		return err
-	}
-	t.Then, t.Else = then, otherwise
-	result, err := g.propose(r.Context(), t)
-	if err != nil {
-		return err
-	}
-	out, done := newWriter(w), failure
-	_, _ = fmt.Fprintf(out, `{"header":%s`, marshal(g.header(result.Index, g.store)))
-	if result.Txn.Held {
-		done = success
-		_, _ = out.WriteString(`,"succeeded":true`)
-	}
-	operations := result.Txn.Operations
-	for i, p := range done {
-		_, _ = out.WriteString(map[bool]string{true: `,"responses":[`, false: ","}[i == 0])
-		_, _ = fmt.Fprintf(out, `{"%s":`, p.name)
-		p.write(out, header{Revision: result.Index}, operations)
-		operations = operations[p.operations:]
-		_ = out.WriteByte('}')
-	}
-	if len(done) > 0 {
-		_ = out.WriteByte(']')
-	}
-	_ = out.WriteByte('}')
-	out.flush()
+	out.message(r)
+	return nil
+}
+
+func (g *Gateway) members(ctx context.Context, _ *request, out *writer) error {
+	h := g.header(0, g.store)
+	h.Revision = 0 // as in etcd
+	out.message(response{Header: h, Members: g.node.Cluster(ctx).Members})
 	return nil
 }

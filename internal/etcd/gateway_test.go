@@ -24,7 +24,7 @@ type alone struct {
 }
 
 func (a *alone) ID() string                                    { return "n1" }
-func (a *alone) ClusterID() [8]byte                            { return [8]byte{7: 9} }
+func (a *alone) ClusterID() uint64                             { return 9 }
 func (a *alone) ReadIndex(context.Context, bool) error         { return nil }
 func (a *alone) TimeLeft(string, uint64) (time.Duration, bool) { return 0, false }
 func (a *alone) Serving() context.Context                      { return context.Background() }

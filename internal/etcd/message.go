@@ -11,10 +11,9 @@ import (
 	"raftkv/internal/kv"
 )
 
-// Messages are in JSON as grpc-gateway has it (protobuf's mapping): bytes in base64, 64-bit numbers as strings, fields
-// that are zero left out, in the order of their numbers. In requests, names may be in either form, range_end or
-// rangeEnd, numbers with quotes or without, and values of an enumeration names or numbers. Fields that etcd does not know
-// are ignored, as it ignores them.
+// Messages are in JSON as grpc-gateway has it: bytes in base64, 64-bit numbers as strings, and what is zero left out. In
+// requests, names may be range_end or rangeEnd, numbers with quotes or without, values of enumerations names or numbers.
+// What etcd does not know is ignored, as it does.
 
 // number is a 64-bit number.
 type number int64
@@ -28,60 +27,109 @@ func (n *number) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// parseEnum returns the number of a value of an enumeration, 0 if it is not given.
-func parseEnum(b json.RawMessage, names ...string) (int, error) {
-	if len(b) == 0 {
-		return 0, nil
-	}
-	text := strings.Trim(string(b), `"`)
-	if i := slices.Index(names, text); i >= 0 {
-		return i, nil
-	}
-	if i, err := strconv.Atoi(text); err == nil && i >= 0 && i < len(names) {
-		return i, nil
-	}
-	return 0, invalid("unknown value %s; want one of %s", b, strings.Join(names, ", "))
+// enum is a value of an enumeration, a name or a number; none is the first one.
+type enum string
+
+func (e *enum) UnmarshalJSON(b []byte) error {
+	*e = enum(strings.Trim(string(b), `"`))
+	return nil
 }
 
-// unmarshal parses a message.
-func unmarshal(body []byte, into any) error {
+func (e enum) of(names ...string) (int, error) {
+	if e == "" {
+		return 0, nil
+	}
+	i := slices.Index(names, string(e))
+	if n, err := strconv.Atoi(string(e)); i < 0 && err == nil && n >= 0 && n < len(names) {
+		i = n
+	}
+	if i < 0 {
+		return 0, invalid("unknown value %q; want one of %s", e, strings.Join(names, ", "))
+	}
+	return i, nil
+}
+
+// request has the fields of all messages that a client sends.
+type request struct {
+	Key, Value                      []byte
+	RangeEnd                        []byte `json:"range_end"`
+	Lease, Limit, Revision, Version number
+	ID, TTL                         number
+	Keys, Serializable              bool
+	Create                          number `json:"create_revision"`
+	Mod                             number `json:"mod_revision"`
+	MinCreate                       number `json:"min_create_revision"`
+	MaxCreate                       number `json:"max_create_revision"`
+	MinMod                          number `json:"min_mod_revision"`
+	MaxMod                          number `json:"max_mod_revision"`
+	SortOrder                       enum   `json:"sort_order"`
+	SortTarget                      enum   `json:"sort_target"`
+	KeysOnly                        bool   `json:"keys_only"`
+	CountOnly                       bool   `json:"count_only"`
+	PrevKV                          bool   `json:"prev_kv"`
+	IgnoreValue                     bool   `json:"ignore_value"`
+	IgnoreLease                     bool   `json:"ignore_lease"`
+
+	// Of a txn, and of the comparisons and requests in it.
+	Compare, Success, Failure []request
+	Result, Target            enum
+	Range                     *request `json:"request_range"`
+	Put                       *request `json:"request_put"`
+	Delete                    *request `json:"request_delete_range"`
+	Txn                       *request `json:"request_txn"`
+
+	// Of a stream of a watch, and of the watch in it.
+	Watch    *request `json:"create_request"`
+	Cancel   *request `json:"cancel_request"`
+	Progress *request `json:"progress_request"`
+	WatchID  number   `json:"watch_id"`
+	Start    number   `json:"start_revision"`
+	Notify   bool     `json:"progress_notify"`
+	Filters  []enum
+
+	sort, order int // SortTarget and SortOrder, once they are checked
+}
+
+// parse parses a message; nothing at all is one whose fields are zero, as for etcd.
+func parse(body []byte) (*request, error) {
+	q := new(request)
 	if len(bytes.TrimSpace(body)) == 0 {
-		return nil // as etcd: all fields are zero
+		return q, nil
 	}
 	var fields any
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.UseNumber()
-	if err := d.Decode(&fields); err != nil {
-		return invalid("%v", err)
+	err := d.Decode(&fields)
+	if err == nil && d.More() {
+		err = fmt.Errorf("something follows the message; send one")
 	}
-	if d.More() {
-		return invalid("something follows the message; send one")
-	}
-	body, err := json.Marshal(snake(fields))
 	if err == nil {
-		err = json.Unmarshal(body, into)
+		body, err = json.Marshal(snake(fields))
+	}
+	if err == nil {
+		err = json.Unmarshal(body, q)
 	}
 	if err != nil {
-		return invalid("%v", err)
+		return nil, invalid("%v", err)
 	}
-	return nil
+	return q, nil
 }
 
-// snake returns a message whose names are in the form range_end. Upper case alone, as ID, stays.
+// snake returns a message whose names are as range_end. Those in upper case alone, as ID, stay.
 func snake(message any) any {
 	switch m := message.(type) {
 	case map[string]any:
 		renamed := make(map[string]any, len(m))
 		for name, value := range m {
-			var b strings.Builder
-			for i, r := range []byte(name) {
-				if i > 0 && r >= 'A' && r <= 'Z' && name[i-1] >= 'a' && name[i-1] <= 'z' {
-					b.WriteByte('_')
-					r += 'a' - 'A'
+			b := []byte(name[:min(1, len(name))])
+			for i := 1; i < len(name); i++ {
+				c := name[i]
+				if c >= 'A' && c <= 'Z' && name[i-1] >= 'a' && name[i-1] <= 'z' {
+					b, c = append(b, '_'), c+'a'-'A'
 				}
-				b.WriteByte(r)
+				b = append(b, c)
 			}
-			renamed[b.String()] = snake(value)
+			renamed[string(b)] = snake(value)
 		}
 		return renamed
 	case []any:
@@ -92,91 +140,47 @@ func snake(message any) any {
 	return message
 }
 
-type rangeRequest struct {
-	Key         []byte          `json:"key"`
-	RangeEnd    []byte          `json:"range_end"`
-	Limit       number          `json:"limit"`
-	Revision    number          `json:"revision"`
-	SortOrder   json.RawMessage `json:"sort_order"`
-	SortTarget  json.RawMessage `json:"sort_target"`
-	Serial      bool            `json:"serializable"`
-	KeysOnly    bool            `json:"keys_only"`
-	CountOnly   bool            `json:"count_only"`
-	MinMod      number          `json:"min_mod_revision"`
-	MaxMod      number          `json:"max_mod_revision"`
-	MinCreate   number          `json:"min_create_revision"`
-	MaxCreate   number          `json:"max_create_revision"`
-	sort, order int             // SortTarget and SortOrder, checked
-}
-
-type putRequest struct {
-	Key         []byte `json:"key"`
-	Value       []byte `json:"value"`
-	Lease       number `json:"lease"`
-	PrevKV      bool   `json:"prev_kv"`
-	IgnoreValue bool   `json:"ignore_value"`
-	IgnoreLease bool   `json:"ignore_lease"`
-}
-
-type deleteRequest struct {
-	Key      []byte `json:"key"`
-	RangeEnd []byte `json:"range_end"`
-	PrevKV   bool   `json:"prev_kv"`
-}
-
-type compare struct {
-	Result   json.RawMessage `json:"result"`
-	Target   json.RawMessage `json:"target"`
-	Key      []byte          `json:"key"`
-	RangeEnd []byte          `json:"range_end"`
-	Version  number          `json:"version"`
-	Create   number          `json:"create_revision"`
-	Mod      number          `json:"mod_revision"`
-	Value    []byte          `json:"value"`
-	Lease    number          `json:"lease"`
-}
-
-type requestOp struct {
-	Range  *rangeRequest   `json:"request_range"`
-	Put    *putRequest     `json:"request_put"`
-	Delete *deleteRequest  `json:"request_delete_range"`
-	Txn    json.RawMessage `json:"request_txn"`
-}
-
-type txnRequest struct {
-	Compare []compare   `json:"compare"`
-	Success []requestOp `json:"success"`
-	Failure []requestOp `json:"failure"`
-}
-
-type leaseRequest struct {
-	ID   number `json:"ID"`
-	TTL  number `json:"TTL"`
-	Keys bool   `json:"keys"`
-}
-
-type watchRequest struct {
-	Create *struct {
-		Key      []byte            `json:"key"`
-		RangeEnd []byte            `json:"range_end"`
-		Start    number            `json:"start_revision"`
-		Progress bool              `json:"progress_notify"`
-		Filters  []json.RawMessage `json:"filters"`
-		PrevKV   bool              `json:"prev_kv"`
-		ID       number            `json:"watch_id"`
-	} `json:"create_request"`
-	Cancel *struct {
-		ID number `json:"watch_id"`
-	} `json:"cancel_request"`
-	Progress *struct{} `json:"progress_request"`
-}
-
 // header is that of every response. Those of the responses within a txn have the revision alone.
 type header struct {
 	Cluster  uint64 `json:"cluster_id,omitempty,string"`
 	Member   uint64 `json:"member_id,omitempty,string"`
 	Revision uint64 `json:"revision,omitempty,string"`
 	Term     uint64 `json:"raft_term,omitempty,string"`
+}
+
+// response has the fields of all messages to a client but those that list keys.
+type response struct {
+	Header   header    `json:"header"`
+	Prev     *keyValue `json:"prev_kv,omitempty"`
+	WatchID  int64     `json:"watch_id,omitempty,string"`
+	Created  bool      `json:"created,omitempty"`
+	Canceled bool      `json:"canceled,omitempty"`
+	Compact  uint64    `json:"compact_revision,omitempty,string"`
+	Reason   string    `json:"cancel_reason,omitempty"`
+	Events   []event   `json:"events,omitempty"`
+	ID       int64     `json:"ID,omitempty,string"`
+	TTL      int64     `json:"TTL,omitempty,string"`
+	Granted  int64     `json:"grantedTTL,omitempty,string"`
+	Keys     [][]byte  `json:"keys,omitempty"`
+	Leases   []leaseID `json:"leases,omitempty"`
+	Version  string    `json:"version,omitempty"`
+	Size     uint64    `json:"dbSize,omitempty,string"`
+	Leader   uint64    `json:"leader,omitempty,string"`
+	Index    uint64    `json:"raftIndex,omitempty,string"`
+	Term     uint64    `json:"raftTerm,omitempty,string"`
+	Applied  uint64    `json:"raftAppliedIndex,omitempty,string"`
+	InUse    uint64    `json:"dbSizeInUse,omitempty,string"`
+	Members  []Member  `json:"members,omitempty"`
+}
+
+type leaseID struct {
+	ID int64 `json:"ID,string"`
+}
+
+type event struct {
+	Type string    `json:"type,omitempty"`
+	KV   *keyValue `json:"kv"`
+	Prev *keyValue `json:"prev_kv,omitempty"`
 }
 
 type keyValue struct {
@@ -192,64 +196,8 @@ func newKeyValue(key string, f kv.Full) *keyValue {
 	return &keyValue{[]byte(key), f.Created, f.Index, f.Version, []byte(f.Value), leaseOf(f.Lease.Key)}
 }
 
-type putResponse struct {
-	Header header    `json:"header"`
-	Prev   *keyValue `json:"prev_kv,omitempty"`
-}
-
-type leaseResponse struct {
-	Header  header   `json:"header"`
-	ID      int64    `json:"ID,omitempty,string"`
-	TTL     int64    `json:"TTL,omitempty,string"`
-	Granted int64    `json:"grantedTTL,omitempty,string"`
-	Keys    [][]byte `json:"keys,omitempty"`
-}
-
-type leasesResponse struct {
-	Header header    `json:"header"`
-	Leases []leaseID `json:"leases,omitempty"`
-}
-
-type leaseID struct {
-	ID int64 `json:"ID,string"`
-}
-
-type statusResponse struct {
-	Header  header `json:"header"`
-	Version string `json:"version"`
-	Size    uint64 `json:"dbSize,omitempty,string"`
-	Leader  uint64 `json:"leader,omitempty,string"`
-	Index   uint64 `json:"raftIndex,omitempty,string"`
-	Term    uint64 `json:"raftTerm,omitempty,string"`
-	Applied uint64 `json:"raftAppliedIndex,omitempty,string"`
-	InUse   uint64 `json:"dbSizeInUse,omitempty,string"`
-}
-
-type member struct {
-	ID      uint64   `json:"ID,string"`
-	Name    string   `json:"name,omitempty"`
-	Peers   []string `json:"peerURLs,omitempty"`
-	Clients []string `json:"clientURLs,omitempty"`
-	Learner bool     `json:"isLearner,omitempty"`
-}
-
-type membersResponse struct {
-	Header  header   `json:"header"`
-	Members []member `json:"members,omitempty"`
-}
-
-type watchResponse struct {
-	Header   header  `json:"header"`
-	ID       int64   `json:"watch_id,omitempty,string"`
-	Created  bool    `json:"created,omitempty"`
-	Canceled bool    `json:"canceled,omitempty"`
-	Compact  uint64  `json:"compact_revision,omitempty,string"`
-	Reason   string  `json:"cancel_reason,omitempty"`
-	Events   []event `json:"events,omitempty"`
-}
-
-type event struct {
-	Type string    `json:"type,omitempty"`
-	KV   *keyValue `json:"kv"`
-	Prev *keyValue `json:"prev_kv,omitempty"`
+// marshal returns a message, which has nothing that could fail.
+func marshal(message any) []byte {
+	b, _ := json.Marshal(message)
+	return b
 }

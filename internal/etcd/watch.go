@@ -27,23 +27,23 @@ var errCanceled = errors.New("the client has canceled the watch")
 
 // stream is a watch under way.
 type stream struct {
-	g       *Gateway
-	request watchRequest
-	span    span
-	skip    map[string]bool // types of events; PUT is empty
+	g    *Gateway
+	q    *request
+	span span
+	skip map[string]bool // types of events; that of a put is empty
 
 	mu  sync.Mutex // guards what follows
 	out *writer
 }
 
-// send writes a message, and reports whether the client is there.
-func (s *stream) send(response watchResponse) bool {
+// send writes a message with this revision, 0 for the newest, and reports whether the client is there.
+func (s *stream) send(revision uint64, r response) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if response.ID == 0 {
-		response.ID = int64(s.request.Create.ID)
+	if r.Header = s.g.header(revision, s.g.store); r.WatchID == 0 {
+		r.WatchID = int64(s.q.WatchID)
 	}
-	_, _ = fmt.Fprintf(s.out, `{"result":%s}`+"\n", marshal(response))
+	_, _ = fmt.Fprintf(s.out, `{"result":%s}`+"\n", marshal(r))
 	return s.out.Flush() == nil && http.NewResponseController(s.out.w).Flush() == nil
 }
 
@@ -54,63 +54,39 @@ func (g *Gateway) watch(w http.ResponseWriter, r *http.Request) error {
 	_ = c.EnableFullDuplex() // an error: HTTP/2 always is
 	body := &io.LimitedReader{R: r.Body, N: maxMessage}
 	messages := json.NewDecoder(body)
-	s := &stream{g: g, out: newWriter(w), skip: make(map[string]bool)}
-	err := next(messages, &s.request)
-	q := s.request.Create
-	switch {
-	case errors.Is(err, io.EOF) || err == nil && q == nil:
-		return invalid("watch: want a create_request first")
-	case err != nil:
-		return err
-	case len(q.Key) == 0:
-		q.Key = []byte{0} // as in etcd
+	s := &stream{g: g, out: newWriter(w)}
+	watcher, opened, err := s.begin(r.Context(), messages)
+	if err == nil {
+		err = api.ClearDeadlines(w)
 	}
-	if s.span, err = newSpan(q.Key, q.RangeEnd); err != nil {
-		return err
+	if err != nil {
+		return s.out.end(err)
 	}
-	for _, filter := range q.Filters {
-		n, err := parseEnum(filter, "NOPUT", "NODELETE")
-		if err != nil {
-			return err
-		}
-		s.skip[[]string{"", "DELETE"}[n]] = true
-	}
-	if _, err := g.read(r.Context(), s.span.prefix(), false); err != nil {
-		return err
-	}
-	if err := api.ClearDeadlines(w); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	var watcher *kv.Watcher
-	if q.Start > 0 {
-		watcher, err = g.store.Watch(s.span.prefix(), uint64(q.Start)-1)
-	} else {
-		watcher, _ = g.store.WatchNow(s.span.prefix())
-	}
-	if s.send(watchResponse{Header: g.header(0, g.store), Created: true}); err != nil {
+	w.Header().Set("Content-Type", "application/json")
+	if s.send(0, response{Created: true}); opened != nil {
 		s.compacted()
 		return nil
 	}
 	defer watcher.Close()
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
 	read := make(chan struct{})
 	go func() { // reads what the client sends, until it sends no more
 		defer close(read)
 		for {
 			body.N = maxMessage
-			var message watchRequest
-			switch err := next(messages, &message); {
+			q, err := next(messages)
+			switch {
 			case errors.Is(err, io.EOF):
 				return
-			case err != nil || message.Create != nil: // a second watch, or the client has gone
+			case err != nil || q.Watch != nil: // the client has gone, or wants a second watch
 				cancel(err)
 				return
-			case message.Cancel != nil && message.Cancel.ID == q.ID:
+			case q.Cancel != nil && q.Cancel.WatchID == s.q.WatchID:
 				cancel(errCanceled)
 				return
-			case message.Progress != nil:
-				s.send(watchResponse{Header: g.header(0, g.store), ID: -1})
+			case q.Progress != nil:
+				s.send(0, response{WatchID: -1})
 			}
 		}
 	}()
@@ -124,23 +100,57 @@ func (g *Gateway) watch(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// begin reads what to watch, and begins to. The error opened is for a watch from a revision that is no longer there.
+func (s *stream) begin(ctx context.Context, messages *json.Decoder) (watcher *kv.Watcher, opened, err error) {
+	q, err := next(messages)
+	if errors.Is(err, io.EOF) || err == nil && q.Watch == nil {
+		err = invalid("watch: want a create_request first")
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if s.q = q.Watch; len(s.q.Key) == 0 {
+		s.q.Key = []byte{0} // as in etcd
+	}
+	if s.span, err = s.q.span(); err != nil {
+		return nil, nil, err
+	}
+	s.skip = make(map[string]bool)
+	for _, filter := range s.q.Filters {
+		n, err := filter.of("NOPUT", "NODELETE")
+		if err != nil {
+			return nil, nil, err
+		}
+		s.skip[[]string{"", "DELETE"}[n]] = true
+	}
+	if _, err = s.g.read(ctx, s.span.prefix(), false); err != nil {
+		return nil, nil, err
+	}
+	if s.q.Start > 0 {
+		watcher, opened = s.g.store.Watch(s.span.prefix(), uint64(s.q.Start)-1)
+	} else {
+		watcher, _ = s.g.store.WatchNow(s.span.prefix())
+	}
+	return watcher, opened, nil
+}
+
 // next reads a message of the client.
-func next(messages *json.Decoder, into *watchRequest) error {
+func next(messages *json.Decoder) (*request, error) {
 	var raw json.RawMessage
 	err := messages.Decode(&raw)
-	switch {
-	case errors.Is(err, io.EOF):
-		return err
-	case err != nil:
-		return invalid("watch: %v", err)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = invalid("watch: %v", err)
 	}
-	return unmarshal(raw, into)
+	if err != nil {
+		return nil, err
+	}
+	return parse(raw)
 }
 
 // compacted ends a watch whose events are no longer there, as etcd does.
 func (s *stream) compacted() {
-	h := s.g.header(0, s.g.store)
-	s.send(watchResponse{Header: h, Canceled: true, Compact: h.Revision, Reason: errCompacted.Message})
+	index, _ := s.g.store.Applied()
+	s.send(index, response{Canceled: true, Compact: index, Reason: errCompacted.Message})
 }
 
 // follow sends the events of watcher until the client or this node ends the watch.
@@ -156,17 +166,17 @@ func (s *stream) follow(ctx context.Context, watcher *kv.Watcher) {
 		case !s.events(events), ctx.Err() != nil && !errors.Is(context.Cause(ctx), errCanceled):
 			return
 		case ctx.Err() != nil:
-			s.send(watchResponse{Header: s.g.header(0, s.g.store), Canceled: true})
+			s.send(0, response{Canceled: true})
 			return
 		case serving.Err() != nil:
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			_, _ = fmt.Fprintf(s.out, `{"error":{"grpc_code":14,"http_code":503,"message":%s,"http_status":"Service Unavailable"}}`,
 				marshal(context.Cause(serving).Error()))
-			s.out.flush()
+			_ = s.out.Flush()
 			return
 		case errors.Is(err, context.DeadlineExceeded):
-			if s.request.Create.Progress && !s.send(watchResponse{Header: s.g.header(through, s.g.store)}) {
+			if s.q.Notify && !s.send(through, response{}) {
 				return
 			}
 		case err != nil: // the data were restored, or the client does not keep up
@@ -178,29 +188,24 @@ func (s *stream) follow(ctx context.Context, watcher *kv.Watcher) {
 
 // events sends events, those of one revision in one message, and reports whether the client is there.
 func (s *stream) events(events []*kv.Event) bool {
-	var response watchResponse
+	var r response
 	size := 0
 	for i, e := range events {
 		for _, c := range e.Changes {
 			if sent := s.event(e.Index, &c); sent != nil {
-				response.Events = append(response.Events, *sent)
+				r.Events = append(r.Events, *sent)
 				size += len(c.Key) + len(c.Value) + kv.Overhead
 			}
 		}
-		if response.Events == nil || size < eventBytes && i < len(events)-1 {
+		if r.Events == nil || size < eventBytes && i < len(events)-1 {
 			continue
 		}
-		response.Header = s.g.header(e.Index, s.g.store)
-		if !s.send(response) {
+		if !s.send(e.Index, r) {
 			return false
 		}
-		response, size = watchResponse{}, 0
+		r, size = response{}, 0
 	}
-	if response.Events == nil {
-		return true
-	}
-	response.Header = s.g.header(events[len(events)-1].Index, s.g.store)
-	return s.send(response)
+	return true
 }
 
 // event returns what the client gets of a change by the entry at index; nil: nothing.
@@ -217,7 +222,7 @@ func (s *stream) event(index uint64, c *kv.Change) *event {
 	case !c.Removed:
 		e.KV = newKeyValue(c.Key, c.Now)
 	}
-	if s.request.Create.PrevKV && c.Was.Index != 0 {
+	if s.q.PrevKV && c.Was.Index != 0 {
 		e.Prev = newKeyValue(c.Key, c.Was)
 	}
 	return e

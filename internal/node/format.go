@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -198,9 +199,8 @@ func (n *Node) History() (mark string, mixed bool) {
 	return hex.EncodeToString(id[:4]), n.versions.mixed.Load()
 }
 
-// ClusterID returns the first bytes of the cluster ID, those of the mark of History among them.
-func (n *Node) ClusterID() (id [8]byte) {
-	cluster := n.port.ClusterID()
-	copy(id[:], cluster[:])
-	return id
+// ClusterID returns the beginning of the cluster ID as a number.
+func (n *Node) ClusterID() uint64 {
+	id := n.port.ClusterID()
+	return binary.BigEndian.Uint64(id[:8])
 }
