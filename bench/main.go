@@ -73,6 +73,7 @@ type settings struct {
 	out      string // directory of RESULTS.md; empty: not written
 	million  bool
 	bytes    bool
+	watchers bool
 	soak     time.Duration // 0: none
 }
 
@@ -95,6 +96,7 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 	f.BoolVar(&s.million, "million", false, "instead: what 1,000,000 keys cost")
 	f.BoolVar(&s.bytes, "bytes", false, "instead: what values of 100 B to 1 MiB cost, with 64 MiB and 1 GiB of data; "+
 		"-only selects rows, as in -only '64 MiB'")
+	f.BoolVar(&s.watchers, "watchers", false, "instead: writes while up to 1,000 clients watch every one of them")
 	f.DurationVar(&s.soak, "soak", 0, "instead: write for so long, and show memory and size of raft.db")
 	switch err := f.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -138,8 +140,8 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 		return s, fmt.Errorf("%w: want at least one round of at least 100ms", errUsage)
 	case s.keys < 1000 || s.keys > 8_000_000:
 		return s, fmt.Errorf("%w: -keys %d: want 1000 to 8000000", errUsage, s.keys)
-	case s.million && s.soak > 0 || s.bytes && (s.million || s.soak > 0):
-		return s, fmt.Errorf("%w: -million, -soak and -bytes are different runs", errUsage)
+	case len(slices.DeleteFunc([]bool{s.million, s.bytes, s.watchers, s.soak > 0}, func(b bool) bool { return !b })) > 1:
+		return s, fmt.Errorf("%w: -million, -bytes, -watchers and -soak are different runs", errUsage)
 	}
 	if s.baseline != "" {
 		if s.baseline, err = filepath.Abs(s.baseline); err == nil {
@@ -225,6 +227,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return b.runMillion(ctx)
 	case b.bytes:
 		return b.runBytes(ctx)
+	case b.watchers:
+		return b.runWatchers(ctx)
 	case b.soak > 0:
 		return b.runSoak(ctx)
 	}
