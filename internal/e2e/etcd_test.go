@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"os/exec"
 	"path/filepath"
@@ -104,19 +105,15 @@ func (g *gateway) normal(message any) any {
 		if m["grantedTTL"] != nil && m["TTL"] != "-1" {
 			m["TTL"] = "left"
 		}
-		if leases, ok := m["leases"].([]any); ok {
-			slices.SortFunc(leases, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+		for _, name := range []string{"leases", "keys"} { // etcd has them in any order
+			if list, ok := m[name].([]any); ok {
+				slices.SortFunc(list, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+			}
 		}
 		if text, ok := m["error"].(string); ok && !strings.HasPrefix(text, "etcdserver: ") {
 			m["error"], m["message"] = "another text", "another text"
 		}
-		for _, name := range slices.Sorted(func(yield func(string) bool) {
-			for name := range m {
-				if !yield(name) {
-					return
-				}
-			}
-		}) {
+		for _, name := range slices.Sorted(maps.Keys(m)) {
 			m[name] = g.normal(m[name])
 		}
 	case []any:
