@@ -156,12 +156,20 @@ func (s *stream) compacted() {
 // follow sends the events of watcher until the client or this node ends the watch.
 func (s *stream) follow(ctx context.Context, watcher *kv.Watcher) {
 	serving := s.g.node.Serving()
-	for {
+	for pause := time.Duration(0); ; {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		case <-serving.Done():
+		}
 		wait, stop := context.WithTimeout(ctx, progress)
 		end := context.AfterFunc(serving, stop)
 		events, through, err := watcher.Next(wait)
 		end()
 		stop()
+		if pause = 0; len(events) > 0 {
+			pause = api.WatchPause(s.g.store.OpenWatchers())
+		}
 		switch {
 		case !s.events(events), ctx.Err() != nil && !errors.Is(context.Cause(ctx), errCanceled):
 			return

@@ -1471,7 +1471,7 @@ var unitMutants = []unitMutant{
 	// Watches that share their events.
 	{name: "every event is sent by itself", run: "TestEventsAreSentTogether",
 		edit: edit{"internal/api/stream.go",
-			`			pause = watchPause(store.OpenWatchers())`,
+			`			pause = WatchPause(store.OpenWatchers())`,
 			`			pause = 0`}},
 	{name: "events that all have taken are kept", run: "TestTakenEventsAreNotHeld",
 		edit: edit{"internal/kv/watch_index.go",
