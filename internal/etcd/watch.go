@@ -59,8 +59,11 @@ func (g *Gateway) watch(w http.ResponseWriter, r *http.Request) error {
 	if err == nil {
 		err = api.ClearDeadlines(w)
 	}
+	if e, ok := errors.AsType[Error](err); ok { // the body may not be read to its end: not for out.end
+		err = api.Errorf(e.Status, "%s", e.Message)
+	}
 	if err != nil {
-		return s.out.end(err)
+		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if s.send(0, response{Created: true}); opened != nil {
