@@ -53,8 +53,9 @@ var needs = map[string]need{
 	"/status": needToken, "/metrics": needToken, "/readyz": needProbe,
 	"/healthz": needNone, "/": needNone, "/relay": needNone,
 
-	"/version": needToken, GatewayPrefix + "maintenance/status": needToken, GatewayPrefix + "cluster/member/list": needToken,
-	GatewayPrefix + "auth/authenticate": needNone,
+	"/version": needToken, GatewayPrefix + "maintenance/status": needToken,
+	GatewayPrefix + "cluster/member/list": needToken,
+	GatewayPrefix + "auth/authenticate":   needNone,
 }
 
 // needOf returns what the path of r asks for. Most of the gateway's are about keys.
