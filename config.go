@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"raftkv/internal/api"
+	"raftkv/internal/etcd"
 	"raftkv/internal/version"
 )
 
@@ -41,10 +42,19 @@ type config struct {
 	logLevel          string
 	logFormat         string // text or json
 	hideValues        bool   // from the console
+	etcd              bool   // of ETCD_API
 	lab               bool   // everything listens on loopback
 	gcBallast         bool   // the user has not set the garbage collector by GOGC or GOMEMLIMIT
 
 	dial func(ctx context.Context, address string) (net.Conn, error) // reaches raft ports, for tests; nil: TCP
+}
+
+// minFormat is the least cluster format that the node's clients need.
+func (c *config) minFormat() int {
+	if c.etcd {
+		return etcd.Format
+	}
+	return 0
 }
 
 // errUsage is wrapped by an error that the user's environment or arguments cause:
@@ -97,6 +107,13 @@ var variables = []variable{
 		}},
 	{"HTTP_TOKENS", "", "file with the clients' tokens and rights (token.sh), of mode 600; then followers forward",
 		func(c *config, v string) error { c.tokens = v; return nil }},
+	{"ETCD_API", "off", "on: clients of etcd's v3 JSON gateway may use this node, under /v3/",
+		func(c *config, v string) error {
+			if c.etcd = v == "on"; !c.etcd && v != "off" {
+				return errors.New("want on or off")
+			}
+			return nil
+		}},
 	{"RAFT_ADVERTISE", "", "host:port, or host, that the other nodes dial, if not where the raft port listens",
 		func(c *config, v string) error {
 			if c.raftAdvertise = v; v == "" {

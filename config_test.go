@@ -157,6 +157,7 @@ func TestConfigRefuses(t *testing.T) {
 		"LOG_LEVEL":               {"INFO", "trace", "panic", "loud", "info "},
 		"LOG_FORMAT":              {"JSON", "logfmt", "json "},
 		"LOG_VALUES":              {"ON", "no", "false"},
+		"ETCD_API":                {"ON", "yes", "1"},
 		"RAFT_LAB":                {"yes", "true", "2", " 1"},
 		"HTTP_SERVER_NAMES":       {"*", "*.", "*kv.example", "kv.*.example", "*.*.example", "a.example,kv.*", "*.kv:80"},
 	}

@@ -170,8 +170,7 @@ func execute(tx *kv.Tx, c command.Command, index uint64) command.Result {
 func transact(tx *kv.Tx, t *command.Transaction) *command.TxnResult {
 	result := &command.TxnResult{Held: true}
 	for _, c := range t.If {
-		item, found := tx.Get(c.Key)
-		result.Held = result.Held && c.Holds(found, item.Index, item.Value)
+		result.Held = result.Held && c.Holds(found(tx, c.Key))
 	}
 	branch := t.Branch(command.Result{Txn: result})
 	if !leasesHold(tx, branch) {
@@ -187,10 +186,23 @@ func transact(tx *kv.Tx, t *command.Transaction) *command.TxnResult {
 			tx.Remove(o.Key)
 		case command.OpGet:
 			done.Value, done.Index = item.Value, item.Index
+		case command.OpView:
+			done.View = tx.View()
+		case command.OpRemoveRange:
+			done.Removed = tx.RemoveRange(o.Key, o.End)
+		case command.OpTouch:
+			tx.Touch(o.Key)
 		}
 		result.Operations = append(result.Operations, done)
 	}
 	return result
+}
+
+// found returns what conditions see of a key.
+func found(tx *kv.Tx, key string) command.Found {
+	full, ok := tx.GetFull(key)
+	return command.Found{Exists: ok, Value: full.Value, Index: full.Index, Created: full.Created, Version: full.Version,
+		Lease: full.Lease.Key}
 }
 
 // leasesHold reports whether the key of every lease is there when its operation is carried
@@ -207,7 +219,7 @@ func leasesHold(tx *kv.Tx, branch []command.Operation) bool {
 				return false
 			}
 		}
-		if o.Op != command.OpGet {
+		if o.Op == command.OpSet || o.Op == command.OpRemove {
 			changed[o.Key] = o.Op == command.OpSet
 		}
 	}

@@ -257,6 +257,47 @@ func TestApplyCountsWhatItRemoves(t *testing.T) {
 
 // TestConditions is what If-Match and If-None-Match mean, key by key: of "12" which
 // the entry at 12 has set, "13" which the one at 13 has set, and "none".
+// TestTransactRanges: what transactions have since cluster format 4.
+func TestTransactRanges(t *testing.T) {
+	f, _ := newTestFSM("error")
+	apply(f, 1, 1, command.Command{Kind: command.RaiseFormat, To: 4})
+	apply(f, 2, 1, setting("a", "1", "b", "2", "c", "3"))
+	apply(f, 3, 1, setting("a", "4"))
+	ops := []command.Operation{
+		{Op: command.OpTouch, Key: "a"}, {Op: command.OpTouch, Key: "none"}, {Op: command.OpView, Key: "a"},
+		{Op: command.OpRemoveRange, Key: "b"}, {Op: command.OpRemoveRange, Key: "b", End: "c"},
+	}
+	related := func(key string, of command.Property, index uint64) command.Compare {
+		return command.Compare{Key: key, What: command.Related, Of: of, Is: command.Equal, Index: index}
+	}
+	txn := command.Command{Kind: command.Txn, Txn: &command.Transaction{Then: ops, If: []command.Compare{
+		related("a", command.OfVersion, 2), related("a", command.OfCreated, 2), related("a", command.OfIndex, 3),
+		related("none", command.OfVersion, 0), related("b", command.OfVersion, 1),
+		{Key: "a", What: command.Related, Of: command.OfLease, Is: command.Equal},
+		{Key: "a", What: command.Related, Of: command.OfValue, Is: command.Less, Value: []byte("5")},
+	}}}
+	got := apply(f, 4, 1, txn)[0].Txn
+	if !got.Held || len(got.Operations) != len(ops) {
+		t.Fatalf("got %+v, want that all conditions hold", got)
+	}
+	view := got.Operations[2].View.(*kv.Store)
+	got.Operations[2].View = nil
+	want := []command.OperationResult{{Found: true}, {}, {Found: true}, {Found: true, Removed: 2}, {}}
+	if !reflect.DeepEqual(got.Operations, want) {
+		t.Errorf("got %+v, want %+v", got.Operations, want)
+	}
+	a, _ := view.GetFull("a")
+	if want := (kv.Full{Item: kv.Item{Value: "4", Index: 4}, Created: 2, Version: 3}); a != want || view.Len() != 3 {
+		t.Errorf("view: got %+v of %d keys, want %+v of 3", a, view.Len(), want)
+	}
+	if got := f.Len(); got != 1 {
+		t.Errorf("keys: got %d, want 1", got)
+	}
+	if got := apply(f, 5, 1, txn)[0].Txn; got.Held {
+		t.Error("the same again: its conditions hold")
+	}
+}
+
 // TestTransact: all conditions select the branch, each operation sees the one before it, and a
 // repetition with the same idempotency key does nothing and is answered as the first was.
 func TestTransact(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	"raftkv/internal/api"
 	"raftkv/internal/backup"
 	"raftkv/internal/command"
+	"raftkv/internal/etcd"
 	"raftkv/internal/forward"
 	"raftkv/internal/kv"
 	"raftkv/internal/metrics"
@@ -48,6 +49,7 @@ type handler struct {
 	labOn        bool        // of RAFT_LAB
 	page         *page.Page
 	kill         func() // ends the process as kill -9 does
+	openGateway  func() // adds the routes of etcd's gateway, before the first request
 	node         *node.Node
 	store        *kv.Store
 	log          *logrus.Logger
@@ -107,14 +109,87 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	router.NotFoundHandler = m.Count(checkOrigin(request(h.notFound)))
 	router.MethodNotAllowedHandler = m.Count(checkOrigin(request(h.methodNotAllowed)))
 
+	// A member whose clients use etcd's gateway sends their requests on to this node, whether or not its own may.
+	gateway := etcd.New(gatewayNode{h}, store)
+	on := func(router *mux.Router, kind func(endpoint) http.Handler, leader bool) func(string, etcd.Endpoint) {
+		return func(path string, answer etcd.Endpoint) {
+			if leader {
+				answer = h.leading(answer, forward.Change)
+			}
+			router.Handle(path, kind(answer)).Methods(post)
+		}
+	}
+	gateway.Routes(on(h.leaders, request, true), func(string, etcd.Endpoint) {}, func(string, etcd.Endpoint) {})
+	h.openGateway = func() {
+		router.Handle("/version", request(etcd.Version)).Methods(get)
+		gateway.Routes(on(router, request, true), on(router, request, false), on(router, watch, false))
+		h.listPaths(router)
+		h.Handler = etcd.Paths(router)
+	}
+	h.listPaths(router)
+	h.Handler = router
+	return h
+}
+
+// listPaths notes the paths of all routes, and their methods.
+func (h *handler) listPaths(router *mux.Router) {
+	h.paths = nil
 	_ = router.Walk(func(route *mux.Route, _ *mux.Router, _ []*mux.Route) error {
 		path, _ := route.GetPathTemplate() // every route has a path and methods
 		methods, _ := route.GetMethods()
 		h.paths, h.methods[path] = append(h.paths, path), strings.Join(methods, ", ")
 		return nil
 	})
-	h.Handler = router
-	return h
+}
+
+// gatewayNode is the node as etcd's gateway sees it.
+type gatewayNode struct{ *handler }
+
+func (g gatewayNode) ID() string { return g.node.ID() }
+
+func (g gatewayNode) ClusterID() uint64 { return g.node.ClusterID() }
+
+func (g gatewayNode) Propose(ctx context.Context, c command.Command) (command.Result, error) {
+	c, err := g.access.Command(ctx, c)
+	if err == nil {
+		err = g.node.RequireFormat(ctx, etcd.Format)
+	}
+	if err != nil {
+		return command.Result{}, err
+	}
+	return g.node.Propose(ctx, c)
+}
+
+func (g gatewayNode) MayRead(ctx context.Context, prefix string) error {
+	return g.access.Read(ctx, prefix)
+}
+
+func (g gatewayNode) ReadIndex(ctx context.Context, stale bool) error {
+	if !stale {
+		return g.node.ReadIndex(ctx)
+	}
+	_, err := g.node.Freshness()
+	return err
+}
+
+func (g gatewayNode) TimeLeft(key string, index uint64) (time.Duration, bool) {
+	return g.node.TimeLeft(key, index)
+}
+
+func (g gatewayNode) Serving() context.Context { return g.node.Serving(false) }
+
+func (g gatewayNode) Cluster(ctx context.Context) etcd.Cluster {
+	status := g.node.Status(ctx)
+	c := etcd.Cluster{Index: status.LastIndex, Term: status.Term, Bytes: uint64(status.DataBytes), Leader: status.Leader}
+	for _, m := range status.Members {
+		member := etcd.Member{ID: etcd.MemberID(m.NodeID), Name: m.NodeID, PeerURLs: []string{"http://" + m.RaftAddress},
+			Learner: m.Suffrage != "Voter"}
+		if m.Info != nil {
+			member.ClientURLs = []string{m.HTTPURL}
+		}
+		c.Members = append(c.Members, member)
+	}
+	return c
 }
 
 // checkAccess is the middleware around every endpoint that asks for tokens, also for requests that another node, which
@@ -133,7 +208,8 @@ func (h *handler) limit(n int) func(endpoint) http.Handler {
 // that is redirected still has it, and a request that is sent on is read on its way.
 func (h *handler) leading(answer endpoint, kind forward.Kind) endpoint {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		if h.forwards && !api.IsForwarded(r) && !h.node.Leads() {
+		forwards := h.forwards || api.IsGateway(r) // clients of etcd follow no redirect
+		if forwards && !api.IsForwarded(r) && !h.node.Leads() {
 			return h.sendOn(w, r, kind, nil)
 		}
 		api.GuardBody(r, func() error {
@@ -150,7 +226,7 @@ func (h *handler) leading(answer endpoint, kind forward.Kind) endpoint {
 			return fmt.Errorf("%w: %w", node.ErrNotApplied, err)
 		}
 		leader, lookup := h.node.Leader(r.Context())
-		if lookup != nil || api.BodyBegun(r) || (!h.forwards && api.MayRedirect(r, api.Leader(leader))) {
+		if lookup != nil || api.BodyBegun(r) || (!forwards && api.MayRedirect(r, api.Leader(leader))) {
 			return err
 		}
 		return h.sendOn(w, r, kind, err)

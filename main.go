@@ -152,6 +152,9 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		}
 		access = api.NewAccess(s.tokens, s.log.Warnf)
 	}
+	if c.etcd {
+		s.machine.KeepDetails()
+	}
 	maxBytes, line := memory.DataLimit(c.storeMaxBytes)
 	if s.listener, err = net.Listen("tcp", c.httpAddress); err != nil {
 		s.tokens.Close()
@@ -185,6 +188,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		Security:          func() string { return certs.Warnings(c.warning, raftCerts.Warning(), httpCerts.Warning()) },
 		Names:             &s.machine.names,
 		Lab:               c.lab,
+		MinFormat:         c.minFormat(),
 		Progress:          func(fraction float64) error { starting.SetProgress(fraction); return ctx.Err() },
 	}, s.machine)
 	if err != nil {
@@ -195,6 +199,9 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
 	h := newHandler(s.node, s.machine.Store, s.log, names)
+	if c.etcd {
+		h.openGateway()
+	}
 	h.forwards, h.access, h.labOn, h.page.HideValues = c.forward, access, c.lab, c.hideValues
 	s.node.SetForwarded(forward.Handler(h.leaders, s.node.Leads))
 	s.log.Info(line)

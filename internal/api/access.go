@@ -52,6 +52,19 @@ var needs = map[string]need{
 	"/get": needRights, "/list": needRights, "/watch": needRights,
 	"/status": needToken, "/metrics": needToken, "/readyz": needProbe,
 	"/healthz": needNone, "/": needNone, "/relay": needNone,
+
+	"/version": needToken, GatewayPrefix + "maintenance/status": needToken,
+	GatewayPrefix + "cluster/member/list": needToken,
+	GatewayPrefix + "auth/authenticate":   needNone,
+}
+
+// needOf returns what the path of r asks for. Most of the gateway's are about keys.
+func needOf(r *http.Request) need {
+	n, known := needs[r.URL.Path]
+	if !known && IsGateway(r) {
+		return needRights
+	}
+	return n
 }
 
 // holderKey is that of a request's *auth.Holder in its context.
@@ -65,7 +78,7 @@ func (a *Access) Check(w http.ResponseWriter, r *http.Request, next http.Handler
 		return
 	}
 	h, err := a.holder(r)
-	if err == nil && needs[r.URL.Path] == needAdmin {
+	if err == nil && needOf(r) == needAdmin {
 		err = a.require(h, auth.Right{Kind: auth.Admin})
 	}
 	if err != nil {
@@ -85,13 +98,13 @@ func (a *Access) Check(w http.ResponseWriter, r *http.Request, next http.Handler
 
 // holder returns the holder of r's token; nil: r needs none and has none.
 func (a *Access) holder(r *http.Request) (*auth.Holder, error) {
-	if needs[r.URL.Path] == needNone {
+	if needOf(r) == needNone {
 		return nil, nil
 	}
 	given := r.Header.Values("Authorization")
 	if len(given) == 0 {
 		if h := a.tokens.Anonymous(); h != nil {
-			if needs := needs[r.URL.Path]; needs == needRights || needs == needProbe {
+			if needs := needOf(r); needs == needRights || needs == needProbe {
 				return h, nil
 			}
 		}
@@ -171,9 +184,14 @@ func (a *Access) Command(ctx context.Context, c command.Command) (command.Comman
 		}
 		for _, operations := range [][]command.Operation{c.Txn.Then, c.Txn.Else} {
 			for _, o := range operations {
-				if o.Op == command.OpGet {
+				switch o.Op {
+				case command.OpGet:
 					require(auth.Read, o.Key)
-				} else {
+				case command.OpView:
+					require(auth.Read, command.RangePrefix(o.Key, o.End))
+				case command.OpRemoveRange:
+					require(auth.Write, command.RangePrefix(o.Key, o.End))
+				default:
 					require(auth.Write, o.Key)
 					lease(o.Lease)
 				}

@@ -215,8 +215,12 @@ var drains = NewSlots(512)
 // WriteError answers r with text as one line and a status that may come before the body was
 // read. A client that is sending it gets the answer all the same.
 func WriteError(w http.ResponseWriter, r *http.Request, status int, text string) {
+	write := WriteText
+	if IsGateway(r) {
+		write = func(w http.ResponseWriter, status int, text string) { WriteGatewayError(w, status, 0, text) }
+	}
 	if r.ContentLength == 0 {
-		WriteText(w, status, text)
+		write(w, status, text)
 		return
 	}
 	if r.ProtoMajor < 2 { // a body that comes late must not be taken for the next request
@@ -224,7 +228,7 @@ func WriteError(w http.ResponseWriter, r *http.Request, status int, text string)
 	}
 	c := http.NewResponseController(w)
 	drain := status != http.StatusRequestTimeout && !awaitsContinue(r) && c.EnableFullDuplex() == nil
-	WriteText(w, status, text)
+	write(w, status, text)
 	if c.Flush() != nil || c.SetReadDeadline(time.Now().Add(drainTime)) != nil || !drain {
 		return
 	}

@@ -124,10 +124,10 @@ func (q WatchRequest) Serve(
 	return nil
 }
 
-// watchPause is how long a watch waits for more events once it has sent some, when there are
+// WatchPause is how long a watch waits for more events once it has sent some, when there are
 // so many watches: up to 1,000 of them together send 5,000 times a second at most, and what
 // they cost the writes stays bounded. An event that comes alone is sent at once.
-func watchPause(watchers int) time.Duration {
+func WatchPause(watchers int) time.Duration {
 	return min(time.Duration(watchers)*200*time.Microsecond, 200*time.Millisecond)
 }
 
@@ -142,7 +142,7 @@ func beginEvents(w http.ResponseWriter) *bufio.Writer {
 // goes, serving ends or the watcher is dropped, and a comment whenever there was none for
 // keepAlive. Each has an id from which the client can resume. The last two ends are an event
 // of their own, end, with the reason. Events that come soon after others are sent together,
-// after a watchPause of the number of watchers.
+// after a WatchPause of the number of watchers.
 func (q WatchRequest) write(ctx, serving context.Context, w http.ResponseWriter, out *bufio.Writer, watcher *kv.Watcher,
 	store *kv.Store, keepAlive time.Duration) error {
 	controller := http.NewResponseController(w)
@@ -173,7 +173,7 @@ func (q WatchRequest) write(ctx, serving context.Context, w http.ResponseWriter,
 			}
 		}
 		if len(events) > 0 {
-			pause = watchPause(store.OpenWatchers())
+			pause = WatchPause(store.OpenWatchers())
 		}
 		switch {
 		case ctx.Err() != nil:

@@ -52,6 +52,13 @@ import (
 //	body      = of Expire: that of a Txn without operations, whose conditions, 1 or more,
 //	                are all HasIndex
 //	            of StageLeases: that of a Stage, with leases as values
+//
+// Version 4, which needs cluster format 4, has these in a Txn besides:
+//
+//	condition = 0x04 for Related, uvarint length of key (>= 1), key, property byte, relation byte,
+//	                then, for OfValue and OfLease, uvarint length of text, text; for others, uvarint number
+//	operation = op byte of OpView or OpRemoveRange, uvarint length of key (>= 1), key, uvarint length of end, end
+//	            op byte of OpTouch, uvarint length of key (>= 1), key
 
 var (
 	// ErrVersion is returned when an entry has a version that this program does
@@ -67,6 +74,7 @@ const (
 	entryV1 = 1
 	entryV2 = 2
 	entryV3 = 3
+	entryV4 = 4
 )
 
 // withOptions is added to the kind byte of a command that has options. The others are
@@ -108,6 +116,8 @@ func (k Kind) hasPairs() bool {
 func (k Kind) hasValues() bool {
 	return k == Set || k == Stage || k == StageRecords || k == StageLeases
 }
+
+func (o Op) hasEnd() bool { return o == OpView || o == OpRemoveRange }
 
 func (k Kind) hasOptions() bool {
 	return k == Set || k == Remove || k == RemovePrefix || k == Txn
@@ -190,6 +200,12 @@ func (t *Transaction) append(dst []byte) []byte {
 			dst = binary.AppendUvarint(dst, c.Index)
 		case HasValue:
 			dst = appendBytes(dst, c.Value)
+		case Related:
+			if dst = append(dst, byte(c.Of), byte(c.Is)); c.Of.isText() {
+				dst = appendBytes(dst, c.Value)
+			} else {
+				dst = binary.AppendUvarint(dst, c.Index)
+			}
 		}
 	}
 	for _, branch := range [][]Operation{t.Then, t.Else} {
@@ -202,6 +218,9 @@ func (t *Transaction) append(dst []byte) []byte {
 			dst = appendBytes(append(dst, op), o.Key)
 			if o.Op == OpSet {
 				dst = appendBytes(dst, o.Value)
+			}
+			if o.Op.hasEnd() {
+				dst = appendBytes(dst, o.End)
 			}
 			if op == opSetLeased {
 				dst = binary.AppendUvarint(dst, milliseconds(o.Lease.TTL))
@@ -306,8 +325,8 @@ func (d *decoder) batch() (batch []Command, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if v < entryV1 || v > entryV3 {
-		return nil, fmt.Errorf("%w: %d, want %d to %d", ErrVersion, v, entryV1, entryV3)
+	if v < entryV1 || v > entryV4 {
+		return nil, fmt.Errorf("%w: %d, want %d to %d", ErrVersion, v, entryV1, entryV4)
 	}
 	n, err := d.count("number of commands", 1, minCommand)
 	if err != nil {
@@ -513,7 +532,7 @@ func (d *decoder) compare() (c Compare, err error) {
 	if err != nil {
 		return c, err
 	}
-	if c.What = What(what); c.What > HasValue {
+	if c.What = What(what); c.What > Related {
 		d.at--
 		return c, d.malformed("unknown condition %d", what)
 	}
@@ -527,8 +546,33 @@ func (d *decoder) compare() (c Compare, err error) {
 		c.Index, err = d.uvarint("index")
 	case HasValue:
 		c.Value, err = d.bytes("length of value", 0)
+	case Related:
+		err = d.related(&c)
 	}
 	return c, err
+}
+
+// related reads what a Related has behind its key.
+func (d *decoder) related(c *Compare) error {
+	of, err := d.byte("property")
+	if err != nil {
+		return err
+	}
+	is, err := d.byte("relation")
+	if err != nil {
+		return err
+	}
+	c.Of, c.Is = Property(of), Relation(is)
+	if c.Of < OfIndex || c.Of > OfLease || c.Is < Equal || c.Is > Less {
+		d.at -= 2
+		return d.malformed("unknown property %d or relation %d", of, is)
+	}
+	if c.Of.isText() {
+		c.Value, err = d.bytes("length of text", 0)
+	} else {
+		c.Index, err = d.uvarint("number")
+	}
+	return err
 }
 
 func (d *decoder) operations() (ops []Operation, err error) {
@@ -542,7 +586,7 @@ func (d *decoder) operations() (ops []Operation, err error) {
 		if op == opSetLeased {
 			o.Op = OpSet
 		}
-		if o.Op < OpSet || o.Op > OpGet {
+		if o.Op < OpSet || o.Op > OpGet && o.Op < OpView || o.Op > OpTouch {
 			d.at--
 			return nil, d.malformed("unknown operation %d", op)
 		}
@@ -550,7 +594,10 @@ func (d *decoder) operations() (ops []Operation, err error) {
 		if key, err = d.bytes("length of key", 1); err == nil && o.Op == OpSet {
 			o.Value, err = d.bytes("length of value", 0)
 		}
-		o.Key = string(key)
+		if o.Key = string(key); o.Op.hasEnd() && err == nil {
+			key, err = d.bytes("length of end", 0)
+			o.End = string(key)
+		}
 		if op == opSetLeased && err == nil {
 			o.Lease, err = d.lease()
 		}

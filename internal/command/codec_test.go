@@ -73,6 +73,7 @@ func TestRoundTrip(t *testing.T) {
 			transaction, {Kind: Txn, Txn: &Transaction{}}, set("a", "1"), {Kind: RaiseFormat, To: 1 << 40},
 		}},
 		{name: "leases", batch: leased},
+		{name: "ranges", batch: ranged},
 		{name: "restore", batch: []Command{{Kind: Unstage}, {Kind: Stage, Pairs: set("a", "1", "b", "").Pairs},
 			{Kind: StageRecords, Pairs: set("key", "record").Pairs}, {Kind: Restore, Items: 1 << 40, Records: 1}}},
 	} {
@@ -225,6 +226,114 @@ func TestGoldenV3(t *testing.T) {
 	}
 }
 
+// ranged has all that a transaction may have since cluster format 4.
+var ranged = []Command{
+	{Kind: Txn, Txn: &Transaction{If: []Compare{
+		{Key: "a", What: Related, Of: OfIndex, Is: Equal, Index: 300},
+		{Key: "b", What: Related, Of: OfCreated, Is: NotEqual},
+		{Key: "c", What: Related, Of: OfVersion, Is: Greater, Index: 2},
+		{Key: "d", What: Related, Of: OfValue, Is: Less, Value: []byte("1")},
+		{Key: "e", What: Related, Of: OfLease, Is: Equal, Value: []byte{}},
+	}}},
+	{Kind: Txn, Txn: &Transaction{
+		Then: []Operation{{Op: OpView, Key: "a", End: "b"}, {Op: OpRemoveRange, Key: "a"}},
+		Else: []Operation{{Op: OpRemoveRange, Key: "a", End: "bc"}},
+	}},
+	{Kind: Txn, Txn: &Transaction{Then: []Operation{{Op: OpTouch, Key: "a"}}}},
+}
+
+// TestGoldenV4 is TestGolden for the entries of cluster format 4.
+func TestGoldenV4(t *testing.T) {
+	const want = "04" + "03" +
+		"0a" + "05" +
+		"04" + "0161" + "01" + "01" + "ac02" +
+		"04" + "0162" + "02" + "02" + "00" +
+		"04" + "0163" + "03" + "03" + "02" +
+		"04" + "0164" + "04" + "04" + "0131" +
+		"04" + "0165" + "05" + "01" + "00" +
+		"00" + "00" +
+		"0a" + "00" + "02" + "05" + "0161" + "0162" + "06" + "0161" + "00" + "01" + "06" + "0161" + "026263" +
+		"0a" + "00" + "01" + "07" + "0161" + "00"
+	if got := hex.EncodeToString(Append(nil, ranged...)); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	entry, err := hex.DecodeString(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Decode(entry); err != nil || !reflect.DeepEqual(got, ranged) {
+		t.Errorf("got %v, %v, want %v", got, err, ranged)
+	}
+	for n := range entry {
+		if got, err := Decode(entry[:n]); !errors.Is(err, ErrMalformed) {
+			t.Errorf("first %d bytes: got %v, %v, want %v", n, got, err, ErrMalformed)
+		}
+	}
+}
+
+// TestRelated: every relation of every property, and what a key that does not exist has of them.
+func TestRelated(t *testing.T) {
+	there := Found{Exists: true, Value: "m", Index: 7, Created: 5, Version: 3, Lease: "lease"}
+	relations := func(less, equal, greater bool) map[Relation]bool {
+		return map[Relation]bool{Less: less, Equal: equal, Greater: greater, NotEqual: less || greater}
+	}
+	for _, tt := range []struct {
+		name  string
+		found Found
+		of    Property
+		index uint64
+		value string
+		want  map[Relation]bool
+	}{
+		{name: "index", found: there, of: OfIndex, index: 7, want: relations(false, true, false)},
+		{name: "lower index", found: there, of: OfIndex, index: 8, want: relations(true, false, false)},
+		{name: "higher index", found: there, of: OfIndex, index: 6, want: relations(false, false, true)},
+		{name: "created", found: there, of: OfCreated, index: 5, want: relations(false, true, false)},
+		{name: "created after", found: there, of: OfCreated, index: 0, want: relations(false, false, true)},
+		{name: "version", found: there, of: OfVersion, index: 3, want: relations(false, true, false)},
+		{name: "lower version", found: there, of: OfVersion, index: 4, want: relations(true, false, false)},
+		{name: "value", found: there, of: OfValue, value: "m", want: relations(false, true, false)},
+		{name: "value before", found: there, of: OfValue, value: "n", want: relations(true, false, false)},
+		{name: "value behind", found: there, of: OfValue, value: "a", want: relations(false, false, true)},
+		{name: "lease", found: there, of: OfLease, value: "lease", want: relations(false, true, false)},
+		{name: "other lease", found: there, of: OfLease, value: "lease2", want: relations(true, false, false)},
+		{name: "not there, index", of: OfIndex, want: relations(false, true, false)},
+		{name: "not there, created", of: OfCreated, index: 1, want: relations(true, false, false)},
+		{name: "not there, version", of: OfVersion, want: relations(false, true, false)},
+		{name: "not there, lease", of: OfLease, want: relations(false, true, false)},
+		{name: "not there, value", of: OfValue, want: relations(false, false, false)},
+	} {
+		for is, want := range tt.want {
+			c := Compare{What: Related, Of: tt.of, Is: is, Index: tt.index, Value: []byte(tt.value)}
+			if is == NotEqual && !tt.found.Exists && tt.of == OfValue {
+				want = false
+			}
+			if got := c.Holds(tt.found); got != want {
+				t.Errorf("%s, relation %d: got %t, want %t", tt.name, is, got, want)
+			}
+		}
+	}
+}
+
+func TestRangePrefix(t *testing.T) {
+	for _, tt := range []struct{ from, end, want string }{
+		{from: "k", end: "k\x00", want: "k"},
+		{from: "app/", end: "app0", want: "app/"},
+		{from: "app/a", end: "app0", want: "app/"},
+		{from: "app/a", end: "app/c", want: "app/"},
+		{from: "a", end: "c", want: ""},
+		{from: "ab", end: "b", want: "a"},
+		{from: "a", end: "", want: ""},
+		{from: "\xff", end: "", want: ""},
+		{from: "a", end: "a", want: "a"},
+		{from: "ab\x00", end: "ab\x01", want: "ab\x00"},
+	} {
+		if got := RangePrefix(tt.from, tt.end); got != tt.want {
+			t.Errorf("from %q to %q: got %q, want %q", tt.from, tt.end, got, tt.want)
+		}
+	}
+}
+
 // TestFormat: the cluster format that a command needs is what its entry's version gives.
 func TestFormat(t *testing.T) {
 	for _, tt := range []struct {
@@ -244,6 +353,9 @@ func TestFormat(t *testing.T) {
 		{name: "transaction with a lease", command: leased[3], want: 3},
 		{name: "expiry", command: leased[4], want: 3},
 		{name: "leases of a backup", command: leased[5], want: 3},
+		{name: "transaction with a relation", command: ranged[0], want: 4},
+		{name: "transaction with a range", command: ranged[1], want: 4},
+		{name: "transaction that touches", command: ranged[2], want: 4},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := tt.command.Format(); got != tt.want || got > Format {
@@ -269,7 +381,31 @@ func TestMalformed(t *testing.T) {
 	}{
 		{name: "empty", want: ErrMalformed, message: "ends before version"},
 		{name: "version 0", entry: "\x00\x01\x02\x01\x01a", want: ErrVersion, message: "0, want 1"},
-		{name: "version 4", entry: "\x04\x01\x02\x01\x01a", want: ErrVersion, message: "4, want 1 to 3"},
+		{name: "version 5", entry: "\x05\x01\x02\x01\x01a", want: ErrVersion, message: "5, want 1 to 4"},
+		{
+			name:    "version 3 of what needs version 4",
+			entry:   "\x03\x01\x0a\x00\x01\x07\x01a\x00",
+			want:    ErrMalformed,
+			message: "at byte 0: version 3, but its commands are those of 4",
+		},
+		{
+			name:    "unknown property",
+			entry:   "\x04\x01\x0a\x01\x04\x01a\x06\x01\x00\x00\x00",
+			want:    ErrMalformed,
+			message: "unknown property 6 or relation 1",
+		},
+		{
+			name:    "unknown relation",
+			entry:   "\x04\x01\x0a\x01\x04\x01a\x01\x05\x00\x00\x00",
+			want:    ErrMalformed,
+			message: "unknown property 1 or relation 5",
+		},
+		{
+			name:    "range without an end",
+			entry:   "\x04\x01\x0a\x00\x01\x06\x01a",
+			want:    ErrMalformed,
+			message: "ends in length of end",
+		},
 		{
 			name:    "version 2 of what needs version 3",
 			entry:   "\x02\x01\x41\x08\xe8\x07\x01\x01a\x00",
@@ -337,15 +473,15 @@ func TestMalformed(t *testing.T) {
 		},
 		{
 			name:    "unknown condition",
-			entry:   "\x02\x01\x0a\x01\x04\x01a\x00\x00",
+			entry:   "\x02\x01\x0a\x01\x05\x01a\x00\x00",
 			want:    ErrMalformed,
-			message: "at byte 4: unknown condition 4",
+			message: "at byte 4: unknown condition 5",
 		},
 		{
 			name:    "unknown operation",
-			entry:   "\x02\x01\x0a\x00\x01\x05\x01a\x00",
+			entry:   "\x02\x01\x0a\x00\x01\x08\x01a\x00",
 			want:    ErrMalformed,
-			message: "at byte 5: unknown operation 5",
+			message: "at byte 5: unknown operation 8",
 		},
 		{
 			name:    "huge number of operations",
@@ -585,6 +721,7 @@ func FuzzDecode(f *testing.F) {
 		optioned,
 		{{Kind: Unstage}, {Kind: Restore, Items: 300}},
 		leased,
+		ranged,
 	} {
 		f.Add(Append(nil, batch...))
 	}

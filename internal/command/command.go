@@ -15,7 +15,9 @@
 package command
 
 import (
+	"cmp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -38,7 +40,7 @@ const (
 // between nodes and files there are (CHANGELOG.md, "Formats"). Nothing newer than the least
 // of all members' formats is used in a cluster. An entry that needs format 2 or a later one
 // has it as its version.
-const Format = 3
+const Format = 4
 
 // Kind is what a command does. Its values are on disk and are never renumbered.
 type Kind byte
@@ -114,6 +116,8 @@ type Command struct {
 // programs, for those without a condition or an idempotency key that set or remove keys.
 func (c *Command) Format() int {
 	switch {
+	case c.Kind == Txn && c.Txn.hasRange():
+		return 4
 	case c.Kind >= Expire, c.Lease() != Lease{}, c.Kind == Txn && c.Txn.hasLease():
 		return 3
 	case c.Kind >= RaiseFormat:
@@ -161,6 +165,13 @@ func (t *Transaction) hasLease() bool {
 	return slices.ContainsFunc(t.Then, leased) || slices.ContainsFunc(t.Else, leased)
 }
 
+// hasRange reports whether t has a condition or an operation that is known since format 4.
+func (t *Transaction) hasRange() bool {
+	since4 := func(o Operation) bool { return o.Op > opSetLeased }
+	return slices.ContainsFunc(t.If, func(c Compare) bool { return c.What == Related }) ||
+		slices.ContainsFunc(t.Then, since4) || slices.ContainsFunc(t.Else, since4)
+}
+
 // Branch returns the operations that a Txn with this result has selected: none if it was
 // refused.
 func (t *Transaction) Branch(r Result) []Operation {
@@ -188,21 +199,50 @@ type Compare struct {
 	Key  string
 	What What
 
-	Index uint64 // of HasIndex
-	Value []byte // of HasValue
+	Index uint64 // of HasIndex, and of Related with a property that is a number
+	Value []byte // of HasValue, and of Related with a property that is not
+
+	Of Property // of Related, as the next one
+	Is Relation
 }
 
-// Holds reports whether c holds for a key that was found, with this index and value, or not.
-func (c *Compare) Holds(found bool, index uint64, value string) bool {
+// Found is a key as conditions see it. The zero Found is one that does not exist.
+type Found struct {
+	Exists                  bool
+	Value                   string
+	Index, Created, Version uint64 // see kv.Full
+	Lease                   string // the key that it goes with; empty: none
+}
+
+// Holds reports whether c holds for a key.
+func (c *Compare) Holds(f Found) bool {
 	switch c.What {
 	case Absent:
-		return !found
+		return !f.Exists
 	case HasIndex:
-		return found && index == c.Index
+		return f.Exists && f.Index == c.Index
 	case HasValue:
-		return found && value == string(c.Value)
+		return f.Exists && f.Value == string(c.Value)
+	case Related:
+		return c.related(f)
 	}
-	return found
+	return f.Exists
+}
+
+// related is Holds of a Related. A key that does not exist has no value, which is in no relation to another, and 0 for
+// every number, as in etcd.
+func (c *Compare) related(f Found) bool {
+	switch c.Of {
+	case OfValue:
+		return f.Exists && c.Is.holds(strings.Compare(f.Value, string(c.Value)))
+	case OfLease:
+		return c.Is.holds(strings.Compare(f.Lease, string(c.Value)))
+	case OfCreated:
+		return c.Is.holds(cmp.Compare(f.Created, c.Index))
+	case OfVersion:
+		return c.Is.holds(cmp.Compare(f.Version, c.Index))
+	}
+	return c.Is.holds(cmp.Compare(f.Index, c.Index))
 }
 
 // What a key is compared with. Its values are on disk and are never renumbered.
@@ -213,12 +253,53 @@ const (
 	Exists   What = 1
 	HasIndex What = 2 // the key was last set by the entry at this index
 	HasValue What = 3
+
+	// Since format 4.
+	Related What = 4 // a property of the key is in a relation to a number or a value
 )
+
+// Property is what a Related compares. Its values are on disk and are never renumbered.
+type Property byte
+
+const (
+	OfIndex   Property = 1 // that last set the key
+	OfCreated Property = 2 // the index of the entry that made the key
+	OfVersion Property = 3 // how often the key was set since
+	OfValue   Property = 4
+	OfLease   Property = 5 // the key that it goes with, as a text
+)
+
+// isText reports whether p is compared with Compare.Value, not Compare.Index.
+func (p Property) isText() bool { return p >= OfValue }
+
+// Relation is that of a key's property to what it is compared with. Its values are on disk and are never renumbered.
+type Relation byte
+
+const (
+	Equal    Relation = 1
+	NotEqual Relation = 2
+	Greater  Relation = 3
+	Less     Relation = 4
+)
+
+// holds reports whether the relation is that of order: negative for less, 0 for equal, positive for greater.
+func (r Relation) holds(order int) bool {
+	switch r {
+	case Equal:
+		return order == 0
+	case NotEqual:
+		return order != 0
+	case Greater:
+		return order > 0
+	}
+	return order < 0
+}
 
 // Operation of a Transaction.
 type Operation struct {
 	Op    Op
 	Key   string
+	End   string // of OpView and OpRemoveRange: the first key behind their range, which begins at Key; empty: none
 	Value []byte // of OpSet
 	Lease Lease  // of OpSet
 }
@@ -230,4 +311,22 @@ const (
 	OpSet    Op = 1
 	OpRemove Op = 2
 	OpGet    Op = 3
+
+	// Since format 4.
+	OpView        Op = 5 // the store as it is when the operation's turn comes, to read a range of keys from
+	OpRemoveRange Op = 6
+	OpTouch       Op = 7 // sets a key, if it is there, as it was set last: its TTL begins anew
 )
+
+// RangePrefix returns the longest text that all strings from one on, before end, begin with; an empty end is behind
+// all of them.
+func RangePrefix(from, end string) string {
+	n := 0
+	for n < len(from) && n < len(end) && from[n] == end[n] {
+		n++
+	}
+	if n < len(from) && n+1 == len(end) && from[n]+1 == end[n] { // end is the first behind all that begin so
+		n++
+	}
+	return from[:n]
+}

@@ -33,11 +33,13 @@ type TxnResult struct {
 
 // OperationResult is what one Operation of the branch that ran did.
 type OperationResult struct {
-	Found bool // OpGet, OpRemove: the key was there; of an Expire: it has gone
+	Found bool // OpGet, OpRemove, OpTouch: the key was there; of an Expire: it has gone
 
-	// Of an OpGet that found its key; not kept in a record.
-	Value string
-	Index uint64
+	// Not kept in a record.
+	Value   string // of an OpGet that found its key, as the next one
+	Index   uint64
+	Removed int // of an OpRemoveRange: keys that were there
+	View    any // of an OpView: a *kv.Store that is not changed any more
 }
 
 // The canonical form of a command is what Identity hashes. Version 1 is
@@ -52,7 +54,8 @@ type OperationResult struct {
 //
 //	0x02, 0x01, the command as in an entry of version 2, without its idempotency key
 //
-// and version 3, of a command with a lease, is the same with 3 for 2.
+// and version 3, of a command with a lease, is the same with 3 for 2; version 4, of a Txn
+// with what format 4 has brought, has 4 there.
 
 // Identity returns the SHA-256 of the canonical form of c. Commands with the same
 // idempotency key are the same command if they have the same identity.

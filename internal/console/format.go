@@ -131,12 +131,20 @@ func appendCommandText(line []byte, prefix Prefix, c command.Command, r command.
 		line = fmt.Appendf(line, "transaction conditions=%d held=%t", len(c.Txn.If), r.Txn != nil && r.Txn.Held)
 		by()
 		end()
-		for _, o := range c.Txn.Done(r) {
+		for i, o := range c.Txn.Done(r) {
 			switch o.Op {
 			case command.OpSet:
 				set(o.Key, o.Value, o.Lease)
 			case command.OpRemove:
 				remove("remove", o.Key)
+			case command.OpTouch:
+				remove("touch", o.Key)
+			case command.OpRemoveRange:
+				begin()
+				line = command.AppendQuoted(append(line, "remove from="...), o.Key)
+				line = command.AppendQuoted(append(line, " until="...), o.End)
+				line = fmt.Appendf(line, " removed=%d", r.Txn.Operations[i].Removed)
+				end()
 			}
 		}
 		return line
@@ -230,12 +238,19 @@ func appendCommandJSON(line []byte, prefix Prefix, c command.Command, r command.
 		begin("transaction")
 		line = fmt.Appendf(line, `,"conditions":%d,"held":%t`, len(c.Txn.If), r.Txn != nil && r.Txn.Held)
 		end()
-		for _, o := range c.Txn.Done(r) {
+		for i, o := range c.Txn.Done(r) {
 			switch o.Op {
 			case command.OpSet:
 				set(o.Key, o.Value, o.Lease)
 			case command.OpRemove:
 				remove("remove", o.Key)
+			case command.OpTouch:
+				remove("touch", o.Key)
+			case command.OpRemoveRange:
+				begin("remove range")
+				line = appendField(appendField(line, "from", o.Key), "until", o.End)
+				line = fmt.Appendf(line, `,"removed":%d`, r.Txn.Operations[i].Removed)
+				end()
 			}
 		}
 		return line

@@ -22,7 +22,7 @@ type Kind int
 const (
 	Command     Kind = iota // a set or a remove: short ones travel together
 	Transaction             // so do those that read nothing
-	Change                  // of the cluster, which takes a while
+	Change                  // of the cluster, which takes a while; and what etcd's clients ask
 	Long                    // takes as long as it takes
 )
 

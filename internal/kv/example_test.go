@@ -27,13 +27,15 @@ func ExampleStore() {
 
 	events, through, err := watcher.Next(context.Background())
 	for _, e := range events {
-		fmt.Println("event", e.Index, e.Changes)
+		for _, c := range e.Changes {
+			fmt.Printf("event %d: %s=%q removed=%t\n", e.Index, c.Key, c.Value, c.Removed)
+		}
 	}
 	fmt.Println("through", through, err)
 	// Output:
 	// store:  false
 	// clone: red true index 7
-	// event 7 [{fruit/apple red false}]
-	// event 8 [{fruit/apple  true}]
+	// event 7: fruit/apple="red" removed=false
+	// event 8: fruit/apple="" removed=true
 	// through 8 <nil>
 }

@@ -11,11 +11,18 @@ import (
 type Change struct {
 	Key, Value string
 	Removed    bool
+	*Detail    // nil unless the store keeps them: see Store.KeepDetails
 }
 
 // size is the memory of a Change, in bytes. It counts more than the key and the
 // value, as an entry can have very many small ones.
-func (c *Change) size() int { return int(unsafe.Sizeof(*c)) + len(c.Key) + len(c.Value) }
+func (c *Change) size() int {
+	size := int(unsafe.Sizeof(*c)) + len(c.Key) + len(c.Value)
+	if c.Detail != nil {
+		size += int(unsafe.Sizeof(*c.Detail)) + len(c.Was.Value)
+	}
+	return size
+}
 
 // Event is what one raft entry changed, in order; for a Watcher of a prefix only
 // what has the prefix. It has one Change at least. It is immutable, and shared by

@@ -49,12 +49,21 @@ import (
 //	    uvarint length of key, key
 //	    uvarint TTL in milliseconds, 0 for none
 //	    uvarint length of the key that it goes with, that key, empty for none
+//
+// Version 5 is that of cluster format 4 and later; behind each leases it has lives, which are
+//
+//	uvarint number of lives
+//	lives, in strictly ascending order of their keys, which are among the items:
+//	    uvarint length of key, key
+//	    uvarint index of the entry that made the key, its own index at most
+//	    uvarint version (>= 2)
 const (
 	snapshotMagic = "raftkv"
 	snapshotV1    = 1
 	snapshotV2    = 2
 	snapshotV3    = 3
 	snapshotV4    = 4
+	snapshotV5    = 5
 )
 
 // Limits of what a snapshot may hold, in bytes, far above those of a request.
@@ -126,6 +135,7 @@ type encoder struct {
 	out    *bufio.Writer // keeps its own first error
 	err    error
 	leases bool // the version has them
+	lives  bool // the version has them
 }
 
 func (e *encoder) state(st *state) {
@@ -136,10 +146,14 @@ func (e *encoder) state(st *state) {
 	case st.format == 2:
 		e.out.WriteByte(snapshotV3)
 		e.uvarint(st.format)
-	default:
+	case st.format == 3:
 		e.out.WriteByte(snapshotV4)
 		e.uvarint(st.format)
 		e.leases = true
+	default:
+		e.out.WriteByte(snapshotV5)
+		e.uvarint(st.format)
+		e.leases, e.lives = true, true
 	}
 	e.uvarint(st.index)
 	e.uvarint(st.term)
@@ -171,6 +185,16 @@ func (e *encoder) data(d *data) {
 		e.text(key)
 		e.uvarint(uint64(l.TTL / time.Millisecond))
 		e.text(l.Key)
+		return e.err == nil
+	})
+	if !e.lives {
+		return // there are none
+	}
+	e.uvarint(uint64(d.lives.byKey.Len()))
+	d.lives.byKey.Scan(func(key string, l life) bool {
+		e.text(key)
+		e.uvarint(l.created)
+		e.uvarint(l.version)
 		return e.err == nil
 	})
 }

@@ -20,6 +20,7 @@ type decoder struct {
 	err error
 
 	leases bool // the version has them
+	lives  bool // the version has them
 	max    int  // of the footprint of a content, and of a staging area; 0: any
 }
 
@@ -54,7 +55,7 @@ func (d *decoder) failed(what string, err error) {
 func (d *decoder) state() state {
 	st := newState()
 	version := d.header()
-	d.leases = version >= snapshotV4
+	d.leases, d.lives = version >= snapshotV4, version >= snapshotV5
 	if version >= snapshotV3 {
 		if st.format = d.uvarint("cluster format"); st.format+1 < uint64(version) {
 			d.damaged("cluster format is %d", st.format)
@@ -90,9 +91,9 @@ func (d *decoder) header() (version byte) {
 	if d.err != nil || len(got) == n {
 		return 0
 	}
-	if version = got[n]; version < snapshotV1 || version > snapshotV4 {
+	if version = got[n]; version < snapshotV1 || version > snapshotV5 {
 		d.err = fmt.Errorf("%w: its version is %d, this program knows %d to %d; use a newer one",
-			ErrSnapshotVersion, version, snapshotV1, snapshotV4)
+			ErrSnapshotVersion, version, snapshotV1, snapshotV5)
 	}
 	return version
 }
@@ -102,6 +103,32 @@ func (d *decoder) data(into *data, applied uint64) {
 	d.records(&into.records)
 	if d.leases {
 		d.leasesOf(into)
+	}
+	if d.lives {
+		d.livesOf(into)
+	}
+}
+
+func (d *decoder) livesOf(into *data) {
+	count := d.uvarint("number of lives")
+	last := ""
+	for i := uint64(0); i < count && d.err == nil; i++ {
+		key := string(d.bytes("key of a life", maxSnapshotKey))
+		l := life{created: d.uvarint("index that made the key"), version: d.uvarint("version of a key")}
+		if d.err != nil {
+			return
+		}
+		item, found := into.items.Get(key)
+		switch {
+		case i > 0 && key <= last:
+			d.damaged("life %d of %d is out of order", i+1, count)
+		case !found || l.version < 2 || l.created > item.Index:
+			d.damaged("life %d of %d is none, or of a key that is not there", i+1, count)
+		default:
+			into.setLife(key, l)
+			d.within(uint64(into.footprint()))
+		}
+		last = key
 	}
 }
 

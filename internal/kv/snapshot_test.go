@@ -235,7 +235,7 @@ func TestEveryFlipIsRefused(t *testing.T) {
 			damaged := bytes.Clone(snapshot)
 			damaged[i] ^= byte(flip)
 			want := ErrSnapshotDamaged
-			if version := damaged[6]; i < 6 || version < snapshotV1 || version > snapshotV4 {
+			if version := damaged[6]; i < 6 || version < snapshotV1 || version > snapshotV5 {
 				want = ErrSnapshotVersion
 			}
 			if checkRefused(t, bytes.NewReader(damaged), want); t.Failed() {
@@ -276,9 +276,9 @@ func TestRefusedSnapshots(t *testing.T) {
 		},
 		{
 			name:     "newer version",
-			snapshot: seal("raftkv\x05\x00\x00\x00"),
+			snapshot: seal("raftkv\x06\x00\x00\x00"),
 			want:     ErrSnapshotVersion,
-			message:  "its version is 5, this program knows 1 to 4; use a newer one",
+			message:  "its version is 6, this program knows 1 to 5; use a newer one",
 		},
 		{
 			name:     "version 3 of format 1",
@@ -527,6 +527,10 @@ func FuzzReadSnapshot(f *testing.F) {
 	leased.format = 3
 	leased.Update(301, 3, nil, func(tx *Tx) { tx.SetLeased("a", nil, Lease{TTL: time.Second, Key: "b"}) })
 	f.Add(dump(f, leased))
+	lived := small()
+	lived.format = 4
+	lived.Update(301, 3, nil, func(tx *Tx) { tx.Set("a", nil) })
+	f.Add(dump(f, lived))
 	v1, _ := hex.DecodeString(goldenSnapshotV1)
 	f.Add(v1)
 	f.Add(v1[:len(v1)-4])

@@ -8,6 +8,7 @@
 //   - the content: keys in the order of their bytes, each with its value and the index
 //     of the entry that last set it (store.go, tx.go);
 //   - leases: what ends a key, be it time or the end of another key (leases.go);
+//   - lives: which entry made a key, and how often it was set since (lives.go);
 //   - the dedup table: idempotency records, by which a command that is sent twice is
 //     applied once (dedup.go);
 //   - the staging area, in which a restored backup grows over several entries before it
@@ -52,6 +53,7 @@ type Store struct {
 	watchers watcherIndex
 	epoch    uint64       // counts the resets of the history
 	open     atomic.Int64 // watchers that were not closed
+	details  bool         // of KeepDetails
 
 	// Used by Update's goroutine alone.
 	hasher hasher
@@ -98,17 +100,19 @@ type data struct {
 	size    int // bytes of the keys and values of items: all that changes items goes through set and remove
 	records dedupTable
 	leases  leases
+	lives   lives
 }
 
 func newData() data {
-	return data{items: new(btree.Map[string, Item]), records: newDedupTable(), leases: newLeases()}
+	return data{items: new(btree.Map[string, Item]), records: newDedupTable(), leases: newLeases(), lives: newLives()}
 }
 
 func (d *data) clone() data {
-	return data{items: d.items.Copy(), size: d.size, records: d.records.clone(), leases: d.leases.clone()}
+	return data{items: d.items.Copy(), size: d.size, records: d.records.clone(), leases: d.leases.clone(),
+		lives: d.lives.clone()}
 }
 
-// set sets key, without a lease, with put, which is Set of d.items or Load, its faster form for keys in
+// set sets key, without a lease and a life, with put, which is Set of d.items or Load, its faster form for keys in
 // ascending order.
 func (d *data) set(put func(string, Item) (Item, bool), key string, item Item) {
 	was, replaced := put(key, item)
@@ -118,12 +122,14 @@ func (d *data) set(put func(string, Item) (Item, bool), key string, item Item) {
 		return
 	}
 	d.size -= leaseSize(key, d.leases.remove(key, was.Index))
+	d.removeLife(key)
 }
 
 // remove removes key, if it is there.
 func (d *data) remove(key string) {
 	if was, ok := d.items.Delete(key); ok {
 		d.size -= len(key) + len(was.Value) + leaseSize(key, d.leases.remove(key, was.Index))
+		d.removeLife(key)
 	}
 }
 
@@ -266,7 +272,7 @@ func (s *Store) Update(index, term uint64, entry []byte, change func(tx *Tx)) {
 		s.unstage()
 	}
 	tx := &s.tx
-	*tx = Tx{state: &s.state, index: index, term: term, changes: tx.changes[:0]}
+	*tx = Tx{state: &s.state, index: index, term: term, changes: tx.changes[:0], details: s.details}
 	change(tx)
 	if tx.restored {
 		s.resetHistory(index)

@@ -12,6 +12,7 @@ type Tx struct {
 	index, term uint64
 	changes     []Change // those of the content
 	restored    bool
+	details     bool // changes have a Detail
 }
 
 // Get returns the item of key, and whether there is one.
@@ -27,9 +28,20 @@ func (tx *Tx) Set(key string, value []byte) { tx.SetLeased(key, value, Lease{}) 
 // it is a part of. A key whose lease is of a key that is not there goes at once.
 func (tx *Tx) SetLeased(key string, value []byte, lease Lease) {
 	item := Item{Value: string(value), Index: tx.index}
+	var was Full
+	found := false
+	if tx.details || tx.state.format >= livesFormat {
+		was, found = tx.GetFull(key)
+	}
 	tx.state.set(tx.state.items.Set, key, item)
-	tx.changes = append(tx.changes, Change{Key: key, Value: item.Value})
-	if lease != (Lease{}) && !tx.state.setLease(key, lease) {
+	tx.grow(key, was, found)
+	leased := lease == (Lease{}) || tx.state.setLease(key, lease)
+	change := Change{Key: key, Value: item.Value}
+	if tx.details {
+		now, _ := tx.GetFull(key)
+		change.Detail = &Detail{Now: now, Was: was}
+	}
+	if tx.changes = append(tx.changes, change); !leased {
 		tx.Remove(key)
 	}
 }
@@ -41,20 +53,36 @@ func (tx *Tx) Remove(key string) bool {
 		return false
 	}
 	first := len(tx.changes)
-	tx.changes = append(tx.changes, Change{Key: key, Removed: true})
+	tx.changes = append(tx.changes, tx.removal(key))
 	tx.removeFrom(first)
 	return true
+}
+
+// removal is the change that the removal of a key is, which is still there.
+func (tx *Tx) removal(key string) Change {
+	c := Change{Key: key, Removed: true}
+	if tx.details {
+		was, _ := tx.GetFull(key)
+		c.Detail = &Detail{Was: was}
+	}
+	return c
 }
 
 // RemovePrefix removes all keys that begin with prefix, every key if it is empty, and the keys
 // that go with them, and returns how many began with prefix.
 func (tx *Tx) RemovePrefix(prefix string) (removed int) {
+	return tx.removeAll(prefix, func(key string) bool { return strings.HasPrefix(key, prefix) })
+}
+
+// removeAll removes all keys from one on, up to the first for which in returns false, and the keys that go with them,
+// and returns how many were in that range.
+func (tx *Tx) removeAll(from string, in func(key string) bool) (removed int) {
 	first := len(tx.changes)
-	tx.state.items.Ascend(prefix, func(key string, _ Item) bool {
-		if !strings.HasPrefix(key, prefix) {
+	tx.state.items.Ascend(from, func(key string, _ Item) bool {
+		if !in(key) {
 			return false
 		}
-		tx.changes = append(tx.changes, Change{Key: key, Removed: true})
+		tx.changes = append(tx.changes, tx.removal(key))
 		return true
 	})
 	removed = len(tx.changes) - first
@@ -71,8 +99,8 @@ func (tx *Tx) removeFrom(first int) {
 	}
 	for i := first; i < len(tx.changes); i++ {
 		for _, key := range tx.state.leases.ownedBy(tx.changes[i].Key) {
+			tx.changes = append(tx.changes, tx.removal(key))
 			tx.state.remove(key)
-			tx.changes = append(tx.changes, Change{Key: key, Removed: true})
 		}
 	}
 }

@@ -337,8 +337,8 @@ func TestHistoryIsBounded(t *testing.T) {
 		{name: "events", maxEvents: 7, bytes: 1 << 20, value: 100, want: 7},
 		{name: "many events", maxEvents: 200, bytes: 1 << 20, value: 1, want: 200},
 		{name: "one event", maxEvents: 1, bytes: 1 << 20, value: 1, want: 1},
-		{name: "bytes", maxEvents: 1000, bytes: 10 * (40 + 3 + 97), value: 97, want: 10},
-		{name: "a byte too few", maxEvents: 1000, bytes: 10*(40+3+97) - 1, value: 97, want: 9},
+		{name: "bytes", maxEvents: 1000, bytes: 10 * (48 + 3 + 97), value: 97, want: 10},
+		{name: "a byte too few", maxEvents: 1000, bytes: 10*(48+3+97) - 1, value: 97, want: 9},
 		{name: "the newest is larger", maxEvents: 1000, bytes: 50, value: 100, want: 1},
 	} {
 		s := New()

@@ -98,7 +98,7 @@ func newProposal(c command.Command) *proposal {
 			p.size += len(compare.Key) + len(compare.Value) + 8
 		}
 		for _, o := range slices.Concat(c.Txn.Then, c.Txn.Else) {
-			p.size += len(o.Key) + len(o.Value) + 8
+			p.size += len(o.Key) + len(o.End) + len(o.Value) + 8
 		}
 	}
 	return p

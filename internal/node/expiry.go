@@ -3,6 +3,7 @@ package node
 import (
 	"container/heap"
 	"context"
+	"sync"
 	"time"
 
 	"raftkv/internal/command"
@@ -23,18 +24,20 @@ const (
 	expiryBatch = 1024
 )
 
-// expiry times the keys with a TTL, on the leader. It is used by one goroutine.
+// expiry times the keys with a TTL, on the leader. It is used by one goroutine; left, by any.
 type expiry struct {
 	machine StateMachine
 	propose func(context.Context, command.Command) (command.Result, error)
 	now     func() time.Time
 	pause   time.Duration // without a look, or for a proposal that fails, after which all keys get their full time again
 
-	leading  bool
-	term     uint64    // that the leader is of
-	epoch    uint64    // of the store, see kv.Store.TimedKeys
-	looked   time.Time // when the last look was over
-	seen     kv.Timed  // the last key that was timed
+	leading bool
+	term    uint64    // that the leader is of
+	epoch   uint64    // of the store, see kv.Store.TimedKeys
+	looked  time.Time // when the last look was over
+	seen    kv.Timed  // the last key that was timed
+
+	mu       sync.Mutex // guards what follows, and what is in it
 	byKey    map[string]*deadline
 	upcoming deadlines
 }
@@ -46,11 +49,34 @@ type deadline struct {
 	place int // in the heap
 }
 
-// expireKeys times the keys while this node leads, until it is closed.
-func (n *Node) expireKeys() {
-	e := &expiry{
+func newExpiry(n *Node) *expiry {
+	return &expiry{
 		machine: n.machine, propose: n.propose, now: time.Now, pause: max(n.config.ElectionTimeout, time.Second),
 	}
+}
+
+// TimeLeft returns how long the key that was last set by the entry at index stays, if it is not set again. It returns
+// false if this node does not lead, or has not timed it yet.
+func (n *Node) TimeLeft(key string, index uint64) (time.Duration, bool) {
+	if !n.Leads() {
+		return 0, false
+	}
+	return n.expiry.left(key, index)
+}
+
+func (e *expiry) left(key string, index uint64) (time.Duration, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	d := e.byKey[key]
+	if d == nil || d.Index != index {
+		return 0, false
+	}
+	return max(d.at.Sub(e.now()), 0), true
+}
+
+// expireKeys times the keys while this node leads, until it is closed.
+func (n *Node) expireKeys() {
+	e := n.expiry
 	ticks := time.NewTicker(expiryStep)
 	defer ticks.Stop()
 	for {
@@ -85,6 +111,8 @@ func (e *expiry) look(ctx context.Context, leads bool, term uint64) {
 
 // forget has all keys get their full time again.
 func (e *expiry) forget() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.seen, e.byKey, e.upcoming = kv.Timed{}, nil, nil
 }
 
@@ -102,20 +130,7 @@ func (e *expiry) learn() {
 		if len(keys) == 0 {
 			break
 		}
-		if e.byKey == nil {
-			e.byKey = make(map[string]*deadline)
-		}
-		read := e.now() // after they were read: a key must not go early
-		for _, key := range keys {
-			if d := e.byKey[key.Key]; d != nil {
-				d.Timed, d.at = key, read.Add(key.TTL)
-				heap.Fix(&e.upcoming, d.place)
-				continue
-			}
-			d := &deadline{Timed: key, at: read.Add(key.TTL)}
-			e.byKey[key.Key] = d
-			heap.Push(&e.upcoming, d)
-		}
+		e.time(keys)
 		e.seen = keys[len(keys)-1]
 	}
 	if len(e.upcoming) > 2*e.machine.TimedLen()+expiryBatch {
@@ -123,9 +138,31 @@ func (e *expiry) learn() {
 	}
 }
 
+// time times keys that were read from the state machine.
+func (e *expiry) time(keys []kv.Timed) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.byKey == nil {
+		e.byKey = make(map[string]*deadline)
+	}
+	read := e.now() // after they were read: a key must not go early
+	for _, key := range keys {
+		if d := e.byKey[key.Key]; d != nil {
+			d.Timed, d.at = key, read.Add(key.TTL)
+			heap.Fix(&e.upcoming, d.place)
+			continue
+		}
+		d := &deadline{Timed: key, at: read.Add(key.TTL)}
+		e.byKey[key.Key] = d
+		heap.Push(&e.upcoming, d)
+	}
+}
+
 // sweep drops the keys that were removed in the meantime, or have no TTL any more. Otherwise they would stay until
 // their time is over.
 func (e *expiry) sweep() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	kept := e.upcoming[:0]
 	for _, d := range e.upcoming {
 		if e.machine.IsTimed(d.Key, d.Index) {
@@ -144,19 +181,13 @@ func (e *expiry) sweep() {
 func (e *expiry) removeDue(ctx context.Context) bool {
 	begin := e.now()
 	c := command.Command{Kind: command.Expire, Txn: new(command.Transaction)}
-	var due []*deadline
-	for len(e.upcoming) > 0 && len(due) < expiryBatch && !e.upcoming[0].at.After(begin) {
-		d := heap.Pop(&e.upcoming).(*deadline)
-		delete(e.byKey, d.Key)
-		due = append(due, d)
-		if e.machine.IsTimed(d.Key, d.Index) {
-			c.Txn.If = append(c.Txn.If, command.Compare{Key: d.Key, What: command.HasIndex, Index: d.Index})
-		}
-	}
+	due := e.due(begin, c.Txn)
 	if len(c.Txn.If) == 0 {
 		return len(due) == expiryBatch
 	}
 	if _, err := e.propose(ctx, c); err != nil {
+		e.mu.Lock()
+		defer e.mu.Unlock()
 		for _, d := range due {
 			e.byKey[d.Key] = d
 			heap.Push(&e.upcoming, d)
@@ -165,6 +196,21 @@ func (e *expiry) removeDue(ctx context.Context) bool {
 		return false
 	}
 	return len(due) == expiryBatch
+}
+
+// due takes out the keys whose time is over, up to expiryBatch of them, and adds to t those that have not gone.
+func (e *expiry) due(begin time.Time, t *command.Transaction) (due []*deadline) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for len(e.upcoming) > 0 && len(due) < expiryBatch && !e.upcoming[0].at.After(begin) {
+		d := heap.Pop(&e.upcoming).(*deadline)
+		delete(e.byKey, d.Key)
+		due = append(due, d)
+		if e.machine.IsTimed(d.Key, d.Index) {
+			t.If = append(t.If, command.Compare{Key: d.Key, What: command.HasIndex, Index: d.Index})
+		}
+	}
+	return due
 }
 
 // deadlines is a heap with the next one first.

@@ -191,3 +191,24 @@ func TestTTL(t *testing.T) {
 	gone(begin, "second", n2, n3)
 	checkReplicas(t, n2, n3)
 }
+
+// TestTimeLeft: what is left of a key's time is that of the entry that last set it, once that was seen.
+func TestTimeLeft(t *testing.T) {
+	x := newTiming()
+	x.set(10*time.Second, "k") // index 1
+	if left, known := x.left("k", 1); known {
+		t.Errorf("before a look: got %v, want that it is not known", left)
+	}
+	x.run(2 * time.Second)
+	if left, known := x.left("k", 1); !known || left < 7*time.Second || left > 8*time.Second {
+		t.Errorf("after 2 of 10 s: got %v, %t, want 8 s", left, known)
+	}
+	x.set(10*time.Second, "k") // index 2
+	if left, known := x.left("k", 2); known {
+		t.Errorf("of an entry that was not seen yet: got %v, want that it is not known", left)
+	}
+	x.run(expiryStep)
+	if left, known := x.left("k", 2); !known || left < 9*time.Second {
+		t.Errorf("set again: got %v, %t, want 10 s", left, known)
+	}
+}

@@ -3,12 +3,14 @@ package node
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -150,6 +152,34 @@ func (n *Node) raiseFormat(ctx context.Context, i *instance, format int) error {
 	return nil
 }
 
+// RequireFormat returns nil once the cluster has this format, which it raises it to if it can. An error wraps
+// ErrNotApplied or ErrNotLeader.
+func (n *Node) RequireFormat(ctx context.Context, format int) error {
+	return n.requireFormat(ctx, format)
+}
+
+// raiseToMin raises the cluster to Config.MinFormat, while this node leads, as soon as every member knows it.
+func (n *Node) raiseToMin() {
+	ticks := time.NewTicker(max(n.config.ElectionTimeout, time.Second))
+	defer ticks.Stop()
+	warned := ""
+	for { // until it is closed: a node that is adopted begins with an empty state machine
+		select {
+		case <-n.life.ctx.Done():
+			return
+		case <-ticks.C:
+		}
+		if n.machine.Format() >= n.config.MinFormat || !n.Leads() {
+			continue
+		}
+		if err := n.requireFormat(n.life.ctx, n.config.MinFormat); err != nil && err.Error() != warned &&
+			n.life.ctx.Err() == nil {
+			warned = err.Error()
+			n.config.Warnf("Format %d is needed: %v", n.config.MinFormat, err)
+		}
+	}
+}
+
 // mayJoin returns an error unless the program of a node that is to join knows the cluster format.
 func (n *Node) mayJoin(info *Info) error {
 	if format := n.machine.Format(); formatOf(info) < format && format > 1 {
@@ -167,4 +197,10 @@ func (n *Node) mayJoin(info *Info) error {
 func (n *Node) History() (mark string, mixed bool) {
 	id := n.port.ClusterID()
 	return hex.EncodeToString(id[:4]), n.versions.mixed.Load()
+}
+
+// ClusterID returns the beginning of the cluster ID as a number.
+func (n *Node) ClusterID() uint64 {
+	id := n.port.ClusterID()
+	return binary.BigEndian.Uint64(id[:8])
 }

@@ -178,3 +178,14 @@ func TestUnreadableSnapshot(t *testing.T) {
 type unreadable struct{ machine }
 
 func (unreadable) Restore(io.ReadCloser) error { return errors.New("its version is 9") }
+
+// TestMinFormat: a leader raises the format that its clients need by itself, as soon as every member knows it.
+func TestMinFormat(t *testing.T) {
+	n1 := openNode(t, "n1", t.TempDir(), func(c *Config) { c.MinFormat = 4 })
+	n2 := openNode(t, "n2", t.TempDir(), knows(3))
+	n1.waitLeader(t)
+	waitFor(t, "n1 alone has format 4", func() bool { return n1.Info().Format == 4 })
+	if _, err := n1.Join(t.Context(), JoinRequest{ID: "n2", Address: n2.RaftAddress()}); !errors.Is(err, ErrConflict) {
+		t.Errorf("join of a node that knows format 3: got %v, want ErrConflict", err)
+	}
+}

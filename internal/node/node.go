@@ -54,8 +54,6 @@ type StateMachine interface {
 	// unknown; HashAt is what it was at one of the last indexes applied.
 	Hash() (index uint64, hash [32]byte)
 	HashAt(index uint64) (hash [32]byte, ok bool)
-	// Format is the cluster format, which a RaiseFormat command raises.
-	Format() int
 	// Size is how many bytes its keys and values are.
 	Size() int
 	sizer
@@ -70,7 +68,7 @@ type StateMachine interface {
 }
 
 // Config is what a Node needs to know. All fields but Advertise, Join, Nonvoter, HTTPURL, MaxBytes,
-// Certs, Security, Dial, Lab and Progress are required.
+// Certs, Security, Dial, Lab, MinFormat and Progress are required.
 type Config struct {
 	ID                string
 	Version           string        // of this program, for Info
@@ -92,6 +90,7 @@ type Config struct {
 	Certs             *certs.Node   // that nodes show to each other; nil: none
 	Security          func() string // returns the line of Health.Security; asked often; nil: there is none
 	Lab               bool          // links to other members can be cut (lab.go)
+	MinFormat         int           // of the cluster: while this node leads, it raises it to that when it can; 0: any
 
 	// Names keeps the names of clients for StateMachine, while their commands are proposed; nil: nobody wants them.
 	Names *command.Names
@@ -139,6 +138,7 @@ type Node struct {
 	due          chan struct{} // of capacity 1: the log has grown beyond its bound, see watchLog
 	handedOver   time.Time     // when handOverForRoom last did; of watch alone
 	leader       leaderURL
+	expiry       *expiry
 	health       health
 	serving      serving
 
@@ -281,7 +281,9 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 	n.life.background.Go(n.watchLog)
 	n.life.background.Go(n.watchTransfers)
 	n.life.background.Go(n.joinByItself)
+	n.expiry = newExpiry(n)
 	n.life.background.Go(n.expireKeys)
+	n.life.background.Go(n.raiseToMin)
 	n.serving.set(nil, nil)
 	n.life.background.Go(n.watchServing)
 	return n, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"raftkv/internal/command"
@@ -24,6 +25,8 @@ type sizer interface {
 	Footprint() (content, staged int)
 	// ItemFootprint is what one key takes of that, 0 if there is none, and whether it has a lease.
 	ItemFootprint(key string) (bytes int, leased bool)
+	// Format is the cluster format, which a RaiseFormat command raises.
+	Format() int
 	// HasRecord reports whether a command with this idempotency key was applied: another has no effect.
 	HasRecord(idempotencyKey string) bool
 }
@@ -39,6 +42,7 @@ const (
 // admission reckons how large the data become if the commands of a batch are proposed, in their order.
 type admission struct {
 	machine sizer
+	format  int            // of the cluster
 	max     int            // of the Footprint
 	size    int            // the Footprint when all that was admitted is applied, at most
 	least   map[string]int // key: what it takes at least when the next command is applied; absent: what it takes now
@@ -52,7 +56,7 @@ type admission struct {
 // newAdmission returns an admission at which nothing that was proposed before is still to be applied.
 func newAdmission(machine sizer, max int) *admission {
 	content, _ := machine.Footprint()
-	return &admission{machine: machine, max: max, size: content,
+	return &admission{machine: machine, format: machine.Format(), max: max, size: content,
 		least: make(map[string]int), records: make(map[string]*command.Command)}
 }
 
@@ -80,13 +84,12 @@ type effect struct {
 	leased bool // or may end, or goes with another key
 }
 
-// setTo is the effect of a set of a key.
-func setTo(key string, value []byte, lease command.Lease) effect {
-	return effect{key, kv.ItemFootprint(key, len(value), kv.Lease(lease)), lease != command.Lease{}}
-}
-
-// alternatives returns the effects that c has: one of several lists of them, or nothing.
-func alternatives(c *command.Command) (lists [][]effect) {
+// alternatives returns the effects that c has in a cluster of this format: one of several lists of them, or nothing.
+func alternatives(c *command.Command, format int) (lists [][]effect) {
+	setTo := func(key string, value []byte, lease command.Lease) effect {
+		bytes := kv.ItemFootprint(key, len(value), kv.Lease(lease)) + kv.LifeFootprint(format, key)
+		return effect{key, bytes, lease != command.Lease{}}
+	}
 	switch c.Kind {
 	case command.Set, command.Remove:
 		list := make([]effect, len(c.Pairs))
@@ -120,13 +123,28 @@ func alternatives(c *command.Command) (lists [][]effect) {
 }
 
 // worst returns by how much c may make the data grow, whatever they are.
-func worst(c *command.Command) (grows int) {
-	for _, list := range alternatives(c) {
+func worst(c *command.Command, format int) (grows int) {
+	for _, list := range alternatives(c, format) {
 		for _, to := range list {
 			grows += to.bytes
 		}
 	}
 	return grows
+}
+
+// removedBy returns prefixes of which c may remove all keys.
+func removedBy(c *command.Command) (prefixes []string) {
+	switch c.Kind {
+	case command.RemovePrefix:
+		prefixes = append(prefixes, c.Pairs[0].Key)
+	case command.Txn:
+		for _, o := range slices.Concat(c.Txn.Then, c.Txn.Else) {
+			if o.Op == command.OpRemoveRange {
+				prefixes = append(prefixes, command.RangePrefix(o.Key, o.End))
+			}
+		}
+	}
+	return prefixes
 }
 
 // repeats reports whether c has no effect because of its idempotency key: a command with that was applied, or is the
@@ -157,8 +175,9 @@ func (a *admission) admit(c *command.Command) error {
 	}
 	grows := 0                    // by the list that makes it the most; may be negative
 	least := make(map[string]int) // as a.least, after c
-	ends := c.Kind == command.RemovePrefix
-	for k, list := range alternatives(c) {
+	removed := removedBy(c)
+	ends := len(removed) > 0
+	for k, list := range alternatives(c, a.format) {
 		sum, after := 0, make(map[string]int)
 		for _, to := range list {
 			was, seen := after[to.key]
@@ -190,10 +209,10 @@ func (a *admission) admit(c *command.Command) error {
 	for key, bytes := range least {
 		a.least[key] = min(a.now(key), bytes)
 	}
-	if c.Kind == command.RemovePrefix {
-		a.removed = append(a.removed, c.Pairs[0].Key)
+	for _, prefix := range removed {
+		a.removed = append(a.removed, prefix)
 		for key := range a.least {
-			if strings.HasPrefix(key, c.Pairs[0].Key) {
+			if strings.HasPrefix(key, prefix) {
 				a.least[key] = 0
 			}
 		}
@@ -253,6 +272,7 @@ func (n *Node) admit(b batch, settled bool) batch {
 		most = int(n.config.MaxBytes)
 	}
 	content, staged := n.machine.Footprint()
+	format := n.machine.Format()
 	if term != n.settled {
 		// What earlier leaders have proposed may still be on its way into the state machine.
 		applied, _ := n.machine.Applied()
@@ -260,7 +280,7 @@ func (n *Node) admit(b batch, settled bool) batch {
 	}
 	for _, entry := range b {
 		for _, p := range entry {
-			content += worst(&p.command)
+			content += worst(&p.command, format)
 			if p.command.Kind == command.Restore {
 				content = max(content, staged)
 			}

@@ -33,6 +33,8 @@ func applyTo(s *kv.Store, c *command.Command) {
 					tx.Set(o.Key, o.Value)
 				} else if o.Op == command.OpRemove {
 					tx.Remove(o.Key)
+				} else if o.Op == command.OpRemoveRange {
+					tx.RemoveRange(o.Key, o.End)
 				}
 			}
 		}
@@ -183,8 +185,10 @@ func TestAdmissionKeepsTheBound(t *testing.T) {
 					for range r.IntN(4) {
 						if o := setOp(key(), r.IntN(3000)); r.IntN(3) > 0 {
 							all = append(all, o)
+						} else if from := key(); r.IntN(2) == 0 {
+							all = append(all, command.Operation{Op: command.OpRemove, Key: from})
 						} else {
-							all = append(all, command.Operation{Op: command.OpRemove, Key: key()})
+							all = append(all, command.Operation{Op: command.OpRemoveRange, Key: from, End: string(from[0] + 2)})
 						}
 					}
 					return all
@@ -194,6 +198,9 @@ func TestAdmissionKeepsTheBound(t *testing.T) {
 			return sized(key(), r.IntN(3000))
 		}
 		start := kv.New()
+		if seed%2 == 1 { // keys that are set again take more
+			start.Update(1, 1, nil, func(tx *kv.Tx) { tx.RaiseFormat(4) })
+		}
 		for range 4 {
 			c := random()
 			applyTo(start, &c)

@@ -33,7 +33,7 @@ func Build(dir string) (binary string, err error) {
 // Environ is the environment without what configures a node.
 func Environ() []string {
 	return slices.DeleteFunc(os.Environ(), func(entry string) bool {
-		return slices.ContainsFunc([]string{"STORE_", "RAFT_", "HTTP_", "LOG_"}, func(prefix string) bool {
+		return slices.ContainsFunc([]string{"STORE_", "RAFT_", "HTTP_", "LOG_", "ETCD_"}, func(prefix string) bool {
 			return strings.HasPrefix(entry, prefix)
 		})
 	})
