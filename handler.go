@@ -124,7 +124,7 @@ func (h *handler) checkAccess(next http.Handler) http.Handler {
 
 // limit returns a function that makes handlers of endpoints, which together have at most n requests in flight.
 func (h *handler) limit(n int) func(endpoint) http.Handler {
-	slots := api.NewSlots(n)
+	slots := api.NewSlots(n, nil)
 	return func(answer endpoint) http.Handler { return slots.Handler(answer, h.writeError) }
 }
 

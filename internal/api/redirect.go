@@ -210,7 +210,7 @@ const drainBytes = 8 << 20
 var drainTime = 5 * time.Second // shorter in tests
 
 // drains bounds the connections on which that is done, those of requests without a slot among them.
-var drains = NewSlots(512)
+var drains = NewSlots(512, nil)
 
 // WriteError answers r with text as one line and a status that may come before the body was
 // read. A client that is sending it gets the answer all the same.
