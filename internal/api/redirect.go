@@ -187,13 +187,21 @@ type guardedBody struct {
 }
 
 func (b *guardedBody) Read(p []byte) (int, error) {
+	if err := b.begin(); err != nil {
+		return 0, err
+	}
+	return b.ReadCloser.Read(p)
+}
+
+// begin is what comes before the first Read. After an error, the body may still be sent elsewhere.
+func (b *guardedBody) begin() error {
 	if !b.begun {
 		if err := b.check(); err != nil {
-			return 0, err
+			return err
 		}
 		b.begun = true
 	}
-	return b.ReadCloser.Read(p)
+	return nil
 }
 
 // awaitsContinue reports whether the client of r still waits to be asked for the body.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -14,8 +15,9 @@ import (
 // (flight.Bound). One that finds all slots taken waits for one, for flight.Patience at most, before anything of its
 // body is read. Those that wait for their clients give way to it: see flight.Bound.
 //
-// A slot is taken before the body is read, and not when it is there, so that bodies in memory have
-// that bound too. Its methods may be called by several goroutines at once.
+// A slot is taken before the body is read. What its request then has in memory, of its query, its body and its answer,
+// is counted too, if it is more than a slot may have without: see memory.go. Its methods may be called by
+// several goroutines at once.
 type Slots struct {
 	slots  *flight.Bound
 	memory *flight.Bound // bytes, of the requests of all kinds; nil: they are not counted
@@ -32,9 +34,47 @@ func NewSlots(n int, memory *flight.Bound) *Slots {
 	return &Slots{slots: flight.New(int64(n), 4*n, queuedBytes), memory: memory}
 }
 
-// slot is that of one request.
+// slot is that of one request, and what it has of the memory.
 type slot struct {
-	place flight.Hold
+	memory *flight.Bound // nil: it is not counted
+	host   string
+	place  flight.Hold
+	query  flight.Hold // bytes, as the next two
+	body   flight.Hold
+	answer flight.Hold
+}
+
+// holds are all that a slot holds: any of them may be given to another request while this one waits for its client.
+func (own *slot) holds() [4]*flight.Hold {
+	return [...]*flight.Hold{&own.place, &own.query, &own.body, &own.answer}
+}
+
+// begin notes that the request waits for its client, and end that it does so no more.
+func (own *slot) begin(w flight.Wait) (began [4]bool) {
+	for i, h := range own.holds() {
+		began[i] = h.BeginWait(w)
+	}
+	return began
+}
+
+// end returns whether another request has been given what this one held.
+func (own *slot) end(began [4]bool) (gone bool) {
+	for i, h := range own.holds() {
+		if began[i] {
+			gone = h.EndWait() || gone
+		}
+	}
+	return gone
+}
+
+// isGone reports whether another request has what this one held.
+func (own *slot) isGone() bool { return own.place.Gone() || own.query.Gone() || own.body.Gone() }
+
+// release gives back all that is held.
+func (own *slot) release() {
+	for _, h := range own.holds() {
+		h.Release()
+	}
 }
 
 // Take takes a slot for r, which release gives back. Its Error, of status 503, is for a request of
@@ -45,16 +85,20 @@ type slot struct {
 // w must have SetReadDeadline and SetWriteDeadline below it. What else sets them does so before it
 // reads or writes.
 func (s *Slots) Take(w http.ResponseWriter, r *http.Request) (_ http.ResponseWriter, release func(), err error) {
-	own := new(slot)
-	host := connlimit.Host(r.RemoteAddr)
-	if err := s.slots.Acquire(r.Context(), &own.place, host, 1, int64(len(r.URL.RawQuery))); err != nil {
+	own := &slot{memory: s.memory, host: connlimit.Host(r.RemoteAddr)}
+	query := int64(len(r.URL.RawQuery))
+	if err := s.slots.Acquire(r.Context(), &own.place, own.host, 1, query); err != nil {
 		return w, nil, slotError(err)
+	}
+	if err := own.hold(r.Context(), &own.query, query, query); err != nil {
+		own.release()
+		return w, nil, err
 	}
 	c := http.NewResponseController(w)
 	if r.ContentLength != 0 {
 		r.Body = &slotBody{r.Body, own, c}
 	}
-	return &slotWriter{w, own, c}, own.place.Release, nil
+	return &slotWriter{w, own, c, r.Context()}, own.release, nil
 }
 
 // slotError is the Error of a request that got no slot.
@@ -104,12 +148,12 @@ func (b *slotBody) End() error { return b.controller.SetReadDeadline(past) }
 
 // Read implements io.Reader.
 func (b *slotBody) Read(p []byte) (int, error) {
-	if b.slot.place.Gone() {
+	if b.slot.isGone() {
 		return 0, errGaveWay
 	}
-	waits := b.slot.place.BeginWait(b)
+	began := b.slot.begin(b)
 	n, err := b.ReadCloser.Read(p)
-	if waits && b.slot.place.EndWait() {
+	if b.slot.end(began) {
 		return 0, errGaveWay
 	}
 	return n, err
@@ -120,6 +164,7 @@ type slotWriter struct {
 	http.ResponseWriter
 	slot       *slot
 	controller *http.ResponseController
+	ctx        context.Context // of the request
 }
 
 // End implements flight.Wait.
@@ -127,9 +172,9 @@ func (w *slotWriter) End() error { return w.controller.SetWriteDeadline(past) }
 
 // Write implements io.Writer.
 func (w *slotWriter) Write(p []byte) (int, error) {
-	waits := w.slot.place.BeginWait(w)
+	began := w.slot.begin(w)
 	n, err := w.ResponseWriter.Write(p)
-	if waits && w.slot.place.EndWait() {
+	if w.slot.end(began) {
 		return 0, errGaveWay
 	}
 	return n, err

@@ -1171,7 +1171,7 @@ var unitMutants = []unitMutant{
 			`		if false {`}},
 	{name: "a slow reader holds its place", run: "TestSlowReaderGivesWay",
 		edit: edit{"internal/api/slots.go",
-			`	return &slotWriter{w, own, c}, `,
+			`	return &slotWriter{w, own, c, r.Context()}, `,
 			`	return w, `}},
 	{name: "one host has all places", run: "TestShareOfAHost",
 		edit: edit{"internal/flight/bound.go",
@@ -1478,6 +1478,24 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/node/view.go", `	if i.closed {
 		return nil`, `	if false {
 		return nil`}},
+
+	// What requests have in memory.
+	{name: "bodies are not counted", run: "TestMemoryOfRequests",
+		edit: edit{"internal/api/parameters.go",
+			`	if own != nil {
+`,
+			`	if own != nil && false {
+`}},
+	{name: "what a body takes is held after the request", run: "TestMemoryOfRequests",
+		edit: edit{"internal/api/slots.go",
+			`		h.Release()`,
+			`		if h != &own.body {
+			h.Release()
+		}`}},
+	{name: "a list that has begun ends with a status", run: "TestMemoryOfAnswers",
+		edit: edit{"internal/api/list.go",
+			`ok && s.begun {`,
+			`ok && false {`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not

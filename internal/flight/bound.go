@@ -302,12 +302,9 @@ func (b *Bound) release(h *Hold) {
 	}
 	h.gone = true
 	b.endIdle(h)
-	b.taken.Add(-h.n)
-	b.all.Release(h.n)
+	b.give(h.host, h.n)
 	if h.host != "" {
-		own := b.hosts[h.host]
-		own.room.Release(h.n)
-		b.leaveLocked(h.host, own)
+		b.leaveLocked(h.host, b.hosts[h.host])
 	}
 }
 
@@ -316,6 +313,31 @@ func (b *Bound) endIdle(h *Hold) {
 	if h.idle != nil {
 		b.idle.Remove(h.idle)
 		h.idle, h.wait = nil, nil
+	}
+}
+
+// Shrink gives back what h holds beyond n.
+func (h *Hold) Shrink(n int64) {
+	if h.bound == nil {
+		return
+	}
+	b := h.bound
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	back := h.n - n
+	if h.gone || back <= 0 {
+		return
+	}
+	h.n = n
+	b.give(h.host, back)
+}
+
+// give gives back n of a host. b.mu is held.
+func (b *Bound) give(of string, n int64) {
+	b.taken.Add(-n)
+	b.all.Release(n)
+	if of != "" {
+		b.hosts[of].room.Release(n)
 	}
 }
 

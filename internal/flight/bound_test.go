@@ -86,8 +86,11 @@ func TestWaitsForRoom(t *testing.T) {
 	wants(t, "large", gotLarge, "<nil>")
 	wants(t, "small", gotSmall, "<nil>")
 	waitFor(t, b, 6, 0, 0)
+	large.Shrink(2)
+	large.Shrink(3)
+	waitFor(t, b, 3, 0, 0)
 	all, gotAll := later(t, b, "", 1000, 1) // more than there is: as much as there is
-	waitFor(t, b, 6, 0, 1)
+	waitFor(t, b, 3, 0, 1)
 	large.Release()
 	small.Release()
 	wants(t, "all", gotAll, "<nil>")
