@@ -449,13 +449,15 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 	if err := api.ClearDeadlines(w); err != nil {
 		return err
 	}
-	data, err := backup.Read(api.DeadlineReader(w, r), r.ContentLength, h.node.MaxBytes())
+	data, err := backup.Receive(h.node.Dir(), api.DeadlineReader(w, r), r.ContentLength,
+		backup.Limits{Data: h.node.MaxBytes(), Disk: h.node.SpareDisk()})
 	if errors.Is(err, backup.ErrTooLarge) {
 		return fmt.Errorf("%w: %w", node.ErrFull, err)
 	}
 	if err != nil {
 		return api.BodyError("body", err)
 	}
+	defer data.Close()
 	index, unchanged, err := backup.Restore(r.Context(), data, h.propose)
 	if unchanged {
 		return fmt.Errorf("%w: %v", node.ErrNotApplied, err) // not err's own code, which is about one entry

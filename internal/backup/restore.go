@@ -13,7 +13,8 @@ import (
 	"raftkv/internal/kv"
 )
 
-// ErrTooLarge is wrapped by the error for a backup whose data are more than there is room for, in memory or on the disk.
+// ErrTooLarge is wrapped by the error for a backup whose data are more than there is room for, in memory or on the
+// disk.
 var ErrTooLarge = kv.ErrSnapshotTooLarge
 
 // A Backup is one that was received and verified. It is in a file, so that however large it is, it takes little memory.
@@ -32,7 +33,7 @@ type Limits struct {
 // Receive reads the whole of a backup into a file in dir, and verifies that it can be restored; length is that of r, -1
 // if it is unknown. Of one that is too large no more is read than shows that: by its length nothing, by the number of
 // its keys the header. Nothing is left of the file when the Backup is closed, nor, on Unix, when the process ends.
-func Receive(dir string, r io.Reader, length int64, limits Limits) (b *Backup, err error) {
+func Receive(dir string, r io.Reader, length int64, limits Limits) (_ *Backup, err error) {
 	if limits.Data > 0 && length > kv.MaxSnapshotWithin(int(limits.Data)) {
 		return nil, fmt.Errorf("%w: it has %d bytes, and its data may take %d: nothing was changed; raise STORE_MAX_BYTES "+
 			"on every node", ErrTooLarge, length, limits.Data)
@@ -40,7 +41,7 @@ func Receive(dir string, r io.Reader, length int64, limits Limits) (b *Backup, e
 	if limits.Disk > 0 && length > int64(limits.Disk) {
 		return nil, errDisk(length, limits.Disk)
 	}
-	b = new(Backup)
+	b := new(Backup)
 	if b.file, err = os.CreateTemp(dir, "restore-*.tmp"); err != nil {
 		return nil, fmt.Errorf("a file for the backup: %w", err)
 	}
@@ -69,8 +70,8 @@ func Receive(dir string, r io.Reader, length int64, limits Limits) (b *Backup, e
 }
 
 func errDisk(needs int64, has uint64) error {
-	return fmt.Errorf("%w: it needs a file of %d bytes or more, and the disk of this node has %d beside what snapshots and "+
-		"the log need: nothing was changed; make the disk larger", ErrTooLarge, needs, has)
+	return fmt.Errorf("%w: it needs a file of %d bytes or more, and the disk of this node has %d beside what snapshots "+
+		"and the log need: nothing was changed; make the disk larger", ErrTooLarge, needs, has)
 }
 
 var errNoRoom = errors.New("no room for the file")

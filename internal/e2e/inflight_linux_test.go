@@ -6,11 +6,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"raftkv/internal/kv"
 	"raftkv/internal/testkit"
 )
 
@@ -104,4 +106,51 @@ func postSlowly(address, form string, sent chan<- struct{}, last <-chan struct{}
 	}
 	_, err = io.Copy(io.Discard, response.Body)
 	return response.StatusCode, response.Header.Get("Retry-After"), err
+}
+
+// TestRestoreTakesLittleMemory: a backup is received and verified without its data being in memory, so that one with
+// more than may be can't end the node, although how much that is shows only as it comes.
+func TestRestoreTakesLittleMemory(t *testing.T) {
+	slow(t)
+	const most = 128 << 20
+	n := testkit.NewNode(t, binary(t), "n1", "RAFT_ELECTION_TIMEOUT=100ms", "LOG_LEVEL=warn",
+		fmt.Sprint("STORE_MAX_BYTES=", most))
+	n.Start(t)
+	n.Set(t, "kept", "as it is")
+	n.WaitReady(t)
+	large := kv.New()
+	large.Update(1, 1, nil, func(tx *kv.Tx) {
+		value := make([]byte, 1<<20)
+		for i := range most>>20 + 1 {
+			tx.Set(fmt.Sprint("key", i), value)
+		}
+	})
+	before := sampleMemory(t, n)
+	n.Set(t, "kept", "as it was")
+	alone := before.peak()
+	during := sampleMemory(t, n)
+	backup, to := io.Pipe() // of unknown length
+	go func() { _ = to.CloseWithError(large.WriteSnapshot(to)) }()
+	r, err := http.NewRequest(http.MethodPut, n.Base+"/restore", backup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := testkit.Send(testkit.Direct, r)
+	peak := during.peak()
+	t.Logf("%d MiB before, %d MiB while a backup of more than %d MiB came", alone>>20, peak>>20, most>>20)
+	if err == nil {
+		err = a.OneLine("STORE_MAX_BYTES", "nothing was changed")
+	}
+	if err != nil || a.Status != http.StatusInsufficientStorage {
+		t.Errorf("got %d %q, %v, want 507", a.Status, a.Body, err)
+	}
+	if peak > alone+96<<20 {
+		t.Errorf("got %d MiB, want little more than the %d MiB of before", peak>>20, alone>>20)
+	}
+	if got := n.Definite(t, http.MethodGet, "/get?key=kept", ""); got.Body != "as it was" {
+		t.Errorf("got %q, want what was there before", got.Body)
+	}
+	if left, err := filepath.Glob(filepath.Join(n.Volume, "restore-*")); len(left) > 0 || err != nil {
+		t.Errorf("got %v, %v left on the volume, want nothing", left, err)
+	}
 }

@@ -839,9 +839,9 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/kv/snapshot_decoder.go",
 			`d.max > 0 && bytes > maxRecordBytes {`,
 			`false {`}},
-	{name: "a backup that is too long is read", run: "TestRead",
+	{name: "a backup that is too long is read", run: "TestReceive",
 		edit: edit{"internal/backup/restore.go",
-			`	if max > 0 && length > kv`,
+			`	if limits.Data > 0 && length > kv`,
 			`	if false && length > kv`}},
 	{name: "the limit of a cgroup above is passed over", run: "TestCgroupLimit",
 		edit: edit{"internal/memory/memory.go",
@@ -1142,8 +1142,11 @@ var unitMutants = []unitMutant{
 			`	if false {`}},
 	{name: "a backup has no leases", run: "TestCommands",
 		edit: edit{"internal/backup/backup.go",
-			`			return ok && stage(command.StageLeases,`,
-			`			return false && stage(command.StageLeases,`}},
+			`					return stage(command.StageLeases,`,
+			`					if true {
+						return nil
+					}
+					return stage(command.StageLeases,`}},
 	// Strangers over HTTP.
 	{name: "a link changes what it leads to by a name", run: "TestFromBrowser",
 		edit: edit{"internal/api/origin.go",
@@ -1496,6 +1499,21 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/api/list.go",
 			`ok && s.begun {`,
 			`ok && false {`}},
+	{name: "the file of a backup has no bound", run: "TestReceive",
+		edit: edit{"internal/backup/restore.go",
+			`l.bounded && uint64(len(p)) > l.left {`,
+			`l.bounded && false {`}},
+	{name: "what is staged of a broken file is restored", run: "TestFileIsGone",
+		edit: edit{"internal/backup/backup.go",
+			`		if b.err == nil {
+			yield(`,
+			`		if true {
+			yield(`}},
+	{name: "a backup is scanned without a bound", run: "TestScanSnapshot",
+		edit: edit{"internal/kv/snapshot_decoder.go",
+			`			d.err = d.scan.item(key, value)
+			d.within(uint64(d.scan.size))`,
+			`			d.err = d.scan.item(key, value)`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not
