@@ -279,7 +279,9 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	index, _ := h.store.Applied() // before the key is read: a watch from there misses no change of it
 	api.SetAppliedIndexHeader(w, index)
 	if len(keys) > 1 {
-		return streamed(api.WriteItems(w, h.store.Clone(), keys))
+		view, w, release := h.version(w)
+		defer release()
+		return streamed(api.WriteItems(w, view, keys))
 	}
 	key := keys[0]
 	item, lease, ok := h.store.GetLeased(key)
@@ -297,6 +299,11 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	return api.WriteValue(w, item.Value)
+}
+
+// version returns the store as it is now, for an answer that is written to the writer: see api.Version.
+func (h *handler) version(w http.ResponseWriter) (*kv.Store, http.ResponseWriter, func()) {
+	return api.Version(w, h.store, api.RetainedLimit(h.node.MaxBytes()))
 }
 
 // streamed returns the error of an answer of which nothing was sent. If it was sent in part, as its error is no
@@ -320,7 +327,9 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, q.Stale); err != nil {
 		return err
 	}
-	return streamed(api.WriteList(w, h.store.Clone(), q, h.history()))
+	view, w, release := h.version(w)
+	defer release()
+	return streamed(api.WriteList(w, view, q, h.history()))
 }
 
 // watch answers server-sent events, one for each entry that changes a key with the prefix.
@@ -428,7 +437,9 @@ func (h *handler) snapshot(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
-	return streamed(api.WriteSnapshot(w, r, h.store.Clone()))
+	view, w, release := h.version(w)
+	defer release()
+	return streamed(api.WriteSnapshot(w, r, view))
 }
 
 // restore replaces all data by those of a backup, on every node. The whole backup is read

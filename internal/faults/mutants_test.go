@@ -1514,6 +1514,14 @@ var unitMutants = []unitMutant{
 			`			d.err = d.scan.item(key, value)
 			d.within(uint64(d.scan.size))`,
 			`			d.err = d.scan.item(key, value)`}},
+	{name: "a version that is read is held for ever", run: "TestPin",
+		edit: edit{"internal/kv/pin.go",
+			`s.dropped() > e.Value.(*pin).until;`,
+			`false;`}},
+	{name: "a slow reader is given up only when it reads on", run: "TestSlowReaderIsGivenUp",
+		edit: edit{"internal/api/version.go",
+			`	_ = v.controller.SetWriteDeadline(past) // an`,
+			`	// an`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not
