@@ -38,6 +38,7 @@ type config struct {
 	snapshotThreshold uint64
 	snapshotBytes     uint64
 	storeMaxBytes     uint64 // 0: as memory.DataLimit has it
+	inFlightBytes     uint64 // 0: as memory.InFlightLimit has it
 	electionTimeout   time.Duration
 	logLevel          string
 	logFormat         string // text or json
@@ -170,6 +171,17 @@ var variables = []variable{
 			c.storeMaxBytes, err = strconv.ParseUint(v, 10, 62)
 			if err != nil || c.storeMaxBytes < 1<<20 {
 				return errors.New("want a number of bytes of at least 1048576, or memory/4")
+			}
+			return nil
+		}},
+	{"INFLIGHT_MAX_BYTES", "memory/4", "bytes of memory for requests under way, by default 268435456 at most; beyond: 503",
+		func(c *config, v string) (err error) {
+			if v == "memory/4" { // of what the process may use
+				return nil
+			}
+			c.inFlightBytes, err = strconv.ParseUint(v, 10, 40)
+			if err != nil || c.inFlightBytes < 16<<20 {
+				return errors.New("want a number of bytes from 16777216 to 1099511627775, or memory/4")
 			}
 			return nil
 		}},

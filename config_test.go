@@ -153,6 +153,7 @@ func TestConfigRefuses(t *testing.T) {
 		"RAFT_SNAPSHOT_BYTES":     {"0", "1048575", "64MiB", "-1", "9223372036854775808"},
 		"RAFT_SNAPSHOT_THRESHOLD": {"0", "-1", "1.5", "many", "9223372036854775808", "18446744073709551616"},
 		"STORE_MAX_BYTES":         {"0", "1048575", "64MiB", "-1", "memory/2", "4611686018427387904"},
+		"INFLIGHT_MAX_BYTES":      {"0", "16777215", "256MiB", "-1", "memory/2", "1099511627776"},
 		"INSECURE":                {"YES", "true", "1"},
 		"LOG_LEVEL":               {"INFO", "trace", "panic", "loud", "info "},
 		"LOG_FORMAT":              {"JSON", "logfmt", "json "},
@@ -258,7 +259,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	t.Setenv("RAFT_SERVER_PORT", "0")
 	t.Setenv("RAFT_VOLUME_DIR", filepath.Join(t.TempDir(), "new", "volume"))
 	for _, name := range []string{"RAFT_NODE_ID", "HTTP_SERVER_HOST", "HTTP_SERVER_NAMES", "RAFT_SERVER_HOST",
-		"RAFT_ELECTION_TIMEOUT", "RAFT_SNAPSHOT_THRESHOLD", "RAFT_SNAPSHOT_BYTES", "STORE_MAX_BYTES", "LOG_LEVEL"} {
+		"RAFT_ELECTION_TIMEOUT", "RAFT_SNAPSHOT_THRESHOLD", "RAFT_SNAPSHOT_BYTES", "STORE_MAX_BYTES", "INFLIGHT_MAX_BYTES",
+		"LOG_LEVEL"} {
 		t.Setenv(name, "")
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"strconv"
@@ -20,6 +19,7 @@ import (
 	"raftkv/internal/backup"
 	"raftkv/internal/command"
 	"raftkv/internal/etcd"
+	"raftkv/internal/flight"
 	"raftkv/internal/forward"
 	"raftkv/internal/kv"
 	"raftkv/internal/metrics"
@@ -62,11 +62,16 @@ type handler struct {
 // nothing: writeError does.
 type endpoint func(w http.ResponseWriter, r *http.Request) error
 
-func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string) *handler {
+func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string,
+	memory *flight.Bound) *handler {
 	h := &handler{node: n, store: store, log: log, methods: make(map[string]string), kill: killProcess, page: page.New(n)}
 	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
-	request, stream, watch := h.limit(maxRequests), h.limit(maxStreams), h.limit(maxWatches)
-	membership, status, probe := h.limit(maxMemberships), h.limit(maxStatuses), h.limit(maxProbes)
+	limit := func(n int) func(endpoint) http.Handler { // handlers that together have n requests in flight
+		slots := api.NewSlots(n, memory)
+		return func(answer endpoint) http.Handler { return slots.Handler(answer, h.writeError) }
+	}
+	request, stream, watch := limit(maxRequests), limit(maxStreams), limit(maxWatches)
+	membership, status, probe := limit(maxMemberships), limit(maxStatuses), limit(maxProbes)
 
 	router := mux.NewRouter().SkipClean(true) // else //set is redirected, and clients drop the body
 	h.leaders = mux.NewRouter()
@@ -198,12 +203,6 @@ func (h *handler) checkAccess(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.access.Check(w, r, next) })
 }
 
-// limit returns a function that makes handlers of endpoints, which together have at most n requests in flight.
-func (h *handler) limit(n int) func(endpoint) http.Handler {
-	slots := api.NewSlots(n)
-	return func(answer endpoint) http.Handler { return slots.Handler(answer, h.writeError) }
-}
-
 // leading returns an endpoint whose request's body is read only if this node leads: a client
 // that is redirected still has it, and a request that is sent on is read on its way.
 func (h *handler) leading(answer endpoint, kind forward.Kind) endpoint {
@@ -301,8 +300,7 @@ func (h *handler) txn(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	api.WriteTxn(w, c, result, h.history())
-	return nil
+	return streamed(api.WriteTxn(w, c, result, h.history()))
 }
 
 // history is what the indexes of this node's answers belong to.
@@ -357,8 +355,9 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 	index, _ := h.store.Applied() // before the key is read: a watch from there misses no change of it
 	api.SetAppliedIndexHeader(w, index)
 	if len(keys) > 1 {
-		_ = api.WriteItems(w, h.store.Clone(), keys)
-		return nil
+		view, w, release := h.version(w)
+		defer release()
+		return streamed(api.WriteItems(w, view, keys))
 	}
 	key := keys[0]
 	item, lease, ok := h.store.GetLeased(key)
@@ -375,10 +374,21 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("Content-Length", strconv.Itoa(len(item.Value)))
-	_, _ = io.WriteString(w, item.Value)
-	return nil
+	return api.WriteValue(w, item.Value)
+}
+
+// version returns the store as it is now, for an answer that is written to the writer: see api.Version.
+func (h *handler) version(w http.ResponseWriter) (*kv.Store, http.ResponseWriter, func()) {
+	return api.Version(w, h.store, api.RetainedLimit(h.node.MaxBytes()))
+}
+
+// streamed returns the error of an answer of which nothing was sent. If it was sent in part, as its error is no
+// api.Error, only a connection that breaks off shows the client that it is not all.
+func streamed(err error) error {
+	if _, ok := errors.AsType[api.Error](err); err != nil && !ok {
+		panic(http.ErrAbortHandler)
+	}
+	return err
 }
 
 // list answers keys in order, a JSON object a line, from one view of the store.
@@ -393,8 +403,9 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, q.Stale); err != nil {
 		return err
 	}
-	_ = api.WriteList(w, h.store.Clone(), q, h.history())
-	return nil
+	view, w, release := h.version(w)
+	defer release()
+	return streamed(api.WriteList(w, view, q, h.history()))
 }
 
 // watch answers server-sent events, one for each entry that changes a key with the prefix.
@@ -502,10 +513,9 @@ func (h *handler) snapshot(w http.ResponseWriter, r *http.Request) error {
 	if err := h.prepareRead(w, r, stale); err != nil {
 		return err
 	}
-	if err := api.WriteSnapshot(w, r, h.store.Clone()); err != nil {
-		panic(http.ErrAbortHandler) // the status is sent: only a connection that breaks off shows the error
-	}
-	return nil
+	view, w, release := h.version(w)
+	defer release()
+	return streamed(api.WriteSnapshot(w, r, view))
 }
 
 // restore replaces all data by those of a backup, on every node. The whole backup is read
@@ -526,13 +536,15 @@ func (h *handler) restore(w http.ResponseWriter, r *http.Request) error {
 	if err := api.ClearDeadlines(w); err != nil {
 		return err
 	}
-	data, err := backup.Read(api.DeadlineReader(w, r), r.ContentLength, h.node.MaxBytes())
+	data, err := backup.Receive(h.node.Dir(), api.DeadlineReader(w, r), r.ContentLength,
+		backup.Limits{Data: h.node.MaxBytes(), Disk: h.node.SpareDisk()})
 	if errors.Is(err, backup.ErrTooLarge) {
 		return fmt.Errorf("%w: %w", node.ErrFull, err)
 	}
 	if err != nil {
 		return api.BodyError("body", err)
 	}
+	defer data.Close()
 	index, unchanged, err := backup.Restore(r.Context(), data, h.propose)
 	if unchanged {
 		return fmt.Errorf("%w: %v", node.ErrNotApplied, err) // not err's own code, which is about one entry

@@ -745,13 +745,13 @@ func TestErrorTable(t *testing.T) {
 func TestTooManyRequestsAreNotApplied(t *testing.T) {
 	h := &handler{log: newLogger(io.Discard, "error")}
 	answered, hold, held := 0, make(chan struct{}), make(chan struct{})
-	limited := h.limit(1)(func(_ http.ResponseWriter, r *http.Request) error {
+	limited := api.NewSlots(1, nil).Handler(func(_ http.ResponseWriter, r *http.Request) error {
 		if answered++; r.URL.Path == "/hold" {
 			close(held)
 			<-hold
 		}
 		return nil
-	})
+	}, h.writeError)
 	get := func(path string) answer {
 		w := httptest.NewRecorder()
 		limited.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost"+path, nil))
@@ -778,7 +778,7 @@ func TestTooManyRequestsAreNotApplied(t *testing.T) {
 func TestStoppedNode(t *testing.T) {
 	s := startOne(t)
 	set(t, s, "k", "v")
-	h := newHandler(s.node, s.machine.Store, s.log, nil)
+	h := newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20))
 	if err := s.stop(); err != nil {
 		t.Fatalf("stop: %v", err)
 	}
@@ -895,7 +895,7 @@ func FuzzHandler(f *testing.F) {
 	})
 	leads(f, s)
 	set(f, s, "a", "1") // the first write or read of a term adds an entry of its own
-	h := &checked{s: s, h: newHandler(s.node, s.machine.Store, s.log, []string{"kv.example"})}
+	h := &checked{s: s, h: newHandler(s.node, s.machine.Store, s.log, []string{"kv.example"}, api.NewMemory(64<<20))}
 	address := serveElsewhere(f, s, func(server *http.Server, l net.Listener) error {
 		server.Handler = h
 		return api.Serve(server, l, nil)
@@ -1035,7 +1035,7 @@ func serveElsewhere(t testing.TB, s *service, serve func(*http.Server, net.Liste
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := api.NewServer(newHandler(s.node, s.machine.Store, s.log, nil), s.log.Warnf)
+	server := api.NewServer(newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20)), s.log.Warnf)
 	server.ErrorLog = log.New(io.Discard, "", 0)
 	served := make(chan error, 1)
 	go func() { served <- serve(server, l) }()
@@ -1140,7 +1140,8 @@ func heap() int64 {
 // less.
 func TestSlowSenders(t *testing.T) {
 	s := startOne(t)
-	if got := api.NewServer(newHandler(s.node, s.machine.Store, s.log, nil), s.log.Warnf).ReadHeaderTimeout; got <= 0 ||
+	h := newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20))
+	if got := api.NewServer(h, s.log.Warnf).ReadHeaderTimeout; got <= 0 ||
 		got > 10*time.Second {
 		t.Errorf("ReadHeaderTimeout: got %v, want 10s at most", got)
 	}
@@ -1278,7 +1279,7 @@ func BenchmarkHandler(b *testing.B) {
 	for i := range 100 {
 		set(b, s, fmt.Sprintf("key%02d", i), strings.Repeat("v", 110))
 	}
-	h := newHandler(s.node, s.machine.Store, s.log, nil)
+	h := newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20))
 	for _, bb := range []struct {
 		name, target string
 		status       int

@@ -198,7 +198,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		_ = s.server.Close()
 		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
-	h := newHandler(s.node, s.machine.Store, s.log, names)
+	h := newHandler(s.node, s.machine.Store, s.log, names, api.NewMemory(memory.InFlightLimit(c.inFlightBytes)))
 	if c.etcd {
 		h.openGateway()
 	}

@@ -130,8 +130,8 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 	}
 	for _, text := range strings.Split(*clients, ",") {
 		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 || n > 2000 {
-			return s, fmt.Errorf("%w: -clients %s: want numbers from 1 to 2000, with commas between", errUsage, *clients)
+		if err != nil || n < 1 || n > 8000 {
+			return s, fmt.Errorf("%w: -clients %s: want numbers from 1 to 8000, with commas between", errUsage, *clients)
 		}
 		s.clients = append(s.clients, n)
 	}

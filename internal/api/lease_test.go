@@ -99,7 +99,7 @@ func TestLeaseIsShown(t *testing.T) {
 		tx.Set("d", nil)
 	})
 	var b bytes.Buffer
-	if err := (ListRequest{}).write(&b, s); err != nil {
+	if err := (ListRequest{}).write(newLines(&b, answerMemory{}), s); err != nil {
 		t.Fatal(err)
 	}
 	var got []string

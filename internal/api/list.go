@@ -112,12 +112,54 @@ func endOfPrefix(prefix string) string {
 	return ""
 }
 
+// lines writes items as lines of JSON. What a long one takes is counted while it is written.
+type lines struct {
+	out    *bufio.Writer
+	json   *json.Encoder
+	memory answerMemory
+}
+
+func newLines(to io.Writer, memory answerMemory) *lines {
+	l := &lines{out: bufio.NewWriterSize(to, 32<<10), memory: memory}
+	l.json = json.NewEncoder(l.out)
+	l.json.SetEscapeHTML(false)
+	return l
+}
+
+// write writes a line with that value, which is in it.
+func (l *lines) write(line any, value string) error {
+	if err := l.memory.hold(lineSize(value)); err != nil {
+		return err
+	}
+	defer l.memory.release()
+	return l.json.Encode(line)
+}
+
+// stream is an answer in pieces, of which nothing may have been sent yet.
+type stream struct {
+	io.Writer
+	begun bool
+}
+
+func (s *stream) Write(p []byte) (int, error) {
+	s.begun = true
+	return s.Writer.Write(p)
+}
+
+// result returns err, which is an Error only if nothing was sent: then it can still be answered.
+func (s *stream) result(err error) error {
+	if _, ok := errors.AsType[Error](err); ok && s.begun {
+		return errors.New(err.Error())
+	}
+	return err
+}
+
 // WriteItems writes keys of view, one JSON object a line, in the order given; one that is not there has "found":false.
+// Its errors are as those of WriteList.
 func WriteItems(w http.ResponseWriter, view *kv.Store, keys []string) error {
 	w.Header().Set("Content-Type", "application/jsonl")
-	out := bufio.NewWriterSize(DeadlineWriter(w), 32<<10)
-	lines := json.NewEncoder(out)
-	lines.SetEscapeHTML(false)
+	to := &stream{Writer: DeadlineWriter(w)}
+	out := newLines(to, memoryOf(w))
 	for _, key := range keys {
 		found, lease, ok := view.GetLeased(key)
 		line := struct {
@@ -130,22 +172,24 @@ func WriteItems(w http.ResponseWriter, view *kv.Store, keys []string) error {
 		} else {
 			line.Found = &ok
 		}
-		if err := lines.Encode(line); err != nil {
-			return err
+		if err := out.write(line, found.Value); err != nil {
+			return to.result(err)
 		}
 	}
-	return out.Flush()
+	return out.out.Flush()
 }
 
 // WriteList writes the keys of view that q asks for, one JSON object a line, and in a header whether the limit has left
-// some out. If view is a Clone, no other reader or writer of the store waits for it.
+// some out. If view is a Clone, no other reader or writer of the store waits for it. With an Error, nothing was
+// answered; with any other, the beginning was, and only that the connection breaks off keeps the client from taking it
+// for all.
 func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest, h History) error {
 	index, _ := view.Applied()
 	SetAppliedIndexHeader(w, index)
 	w.Header().Set("Raftkv-Watch-From", h.ID(index))
 	w.Header().Set("Content-Type", "application/jsonl")
 	disableProxyBuffering(w)
-	write := func(to io.Writer) error { return q.write(to, view) }
+	write := func(to io.Writer) error { return q.write(newLines(to, memoryOf(w)), view) }
 	switch {
 	case q.Count:
 		n := 0
@@ -170,13 +214,11 @@ func WriteList(w http.ResponseWriter, view *kv.Store, q ListRequest, h History) 
 	if q.sized {
 		setContentLength(w, write)
 	}
-	return write(DeadlineWriter(w))
+	to := &stream{Writer: DeadlineWriter(w)}
+	return to.result(write(to))
 }
 
-func (q ListRequest) write(to io.Writer, view *kv.Store) error {
-	out := bufio.NewWriterSize(to, 32<<10)
-	lines := json.NewEncoder(out)
-	lines.SetEscapeHTML(false)
+func (q ListRequest) write(to *lines, view *kv.Store) error {
 	var err error
 	n := 0
 	q.scan(view, func(key string, found kv.Item, lease kv.Lease) bool {
@@ -186,9 +228,16 @@ func (q ListRequest) write(to io.Writer, view *kv.Store) error {
 			line.setValue(found.Value)
 		}
 		line.setLease(lease)
-		err = lines.Encode(line)
+		value := found.Value
+		if q.Keys {
+			value = ""
+		}
+		err = to.write(line, value)
 		n++
 		return err == nil && n != q.Limit
 	})
-	return errors.Join(err, out.Flush())
+	if err != nil {
+		return err
+	}
+	return to.out.Flush()
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"raftkv/internal/command"
 )
@@ -50,7 +51,9 @@ func Parse(r *http.Request, allowed ...string) (Values, error) {
 		if len(body) > 0 && kind != "application/x-www-form-urlencoded" {
 			return Values{}, badRequest("Content-Type: %q; POST takes application/x-www-form-urlencoded, PUT a raw value", kind)
 		}
-		if err := values.add(string(body), r.URL.Path, allowed, "form", "curl --data-urlencode"); err != nil {
+		// Not a copy of what may be 2 MiB. Nothing writes to body any more.
+		text := unsafe.String(unsafe.SliceData(body), len(body))
+		if err := values.add(text, r.URL.Path, allowed, "form", "curl --data-urlencode"); err != nil {
 			return Values{}, err
 		}
 	}
@@ -100,17 +103,45 @@ func readBody(r *http.Request, what string, limit int64) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, tooLarge(what, limit)
 	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
-	if guarded, ok := r.Body.(*guardedBody); err != nil && ok && !guarded.begun {
-		return nil, err
+	if guarded, ok := r.Body.(*guardedBody); ok {
+		if err := guarded.begin(); err != nil {
+			return nil, err
+		}
 	}
+	most := limit
+	if r.ContentLength >= 0 {
+		most = r.ContentLength
+	}
+	own := slotOf(r.Body)
+	if own != nil {
+		if err := own.hold(r.Context(), &own.body, most, 0); err != nil {
+			return nil, err
+		}
+	}
+	body, err := readAll(r.Body, r.ContentLength, limit)
 	if err != nil {
 		return nil, BodyError(what, fmt.Errorf("the body ends early: %w", err))
+	}
+	if own != nil && r.ContentLength < 0 {
+		own.body.Shrink(copies * int64(len(body)))
 	}
 	if int64(len(body)) > limit {
 		return nil, tooLarge(what, limit)
 	}
 	return body, checkLength(r, len(body))
+}
+
+// readAll reads a body of that length, or of limit+1 bytes at most if it is -1.
+func readAll(body io.Reader, length, limit int64) ([]byte, error) {
+	if length < 0 {
+		return io.ReadAll(io.LimitReader(body, limit+1))
+	}
+	all := make([]byte, length)
+	n, err := io.ReadFull(body, all)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return all[:n], err
 }
 
 // BodyError returns the Error for a body that could not be read because of err; what names

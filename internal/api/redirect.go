@@ -187,13 +187,21 @@ type guardedBody struct {
 }
 
 func (b *guardedBody) Read(p []byte) (int, error) {
+	if err := b.begin(); err != nil {
+		return 0, err
+	}
+	return b.ReadCloser.Read(p)
+}
+
+// begin is what comes before the first Read. After an error, the body may still be sent elsewhere.
+func (b *guardedBody) begin() error {
 	if !b.begun {
 		if err := b.check(); err != nil {
-			return 0, err
+			return err
 		}
 		b.begun = true
 	}
-	return b.ReadCloser.Read(p)
+	return nil
 }
 
 // awaitsContinue reports whether the client of r still waits to be asked for the body.
@@ -210,7 +218,7 @@ const drainBytes = 8 << 20
 var drainTime = 5 * time.Second // shorter in tests
 
 // drains bounds the connections on which that is done, those of requests without a slot among them.
-var drains = NewSlots(512)
+var drains = NewSlots(512, nil)
 
 // WriteError answers r with text as one line and a status that may come before the body was
 // read. A client that is sending it gets the answer all the same.

@@ -23,6 +23,20 @@ func WriteText(w http.ResponseWriter, status int, text string) {
 	_, _ = io.WriteString(w, line)
 }
 
+// WriteValue answers the bytes of a value. With an error, which is an Error, it has answered nothing.
+func WriteValue(w http.ResponseWriter, value string) error {
+	memory := memoryOf(w)
+	// As it is in the store, where it may be replaced meanwhile, and as bytes.
+	if err := memory.hold(2 * int64(len(value))); err != nil {
+		return err
+	}
+	defer memory.release()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Length", strconv.Itoa(len(value)))
+	_, _ = io.WriteString(w, value)
+	return nil
+}
+
 // WriteLine answers one line, with status 200 unless the status has been sent.
 func WriteLine(w http.ResponseWriter, format string, args ...any) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")

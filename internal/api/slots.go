@@ -1,47 +1,80 @@
 package api
 
 import (
-	"container/list"
+	"context"
 	"errors"
 	"io"
 	"net/http"
-	"sync"
 	"time"
 
 	"raftkv/internal/connlimit"
+	"raftkv/internal/flight"
 )
 
-// Slots bounds the requests of one kind that are under way, in all and, for each remote host, to a
-// quarter (connlimit.Host, connlimit.PerHost). When all slots are taken and one more request comes,
-// it takes the slot of the request that has waited longest for its client: for the next part of
-// its body, or that the client reads on. To announce a body and not send it, or not to read an answer,
-// costs a client next to nothing, and so keeps nobody out. When none waits for its client, the
-// new request is refused. So it is with the slots of one host and its next request.
+// Slots bounds the requests of one kind that are under way, in all and, for each remote host, to a quarter
+// (flight.Bound). One that finds all slots taken waits for one, for flight.Patience at most, before anything of its
+// body is read. Those that wait for their clients give way to it: see flight.Bound.
 //
-// A slot is taken before the body is read, and not when it is there, so that bodies in memory have
-// that bound too. Its methods may be called by several goroutines at once.
+// A slot is taken before the body is read. What its request then has in memory, of its query, its body and its answer,
+// is counted too, if it is more than a slot may have without: see memory.go. Its methods may be called by
+// several goroutines at once.
 type Slots struct {
-	max int
-
-	mu      sync.Mutex // guards what follows, and the fields of every slot
-	held    int
-	hosts   map[string]int // slots of each host that connlimit.Host names, while it has any
-	waiting list.List      // of *slot: those that wait for their clients, the one that began longest ago first
+	slots  *flight.Bound
+	memory *flight.Bound // bytes, of the requests of all kinds; nil: they are not counted
 }
 
-// slot is that of one request.
+// queuedBytes is what the queries of requests that wait for a slot take at most: they are in memory already.
+const queuedBytes = 64 << 20
+
+// NewSlots returns n slots, whose requests hold bytes of memory; fewer slots, in proportion, where the server has fewer
+// connections than MaxConnections (see Serve): otherwise the connections would all be taken before the slots are.
+// Four times as many requests may wait for one.
+func NewSlots(n int, memory *flight.Bound) *Slots {
+	n = max(1, n*connections()/MaxConnections)
+	return &Slots{slots: flight.New(int64(n), 4*n, queuedBytes), memory: memory}
+}
+
+// slot is that of one request, and what it has of the memory.
 type slot struct {
-	slots   *Slots
-	host    string
-	waiting *list.Element // in Slots.waiting; nil: it does not wait for its client
-	end     func() error  // ends that wait
-	gone    bool          // it was given to another request, or back
+	memory *flight.Bound // nil: it is not counted
+	host   string
+	place  flight.Hold
+	query  flight.Hold // bytes, as the next two
+	body   flight.Hold
+	answer flight.Hold
 }
 
-// NewSlots returns n slots; fewer, in proportion, where the server has fewer connections than
-// MaxConnections (see Serve): otherwise the connections would all be taken before the slots are.
-func NewSlots(n int) *Slots {
-	return &Slots{max: max(1, n*connections()/MaxConnections), hosts: make(map[string]int)}
+// holds are all that a slot holds: any of them may be given to another request while this one waits for its client.
+func (own *slot) holds() [4]*flight.Hold {
+	return [...]*flight.Hold{&own.place, &own.query, &own.body, &own.answer}
+}
+
+// begin notes that the request waits for its client, and end that it does so no more.
+func (own *slot) begin(w flight.Wait) (began [4]bool) {
+	for i, h := range own.holds() {
+		began[i] = h.BeginWait(w)
+	}
+	return began
+}
+
+// end returns whether another request has been given what this one held.
+func (own *slot) end(began [4]bool) (gone bool) {
+	for i, h := range own.holds() {
+		if began[i] {
+			gone = h.EndWait() || gone
+		}
+	}
+	return gone
+}
+
+// isGone reports whether another request has what this one held.
+func (own *slot) isGone() bool { return own.place.Gone() || own.query.Gone() || own.body.Gone() }
+
+// release gives back all that is held.
+func (own *slot) release() {
+	for _, h := range own.holds() {
+		h.Release()
+	}
 }
 
 // Take takes a slot for r, which release gives back. Its Error, of status 503, is for a request of
@@ -52,30 +85,33 @@ func NewSlots(n int) *Slots {
 // w must have SetReadDeadline and SetWriteDeadline below it. What else sets them does so before it
 // reads or writes.
 func (s *Slots) Take(w http.ResponseWriter, r *http.Request) (_ http.ResponseWriter, release func(), err error) {
-	own := &slot{slots: s, host: connlimit.Host(r.RemoteAddr)}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.hosts[own.host] >= connlimit.PerHost(s.max) && !s.takeFrom(own.host) {
-		return w, nil, Errorf(http.StatusServiceUnavailable, "%d requests of this kind are under way already from this "+
-			"host, a quarter of all that there may be: nothing was done; it is safe to send it again", s.hosts[own.host])
+	own := &slot{memory: s.memory, host: connlimit.Host(r.RemoteAddr)}
+	query := int64(len(r.URL.RawQuery))
+	if err := s.slots.Acquire(r.Context(), &own.place, own.host, 1, query); err != nil {
+		return w, nil, slotError(err)
 	}
-	if s.held >= s.max && !s.takeFrom("") {
-		return w, nil, Errorf(http.StatusServiceUnavailable,
-			"%d requests of this kind are under way already: nothing was done; it is safe to send it again", s.max)
-	}
-	s.held++
-	if own.host != "" {
-		s.hosts[own.host]++
+	if err := own.hold(r.Context(), &own.query, query, query); err != nil {
+		own.release()
+		return w, nil, err
 	}
 	c := http.NewResponseController(w)
 	if r.ContentLength != 0 {
 		r.Body = &slotBody{r.Body, own, c}
 	}
-	return &slotWriter{w, own, c}, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.giveBack(own)
-	}, nil
+	return &slotWriter{w, own, c, r.Context()}, own.release, nil
+}
+
+// slotError is the Error of a request that got no slot.
+func slotError(err error) error {
+	full, ok := errors.AsType[flight.ErrFull](err)
+	switch {
+	case !ok: // the client has gone
+	case full.Host:
+		return Errorf(http.StatusServiceUnavailable, "too many requests of this kind are under way from this host, which "+
+			"has a quarter of all that there may be (%v): nothing was done; it is safe to send it again", err)
+	}
+	return Errorf(http.StatusServiceUnavailable,
+		"too many requests of this kind are under way (%v): nothing was done; it is safe to send it again", err)
 }
 
 // Handler returns the handler of an endpoint whose requests take slots; further ones are not applied. An endpoint that
@@ -94,72 +130,8 @@ func (s *Slots) Handler(endpoint func(http.ResponseWriter, *http.Request) error,
 	})
 }
 
-// takeFrom takes a slot from the request of a host, of any if that is empty, that has waited longest
-// for its client. It returns false if there is none. s.mu is held.
-func (s *Slots) takeFrom(host string) bool {
-	for e := s.waiting.Front(); e != nil; e = e.Next() {
-		if oldest := e.Value.(*slot); host == "" || oldest.host == host {
-			// While it is in the list, it is within a read or a write, so that the deadline is that of its own request.
-			_ = oldest.end()
-			s.giveBack(oldest)
-			return true
-		}
-	}
-	return false
-}
-
-// giveBack gives a slot back, once. s.mu is held.
-func (s *Slots) giveBack(own *slot) {
-	if own.gone {
-		return
-	}
-	own.gone = true
-	own.endWait()
-	s.held--
-	if own.host == "" {
-		return
-	}
-	if s.hosts[own.host]--; s.hosts[own.host] == 0 {
-		delete(s.hosts, own.host)
-	}
-}
-
-// endWait takes the slot off those that wait. Slots.mu is held.
-func (own *slot) endWait() {
-	if own.waiting != nil {
-		own.slots.waiting.Remove(own.waiting)
-		own.waiting = nil
-	}
-}
-
 // errGaveWay is returned where a request waits for its client, and another one has taken its slot.
 var errGaveWay = errors.New("the slot of this request was taken by another one")
-
-// wait has the request wait for its client in f, which end ends; then it returns errGaveWay.
-func (own *slot) wait(end func() error, f func() (int, error)) (int, error) {
-	s := own.slots
-	s.mu.Lock()
-	if own.gone || own.waiting != nil {
-		s.mu.Unlock()
-		return f()
-	}
-	own.waiting, own.end = s.waiting.PushBack(own), end
-	s.mu.Unlock()
-	n, err := f()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	own.endWait()
-	if own.gone {
-		return 0, errGaveWay
-	}
-	return n, err
-}
-
-func (own *slot) isGone() bool {
-	own.slots.mu.Lock()
-	defer own.slots.mu.Unlock()
-	return own.gone
-}
 
 // past is a deadline that ends a read or a write under way.
 var past = time.Unix(1, 0)
@@ -171,13 +143,20 @@ type slotBody struct {
 	controller *http.ResponseController
 }
 
+// End implements flight.Wait.
+func (b *slotBody) End() error { return b.controller.SetReadDeadline(past) }
+
 // Read implements io.Reader.
 func (b *slotBody) Read(p []byte) (int, error) {
 	if b.slot.isGone() {
 		return 0, errGaveWay
 	}
-	return b.slot.wait(func() error { return b.controller.SetReadDeadline(past) },
-		func() (int, error) { return b.ReadCloser.Read(p) })
+	began := b.slot.begin(b)
+	n, err := b.ReadCloser.Read(p)
+	if b.slot.end(began) {
+		return 0, errGaveWay
+	}
+	return n, err
 }
 
 // slotWriter writes the answer to a request with a slot.
@@ -185,12 +164,20 @@ type slotWriter struct {
 	http.ResponseWriter
 	slot       *slot
 	controller *http.ResponseController
+	ctx        context.Context // of the request
 }
+
+// End implements flight.Wait.
+func (w *slotWriter) End() error { return w.controller.SetWriteDeadline(past) }
 
 // Write implements io.Writer.
 func (w *slotWriter) Write(p []byte) (int, error) {
-	return w.slot.wait(func() error { return w.controller.SetWriteDeadline(past) },
-		func() (int, error) { return w.ResponseWriter.Write(p) })
+	began := w.slot.begin(w)
+	n, err := w.ResponseWriter.Write(p)
+	if w.slot.end(began) {
+		return 0, errGaveWay
+	}
+	return n, err
 }
 
 // Unwrap is for http.ResponseController.

@@ -245,7 +245,7 @@ func (o *txnOperation) lease(key string) (l command.Lease, err error) {
 }
 
 // WriteTxn answers what a transaction did: which branch, and what came of each operation of it.
-func WriteTxn(w http.ResponseWriter, c command.Command, r command.Result, h History) {
+func WriteTxn(w http.ResponseWriter, c command.Command, r command.Result, h History) error {
 	branch := "else"
 	if r.Txn.Held {
 		branch = "then"
@@ -253,6 +253,10 @@ func WriteTxn(w http.ResponseWriter, c command.Command, r command.Result, h Hist
 	w.Header().Set("Content-Type", "application/json")
 	// One operation at a time: together, what they have read may be large.
 	_, _ = fmt.Fprintf(w, "{\"branch\":%q,\"index\":%d,\"results\":[", branch, r.Index)
+	memory := memoryOf(w)
+	if memory.w != nil {
+		memory.w.slot.body.Release() // it is not needed any more
+	}
 	out := json.NewEncoder(w)
 	out.SetEscapeHTML(false)
 	for i, o := range c.Txn.Branch(r) {
@@ -272,9 +276,17 @@ func WriteTxn(w http.ResponseWriter, c command.Command, r command.Result, h Hist
 				result.ETag = h.ID(done.Index)
 			}
 		}
-		_ = out.Encode(result)
+		if err := memory.hold(lineSize(done.Value)); err != nil {
+			return errors.New(err.Error()) // no Error: the transaction was carried out
+		}
+		err := out.Encode(result)
+		memory.release()
+		if err != nil {
+			return err
+		}
 	}
-	_, _ = io.WriteString(w, "]}\n")
+	_, err := io.WriteString(w, "]}\n")
+	return err
 }
 
 // txnResult is what came of one operation.

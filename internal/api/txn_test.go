@@ -131,7 +131,7 @@ func ExampleWriteTxn() {
 	c := command.Command{Kind: command.Txn, Txn: &command.Transaction{Then: []command.Operation{
 		{Op: command.OpSet, Key: "a"}, {Op: command.OpRemove, Key: "b"}, {Op: command.OpGet, Key: "c"},
 	}}}
-	WriteTxn(w, c, command.Result{Index: 12, Txn: &command.TxnResult{Held: true, Operations: []command.OperationResult{
+	_ = WriteTxn(w, c, command.Result{Index: 12, Txn: &command.TxnResult{Held: true, Operations: []command.OperationResult{
 		{}, {Found: true}, {Found: true, Value: "1", Index: 7},
 	}}}, History{Mark: "93e28155"})
 	fmt.Print(w.Body)

@@ -9,83 +9,101 @@
 package backup
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"iter"
 
 	"raftkv/internal/command"
 	"raftkv/internal/kv"
 )
 
-// Check returns an error if a backup holds what no request could have written: it may
-// come from a program with other limits. It is checked before the first entry, as on the
+// refusal is the error for a backup that holds what no request could have written: it may
+// come from a program with other limits. It is looked for before the first entry, as on the
 // way there is nobody left to refuse it.
-func Check(backup *kv.Store) (err error) {
-	backup.Ascend("", func(key string, item kv.Item) bool {
-		if len(key) == 0 || len(key) > command.MaxKey || len(item.Value) > command.MaxValue {
-			err = fmt.Errorf("it has a key of %d bytes with a value of %d; a key has 1 to %d, a value up to %d",
-				len(key), len(item.Value), command.MaxKey, command.MaxValue)
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
+// checker looks for that.
+var checker = kv.Visitor{
+	Item: func(key, value string) error {
+		if len(key) == 0 || len(key) > command.MaxKey || len(value) > command.MaxValue {
+			return refusal(fmt.Sprintf("it has a key of %d bytes with a value of %d; a key has 1 to %d, a value up to %d",
+				len(key), len(value), command.MaxKey, command.MaxValue))
 		}
-		return err == nil
-	})
-	if err != nil {
-		return err
-	}
-	backup.AscendRecords(func(key, record string) bool {
+		return nil
+	},
+	Record: func(key, record string) error {
 		if len(key) == 0 || len(key) > command.MaxIdempotencyKey || len(record) > command.MaxValue {
-			err = fmt.Errorf("it has an idempotency key of %d bytes; it has 1 to %d", len(key), command.MaxIdempotencyKey)
+			return refusal(fmt.Sprintf("it has an idempotency key of %d bytes; it has 1 to %d", len(key),
+				command.MaxIdempotencyKey))
 		}
-		return err == nil
-	})
-	if err != nil {
-		return err
-	}
-	backup.AscendLeases(func(key string, lease kv.Lease) bool {
+		return nil
+	},
+	Lease: func(_ string, lease kv.Lease) error {
 		if lease.TTL > command.MaxTTL {
-			err = fmt.Errorf("it has a key with a TTL of %v; it has up to %v", lease.TTL, command.MaxTTL)
+			return refusal(fmt.Sprintf("it has a key with a TTL of %v; it has up to %v", lease.TTL, command.MaxTTL))
 		}
-		return err == nil
-	})
-	return err
+		return nil
+	},
 }
 
 // stageBytes is about how much of a backup one entry holds: enough for the cost of an
 // entry not to matter, little enough for other requests to find their place in between.
 const stageBytes = 256 << 10
 
-// Commands yields the commands that make the content of backup, idempotency records and leases
+// errStopped ends a scan whose commands are not wanted any more.
+var errStopped = errors.New("stopped")
+
+// Commands yields the commands that make the content of b, idempotency records and leases
 // included, the state machine's, in order; each is to be an entry. A Stage is a little
-// more than 256 KiB, or one pair that is larger. The backup must not be changed meanwhile.
-func Commands(backup *kv.Store) iter.Seq[command.Command] {
+// more than 256 KiB, or one pair that is larger, and no more of b is in memory. If the file can't be
+// read any more, they end before the last one, and b.err is why.
+func (b *Backup) Commands() iter.Seq[command.Command] {
 	return func(yield func(command.Command) bool) {
 		if !yield(command.Command{Kind: command.Unstage}) {
 			return
 		}
-		size, ok := 0, true
+		size := 0
 		var c command.Command
-		stage := func(kind command.Kind, key, value string) bool {
+		flush := func() error {
+			full := c
+			if size, c = 0, (command.Command{}); len(full.Pairs) > 0 && !yield(full) {
+				return errStopped
+			}
+			return nil
+		}
+		stage := func(kind command.Kind, key, value string) error {
 			if size > stageBytes || c.Kind != kind {
-				ok = len(c.Pairs) == 0 || yield(c)
-				size, c = 0, command.Command{Kind: kind}
+				if err := flush(); err != nil {
+					return err
+				}
+				c.Kind = kind
 			}
 			c.Pairs = append(c.Pairs, command.Pair{Key: key, Value: []byte(value)})
 			size += len(key) + len(value)
-			return ok
+			return nil
 		}
-		backup.Ascend("", func(key string, item kv.Item) bool {
-			return stage(command.Stage, key, item.Value)
-		})
-		backup.AscendRecords(func(key, record string) bool {
-			return ok && stage(command.StageRecords, key, record)
-		})
-		backup.AscendLeases(func(key string, lease kv.Lease) bool { // behind all keys, as one may go with another
-			return ok && stage(command.StageLeases, key, string(command.AppendLease(nil, command.Lease(lease))))
-		})
-		if ok && (len(c.Pairs) == 0 || yield(c)) {
-			yield(command.Command{
-				Kind:    command.Restore,
-				Items:   uint64(backup.Len()),
-				Records: uint64(backup.Records()),
+		_, b.err = b.file.Seek(0, io.SeekStart)
+		if b.err == nil {
+			_, _, b.err = kv.ScanSnapshot(b.file, 0, kv.Visitor{
+				Item:   func(key, value string) error { return stage(command.Stage, key, value) },
+				Record: func(key, record string) error { return stage(command.StageRecords, key, record) },
+				Lease: func(key string, lease kv.Lease) error { // behind all keys, as one may go with another
+					return stage(command.StageLeases, key, string(command.AppendLease(nil, command.Lease(lease))))
+				},
 			})
+		}
+		if b.err == nil {
+			b.err = flush()
+		}
+		if errors.Is(b.err, errStopped) {
+			b.err = nil
+			return
+		}
+		if b.err == nil {
+			yield(command.Command{Kind: command.Restore, Items: uint64(b.items), Records: uint64(b.records)})
 		}
 	}
 }

@@ -2,9 +2,12 @@ package backup
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,8 +19,21 @@ import (
 // storeOf returns a store that one Update has changed.
 func storeOf(change func(tx *kv.Tx)) *kv.Store {
 	s := kv.New()
-	s.Update(1, 1, nil, change)
+	s.Update(1, 1, nil, func(tx *kv.Tx) {
+		tx.RaiseFormat(3) // which leases need
+		change(tx)
+	})
 	return s
+}
+
+// receive receives a backup of s.
+func receive(t testing.TB, s *kv.Store, limits Limits) (*Backup, error) {
+	t.Helper()
+	var b bytes.Buffer
+	if err := s.WriteSnapshot(&b); err != nil {
+		t.Fatal(err)
+	}
+	return Receive(t.TempDir(), &b, int64(b.Len()), limits)
 }
 
 func TestCheck(t *testing.T) {
@@ -77,7 +93,10 @@ func TestCheck(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := Check(storeOf(tt.change))
+			b, err := receive(t, storeOf(tt.change), Limits{})
+			if b != nil {
+				defer b.Close()
+			}
 			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 				t.Errorf("got %v, want %q in it", err, tt.want)
 			}
@@ -125,7 +144,12 @@ func TestCommands(t *testing.T) {
 				tx.Stage("left by another restore", nil)
 			})
 			stages, index, restored := 0, uint64(1), false
-			for c := range Commands(backup) {
+			received, err := receive(t, backup, Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer received.Close()
+			for c := range received.Commands() {
 				if restored {
 					t.Fatalf("got kind %d after the restore", c.Kind)
 				}
@@ -168,6 +192,9 @@ func TestCommands(t *testing.T) {
 					}
 				})
 			}
+			if received.err != nil {
+				t.Error(received.err)
+			}
 			if !restored {
 				t.Error("the last command restored nothing")
 			}
@@ -203,14 +230,19 @@ func TestCommandsCanBeStopped(t *testing.T) {
 		tx.Set("a", nil)
 		tx.AddRecord("id", "record")
 	})
+	received, err := receive(t, backup, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer received.Close()
 	for n := 1; n <= 4; n++ { // Unstage, Stage, StageRecords, Restore
 		got := 0
-		for range Commands(backup) {
+		for range received.Commands() {
 			if got++; got == n {
 				break
 			}
 		}
-		if got != n {
+		if got != n || received.err != nil {
 			t.Errorf("got %d commands, want %d", got, n)
 		}
 	}
@@ -235,38 +267,75 @@ func records(s *kv.Store) string {
 	return all.String()
 }
 
-// TestRead: a backup that is too long is not read at all, one whose data take too much not to its end.
-func TestRead(t *testing.T) {
+// TestReceive: a backup that is too long is not read at all, one whose data take too much, in memory or on the disk,
+// not to its end. It leaves no file behind.
+func TestReceive(t *testing.T) {
 	data := storeOf(func(tx *kv.Tx) { tx.Set("key", make([]byte, 1000)) })
 	var b bytes.Buffer
 	if err := data.WriteSnapshot(&b); err != nil {
 		t.Fatal(err)
 	}
+	length := int64(b.Len())
 	takes := uint64(kv.ItemFootprint("key", 1000, kv.Lease{}))
 	for _, tt := range []struct {
-		name   string
-		length int64
-		max    uint64
-		fits   bool
+		name    string
+		length  int64
+		limits  Limits
+		fits    bool
+		mention string
+		unread  bool
 	}{
-		{name: "as much as may be", length: int64(b.Len()), max: takes, fits: true},
-		{name: "of unknown length", length: -1, max: takes, fits: true},
-		{name: "no bound", length: 1 << 60, max: 0, fits: true},
-		{name: "a byte more", length: -1, max: takes - 1},
-		{name: "too long", length: kv.MaxSnapshotWithin(int(takes)) + 1, max: takes},
+		{name: "as much as may be", length: length, limits: Limits{Data: takes, Disk: uint64(length)}, fits: true},
+		{name: "of unknown length", length: -1, limits: Limits{Data: takes}, fits: true},
+		{name: "no bound", length: 1 << 60, fits: true},
+		{name: "a byte more", length: -1, limits: Limits{Data: takes - 1}, mention: "STORE_MAX_BYTES"},
+		{name: "too long", length: kv.MaxSnapshotWithin(int(takes)) + 1, limits: Limits{Data: takes},
+			mention: "STORE_MAX_BYTES", unread: true},
+		{name: "too long for the disk", length: length, limits: Limits{Disk: uint64(length) - 1}, mention: "disk",
+			unread: true},
+		{name: "the disk is full", length: -1, limits: Limits{Disk: uint64(length) - 1}, mention: "disk"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			from := bytes.NewReader(b.Bytes())
-			_, err := Read(from, tt.length, tt.max)
+			dir, from := t.TempDir(), bytes.NewReader(b.Bytes())
+			received, err := Receive(dir, from, tt.length, tt.limits)
 			if tt.fits != (err == nil) || (err != nil && !errors.Is(err, ErrTooLarge)) {
-				t.Errorf("got %v, want that it fits is %v", err, tt.fits)
+				t.Fatalf("got %v, want that it fits is %v", err, tt.fits)
 			}
-			if err != nil && !strings.Contains(err.Error(), "STORE_MAX_BYTES") {
-				t.Errorf("got %q, want what to do", err)
+			if err != nil && !strings.Contains(err.Error(), tt.mention) {
+				t.Errorf("got %q, want what to do: %q", err, tt.mention)
 			}
-			if tt.name == "too long" && from.Len() != b.Len() {
+			if tt.unread && from.Len() != b.Len() {
 				t.Errorf("got %d bytes read, want none", b.Len()-from.Len())
 			}
+			if received != nil {
+				received.Close()
+			}
+			if left, err := os.ReadDir(dir); len(left) > 0 || err != nil {
+				t.Errorf("got %v, %v left, want nothing", left, err)
+			}
 		})
+	}
+}
+
+// TestFileIsGone: a backup whose file can't be read any more is not restored, and changes nothing.
+func TestFileIsGone(t *testing.T) {
+	b, err := receive(t, storeOf(func(tx *kv.Tx) { tx.Set("key", make([]byte, 1000)) }), Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if err := b.file.Truncate(500); err != nil {
+		t.Fatal(err)
+	}
+	var kinds []command.Kind
+	_, unchanged, err := Restore(t.Context(), b, func(_ context.Context, c command.Command) (command.Result, error) {
+		kinds = append(kinds, c.Kind)
+		return command.Result{}, nil
+	})
+	if !unchanged || !errors.Is(err, kv.ErrSnapshotDamaged) {
+		t.Errorf("got unchanged %v, %v, want true and that it is damaged", unchanged, err)
+	}
+	if want := []command.Kind{command.Unstage, command.Unstage}; !slices.Equal(kinds, want) {
+		t.Errorf("got %v proposed, want %v", kinds, want)
 	}
 }

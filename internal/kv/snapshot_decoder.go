@@ -19,9 +19,10 @@ type decoder struct {
 	buf []byte // that of the last bytes
 	err error
 
-	leases bool // the version has them
-	lives  bool // the version has them
-	max    int  // of the footprint of a content, and of a staging area; 0: any
+	leases bool  // the version has them
+	lives  bool  // the version has them
+	max    int   // of the footprint of a content, and of a staging area; 0: any
+	scan   *scan // of ScanSnapshot: takes what else would be kept; nil: it is kept
 }
 
 // maxRecordBytes is what the idempotency records of a content may take where its footprint is bounded: each has a key
@@ -75,6 +76,9 @@ func (d *decoder) state() state {
 		d.damaged("staging area is of term %d, the last entry of %d", st.stagedTerm, st.term)
 	}
 	if st.stagedTerm != 0 {
+		if d.scan != nil {
+			d.scan.stage()
+		}
 		d.data(&st.staged, st.index)
 	}
 	d.trailer()
@@ -122,8 +126,9 @@ func (d *decoder) livesOf(into *data) {
 		switch {
 		case i > 0 && key <= last:
 			d.damaged("life %d of %d is out of order", i+1, count)
-		case !found || l.version < 2 || l.created > item.Index:
+		case l.version < 2 || d.scan == nil && (!found || l.created > item.Index):
 			d.damaged("life %d of %d is none, or of a key that is not there", i+1, count)
+		case d.scan != nil: // a restore makes each key anew
 		default:
 			into.setLife(key, l)
 			d.within(uint64(into.footprint()))
@@ -148,8 +153,11 @@ func (d *decoder) leasesOf(into *data) {
 			d.damaged("lease %d of %d has a TTL of %d ms", i+1, count, ttl)
 		case i > 0 && key <= last:
 			d.damaged("lease %d of %d is out of order", i+1, count)
-		case lease == Lease{} || !into.setLease(key, lease):
+		case lease == Lease{} || d.scan == nil && !into.setLease(key, lease):
 			d.damaged("lease %d of %d is none, or of a key that is not there", i+1, count)
+		case d.scan != nil:
+			d.err = d.scan.lease(key, lease)
+			d.within(uint64(d.scan.size))
 		default:
 			d.within(uint64(into.footprint()))
 		}
@@ -171,6 +179,10 @@ func (d *decoder) items(into *data, applied uint64) {
 			d.damaged("key %d of %d is out of order", i+1, count)
 		case item.Index > applied:
 			d.damaged("key %d of %d was set at index %d, after %d", i+1, count, item.Index, applied)
+		case d.scan != nil:
+			d.err = d.scan.item(key, value)
+			d.within(uint64(d.scan.size))
+			last = key
 		default:
 			into.set(into.items.Load, key, item)
 			d.within(uint64(into.footprint()))
@@ -195,7 +207,14 @@ func (d *decoder) records(into *dedupTable) {
 			d.err = fmt.Errorf("%w: its idempotency records take more than %d bytes", ErrSnapshotTooLarge, maxRecordBytes)
 			return
 		}
-		if into.add(key, text); uint64(into.len()) != i+1 {
+		isNew := true
+		if d.scan != nil {
+			isNew, d.err = d.scan.record(key, text)
+		} else {
+			into.add(key, text)
+			isNew = uint64(into.len()) == i+1
+		}
+		if !isNew {
 			d.damaged("idempotency record %d of %d has the key of another", i+1, count)
 		}
 	}

@@ -540,7 +540,9 @@ func FuzzReadSnapshot(f *testing.F) {
 			s := New()
 			put(s, 9, "kept", "as it is")
 			before := dump(t, s)
-			if err := s.ReadSnapshot(bytes.NewReader(snapshot)); err != nil {
+			err := s.ReadSnapshot(bytes.NewReader(snapshot))
+			wantScan(t, snapshot, s, err)
+			if err != nil {
 				if !errors.Is(err, ErrSnapshotVersion) && !errors.Is(err, ErrSnapshotDamaged) {
 					t.Fatalf("got %v, want one of the documented errors", err)
 				}

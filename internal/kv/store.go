@@ -54,6 +54,7 @@ type Store struct {
 	epoch    uint64       // counts the resets of the history
 	open     atomic.Int64 // watchers that were not closed
 	details  bool         // of KeepDetails
+	pins     pins
 
 	// Used by Update's goroutine alone.
 	hasher hasher
@@ -101,6 +102,9 @@ type data struct {
 	records dedupTable
 	leases  leases
 	lives   lives
+
+	dropped uint64 // bytes of keys and values that were replaced or removed, ever
+	changes uint64 // of items, ever
 }
 
 func newData() data {
@@ -108,26 +112,37 @@ func newData() data {
 }
 
 func (d *data) clone() data {
-	return data{items: d.items.Copy(), size: d.size, records: d.records.clone(), leases: d.leases.clone(),
-		lives: d.lives.clone()}
+	c := *d
+	c.items, c.records, c.leases, c.lives = d.items.Copy(), d.records.clone(), d.leases.clone(), d.lives.clone()
+	return c
 }
 
 // set sets key, without a lease and a life, with put, which is Set of d.items or Load, its faster form for keys in
 // ascending order.
 func (d *data) set(put func(string, Item) (Item, bool), key string, item Item) {
 	was, replaced := put(key, item)
+	d.changes++
 	d.size += len(item.Value) - len(was.Value)
 	if !replaced {
 		d.size += len(key)
 		return
 	}
+	d.dropped += uint64(len(key) + len(was.Value))
 	d.size -= leaseSize(key, d.leases.remove(key, was.Index))
 	d.removeLife(key)
+}
+
+// dropAll notes that d takes the place of was.
+func (d *data) dropAll(was *data) {
+	d.dropped = was.dropped + uint64(was.footprint())
+	d.changes += was.changes
 }
 
 // remove removes key, if it is there.
 func (d *data) remove(key string) {
 	if was, ok := d.items.Delete(key); ok {
+		d.changes++
+		d.dropped += uint64(len(key) + len(was.Value))
 		d.size -= len(key) + len(was.Value) + leaseSize(key, d.leases.remove(key, was.Index))
 		d.removeLife(key)
 	}
@@ -198,6 +213,7 @@ func (s *Store) Ascend(from string, yield func(key string, item Item) bool) {
 func (s *Store) Clone() *Store {
 	s.mu.Lock() // not RLock: copying a tree writes to it
 	defer s.mu.Unlock()
+	s.noteClone()
 	return newStore(s.state.clone())
 }
 
@@ -209,7 +225,9 @@ func (s *Store) Reset() {
 func (s *Store) replace(st state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	st.dropAll(&s.data)
 	s.state = st
+	s.giveUp()
 	s.resetHistory(st.index)
 	s.advance(st.index, st.term)
 }
@@ -281,5 +299,6 @@ func (s *Store) Update(index, term uint64, entry []byte, change func(tx *Tx)) {
 	}
 	tx.end()
 	s.hash = hash
+	s.giveUp()
 	s.advance(index, term)
 }

@@ -153,6 +153,7 @@ func (tx *Tx) Restore(items, records int) bool {
 	if staged.items.Len() != items || staged.records.len() != records {
 		return false
 	}
+	staged.dropAll(&tx.state.data)
 	tx.state.data = staged
 	tx.restored = true
 	return true

@@ -52,6 +52,19 @@ func DataLimit(set uint64) (bytes uint64, line string) {
 		MiB(bytes), MiB(available), source)
 }
 
+// inFlight is InFlightLimit where there is memory enough, in bytes.
+const inFlight = 256 << 20
+
+// InFlightLimit returns what INFLIGHT_MAX_BYTES is, in bytes, if it is set to set: 256 MiB if that is 0, or a quarter of
+// Available if it is less.
+func InFlightLimit(set uint64) uint64 {
+	if set > 0 {
+		return set
+	}
+	available, _ := Available()
+	return min(inFlight, max(available/4, 16<<20))
+}
+
 // MiB returns bytes in a form for people.
 func MiB(bytes uint64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
 

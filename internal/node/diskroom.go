@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -199,6 +200,20 @@ func (n *Node) checkSpace() {
 	if n.health.set(&n.health.space, line) {
 		n.config.Warnf("%s", line)
 	}
+}
+
+// Dir is the directory of the volume.
+func (n *Node) Dir() string { return n.config.Dir }
+
+// SpareDisk returns how many bytes the disk of the volume has beside what snapshots and the log need; at least 1, as 0
+// would be no bound.
+func (n *Node) SpareDisk() uint64 {
+	n.checkSpace()
+	room := n.rooms.of(n.config.ID)
+	if room == nil { // the free space can't be found out
+		return math.MaxInt64
+	}
+	return max(1, room.Free-min(room.Free, room.Needed))
 }
 
 // freeSpace returns how many bytes users other than root may take of the disk of dir.
