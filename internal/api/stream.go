@@ -120,8 +120,15 @@ func (q WatchRequest) Serve(
 	if gone {
 		writeNotice(out, "reset", reset.Message, q.history.ID(after), after)
 	}
-	_ = q.write(ctx, serving, w, out, watcher, keepAlive)
+	_ = q.write(ctx, serving, w, out, watcher, store, keepAlive)
 	return nil
+}
+
+// watchPause is how long a watch waits for more events once it has sent some, when there are
+// so many watches: up to 1,000 of them together send 5,000 times a second at most, and what
+// they cost the writes stays bounded. An event that comes alone is sent at once.
+func watchPause(watchers int) time.Duration {
+	return min(time.Duration(watchers)*200*time.Microsecond, 200*time.Millisecond)
 }
 
 // beginEvents begins an answer of server-sent events.
@@ -134,13 +141,24 @@ func beginEvents(w http.ResponseWriter) *bufio.Writer {
 // write writes the events of watcher as server-sent events until ctx ends, the client
 // goes, serving ends or the watcher is dropped, and a comment whenever there was none for
 // keepAlive. Each has an id from which the client can resume. The last two ends are an event
-// of their own, end, with the reason.
+// of their own, end, with the reason. Events that come soon after others are sent together,
+// after a watchPause of the number of watchers.
 func (q WatchRequest) write(ctx, serving context.Context, w http.ResponseWriter, out *bufio.Writer, watcher *kv.Watcher,
-	keepAlive time.Duration) error {
+	store *kv.Store, keepAlive time.Duration) error {
+	controller := http.NewResponseController(w)
+	var pause time.Duration
 	for {
 		// A bufio.Writer keeps its first error.
-		if err := errors.Join(out.Flush(), http.NewResponseController(w).Flush()); err != nil {
+		if err := errors.Join(out.Flush(), controller.Flush()); err != nil {
 			return err
+		}
+		if pause > 0 {
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			case <-serving.Done():
+			}
+			pause = 0
 		}
 		wait, cancel := context.WithTimeout(ctx, keepAlive)
 		stop := context.AfterFunc(serving, cancel)
@@ -153,6 +171,9 @@ func (q WatchRequest) write(ctx, serving context.Context, w http.ResponseWriter,
 			} else if e := e.Of(q.Key); e != nil {
 				_, _ = out.Write(q.history.encode(e))
 			}
+		}
+		if len(events) > 0 {
+			pause = watchPause(store.OpenWatchers())
 		}
 		switch {
 		case ctx.Err() != nil:

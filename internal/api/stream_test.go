@@ -11,8 +11,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"raftkv/internal/kv"
@@ -173,6 +176,75 @@ func TestQuietWatch(t *testing.T) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 		break
+	}
+}
+
+// flushes counts what is sent at once.
+type flushes struct {
+	*httptest.ResponseRecorder
+	sizes []int
+}
+
+func (f *flushes) SetWriteDeadline(time.Time) error { return nil }
+
+func (f *flushes) Flush() { f.sizes = append(f.sizes, f.Body.Len()) }
+
+// TestEventsAreSentTogether: what comes soon after an event that was sent waits, the longer the more
+// watches there are, and is then sent at once; what comes alone is sent at once too.
+func TestEventsAreSentTogether(t *testing.T) {
+	for _, tt := range []struct {
+		watchers int
+		pause    time.Duration
+	}{{1, 200 * time.Microsecond}, {100, 20 * time.Millisecond}, {1000, 200 * time.Millisecond}, {4000,
+		200 * time.Millisecond}} {
+		synctest.Test(t, func(t *testing.T) {
+			store, w := kv.New(), &flushes{ResponseRecorder: httptest.NewRecorder()}
+			var others []*kv.Watcher
+			for range tt.watchers - 1 {
+				other, _ := store.WatchNow("other")
+				others = append(others, other)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			var served sync.WaitGroup
+			served.Go(func() {
+				q := WatchRequest{Prefix: "k", history: testHistory}
+				_ = q.Serve(ctx, t.Context(), w, store, time.Hour)
+			})
+			index := uint64(0)
+			set := func() {
+				synctest.Wait()
+				index++
+				store.Update(index, 1, nil, func(tx *kv.Tx) { tx.Set("k", nil) })
+				synctest.Wait()
+			}
+			set()
+			alone := len(w.sizes)
+			for range 50 {
+				set()
+			}
+			time.Sleep(tt.pause - 1)
+			synctest.Wait()
+			early := len(w.sizes)
+			time.Sleep(time.Nanosecond)
+			synctest.Wait()
+			if got := []int{alone, early, len(w.sizes)}; !slices.Equal(got, []int{2, 2, 3}) {
+				t.Errorf("%d watchers: sent %d times after one event, %d until the pause of %v ends, %d then, want 2, 2, 3",
+					tt.watchers, alone, early, tt.pause, got[2])
+			}
+			if got := strings.Count(w.Body.String(), "data: "); got != 51 {
+				t.Errorf("%d watchers: got %d events, want 51", tt.watchers, got)
+			}
+			time.Sleep(tt.pause)
+			set()
+			if got := len(w.sizes); got != 4 {
+				t.Errorf("%d watchers: sent %d times after one more event, want 4", tt.watchers, got)
+			}
+			cancel()
+			served.Wait()
+			for _, other := range others {
+				other.Close()
+			}
+		})
 	}
 }
 

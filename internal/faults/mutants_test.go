@@ -1579,6 +1579,23 @@ var unitMutants = []unitMutant{
 		time`,
 			`	if false {
 		time`}},
+	// Watches that share their events.
+	{name: "every event is sent by itself", run: "TestEventsAreSentTogether",
+		edit: edit{"internal/api/stream.go",
+			`			pause = watchPause(store.OpenWatchers())`,
+			`			pause = 0`}},
+	{name: "events that all have taken are kept", run: "TestTakenEventsAreNotHeld",
+		edit: edit{"internal/kv/watch_index.go",
+			`		taken = min(taken, w.next)`,
+			`		taken = min(taken, w.next, g.first)`}},
+	{name: "events that were handed out are written to", run: "TestTakenEventsAreNotHeld",
+		edit: edit{"internal/kv/watch_index.go",
+			`slices.Clone(g.pending[drop:])`,
+			`append(g.pending[:0], g.pending[drop:]...)`}},
+	{name: "a watcher that has just caught up is not woken", run: "TestNextWaits",
+		edit: edit{"internal/kv/watch.go",
+			`		case wake == nil: // it read the history`,
+			`		case wake == nil && !w.live: // it read the history`}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not

@@ -56,3 +56,6 @@ func (s *Store) Watchers() (live, others int) {
 	}
 	return live, max(int(s.open.Load())-live, 0)
 }
+
+// OpenWatchers returns how many watchers there are that are not closed. It takes no lock.
+func (s *Store) OpenWatchers() int { return int(s.open.Load()) }

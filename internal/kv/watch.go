@@ -30,14 +30,15 @@ type Watcher struct {
 
 	// Used by Next alone.
 	through uint64
-	live    bool // caught up: events come by themselves; before, from the history
+	live    bool // caught up: events come from group; before, from the history
 
-	wake chan struct{} // has room for one
+	group *prefixGroup // written under Store.mu before it is live
+	next  uint64       // the number of the event of group to take next; guarded by group.mu
 
-	mu           sync.Mutex // guards all below; taken after Store.mu
-	pending      []*Event
-	pendingBytes int
-	err          error // why it ended
+	done chan struct{} // closed when it ends
+
+	mu  sync.Mutex // guards err; taken after group.mu
+	err error      // why it ended
 }
 
 // Watch returns a watcher of the events after the index after that changed a key
@@ -66,12 +67,12 @@ func (s *Store) newWatcher(prefix string, after uint64) *Watcher {
 	s.open.Add(1)
 	return &Watcher{
 		s: s, prefix: prefix, after: after, through: after, epoch: s.epoch,
-		wake: make(chan struct{}, 1),
+		done: make(chan struct{}),
 	}
 }
 
 // Next waits until there is an event, and returns all pending ones, the oldest first;
-// the slice is the caller's. With events, and with ctx's error when ctx ends
+// the slice is shared with other watchers and must not be written to. With events, and with ctx's error when ctx ends
 // first, through is an index up to which it has returned all events that there
 // are: to Watch after it goes on where this one stopped, also if nothing came.
 // The changes of an event can be read from the store by then. Any other error is the
@@ -81,11 +82,12 @@ func (s *Store) newWatcher(prefix string, after uint64) *Watcher {
 // and what was next left the history; ErrClosed after Close.
 func (w *Watcher) Next(ctx context.Context) (events []*Event, through uint64, err error) {
 	for {
+		var wake <-chan struct{}
 		if !w.live {
 			events, err = w.catchUp()
 		} else {
 			applied, _ := w.s.Applied() // before, so that all up to it waits already
-			events, err = w.take(applied)
+			events, wake, err = w.take(applied)
 		}
 		switch {
 		case err != nil:
@@ -94,11 +96,12 @@ func (w *Watcher) Next(ctx context.Context) (events []*Event, through uint64, er
 			return events, w.through, nil
 		case ctx.Err() != nil:
 			return nil, w.through, ctx.Err()
-		case !w.live:
+		case wake == nil: // it read the history
 			continue
 		}
 		select {
-		case <-w.wake:
+		case <-wake:
+		case <-w.done:
 		case <-ctx.Done(): // and look once more, for the newest index
 		}
 	}
@@ -146,20 +149,29 @@ func (w *Watcher) fromHistory() ([]*Event, error) {
 	return events, nil
 }
 
-// take returns what is pending: all matching events up to applied, and maybe more.
-func (w *Watcher) take(applied uint64) ([]*Event, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.err != nil {
-		return nil, w.err
+// take returns what is pending: all matching events up to applied, and maybe more. Where
+// there are none, wake is closed with the next one.
+func (w *Watcher) take(applied uint64) (events []*Event, wake <-chan struct{}, err error) {
+	g := w.group
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := w.ended(); err != nil {
+		return nil, nil, err
 	}
-	events := w.pending
-	w.pending, w.pendingBytes = nil, 0
+	events = g.pending[w.next-g.first:]
+	w.next += uint64(len(events))
+	for len(events) > 0 && events[0].Index <= w.after {
+		events = events[1:]
+	}
 	w.through = max(w.through, applied)
 	if n := len(events); n > 0 {
 		w.through = max(w.through, events[n-1].Index)
+		return events[:n:n], nil, nil
 	}
-	return events, nil
+	if g.wake == nil {
+		g.wake = make(chan struct{})
+	}
+	return nil, g.wake, nil
 }
 
 // What may be pending for the Next of a Watcher at most. One event always may.
@@ -167,23 +179,6 @@ const (
 	maxPending      = 8192 // events
 	maxPendingBytes = historyBytes
 )
-
-// put adds e to the pending events, or ends the watcher and returns false if it is too
-// slow.
-func (w *Watcher) put(e *Event) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	n, size := len(w.pending), w.pendingBytes+e.size
-	if n >= maxPending || n > 0 && size > maxPendingBytes {
-		w.endLocked(ErrSlow)
-		return false
-	}
-	w.pending, w.pendingBytes = append(w.pending, e), size
-	if n == 0 {
-		w.wakeUp()
-	}
-	return true
-}
 
 // Close ends the watcher, and a Next under way. It may be called more than once.
 func (w *Watcher) Close() {
@@ -202,26 +197,14 @@ func (w *Watcher) Close() {
 func (w *Watcher) end(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.endLocked(err)
-}
-
-func (w *Watcher) endLocked(err error) {
 	if w.err == nil {
 		w.err = err
+		close(w.done)
 	}
-	w.pending, w.pendingBytes = nil, 0
-	w.wakeUp()
 }
 
 func (w *Watcher) ended() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.err
-}
-
-func (w *Watcher) wakeUp() {
-	select {
-	case w.wake <- struct{}{}:
-	default: // a wake-up is pending already
-	}
 }

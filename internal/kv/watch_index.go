@@ -1,6 +1,9 @@
 package kv
 
-import "slices"
+import (
+	"slices"
+	"sync"
+)
 
 // watcherIndex finds the watchers that an event concerns by the prefixes of its keys,
 // without a look at any other watcher.
@@ -18,7 +21,9 @@ type watcherIndex struct {
 	dirty   []*prefixGroup          // those that the event being published concerns
 }
 
-// prefixGroup is the watchers of one prefix.
+// prefixGroup is the watchers of one prefix, and the events that one of them has not taken
+// yet: a new one is added once for all of them, and wakes only those that wait for it. One
+// watcher more costs an Update nothing as long as it keeps up.
 type prefixGroup struct {
 	prefix   string
 	watchers map[*Watcher]struct{}
@@ -27,6 +32,14 @@ type prefixGroup struct {
 	// the prefix, and those themselves, unless they are the first n of the event.
 	n      int
 	subset []Change
+
+	mu        sync.Mutex    // guards all below, and next of the watchers; taken after Store.mu
+	pending   []*Event      // watchers hold parts of it: nothing is written to but beyond its end
+	first     uint64        // the number of pending[0]: the events of a group are counted from 0
+	bytes     int           // of pending
+	trimLen   int           // of pending, with which to look what all watchers have taken
+	trimBytes int           // the same for bytes
+	wake      chan struct{} // closed with the next event; nil if none waits
 }
 
 func (wi *watcherIndex) add(w *Watcher) {
@@ -35,7 +48,8 @@ func (wi *watcherIndex) add(w *Watcher) {
 	}
 	g := wi.groups[w.prefix]
 	if g == nil {
-		g = &prefixGroup{prefix: w.prefix, watchers: make(map[*Watcher]struct{})}
+		g = &prefixGroup{prefix: w.prefix, watchers: make(map[*Watcher]struct{}), trimLen: minTrimLen,
+			trimBytes: minTrimBytes}
 		wi.groups[w.prefix] = g
 		length := len(w.prefix)
 		if wi.count[length]++; wi.count[length] == 1 {
@@ -44,6 +58,9 @@ func (wi *watcherIndex) add(w *Watcher) {
 		}
 	}
 	g.watchers[w] = struct{}{}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	w.group, w.next = g, g.first+uint64(len(g.pending))
 }
 
 // remove removes w, if it is there.
@@ -123,11 +140,53 @@ func (g *prefixGroup) event(e *Event) *Event {
 // deliver gives e to the watchers of g. Those that have too much pending are ended
 // instead: Update waits for nobody.
 func (s *Store) deliver(g *prefixGroup, e *Event) {
+	for _, slow := range g.put(e) {
+		s.watchers.remove(slow)
+	}
+}
+
+// What all watchers have taken is looked for when so much is pending, or twice as much as was
+// left the last time: what is kept for nobody stays small, and a look at every watcher rare.
+const (
+	minTrimLen   = 64
+	minTrimBytes = 1 << 20
+)
+
+// put adds e to the pending events, and returns the watchers that are too slow for it,
+// which it has ended. The caller holds Store.mu.
+func (g *prefixGroup) put(e *Event) (slow []*Watcher) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.pending, g.bytes = append(g.pending, e), g.bytes+e.size
+	if g.wake != nil {
+		close(g.wake)
+		g.wake = nil
+	}
+	if len(g.pending) < g.trimLen && g.bytes < g.trimBytes {
+		return nil
+	}
+	taken := uint64(len(g.pending)) + g.first
 	for w := range g.watchers {
-		if e.Index > w.after && !w.put(e) {
-			s.watchers.remove(w)
+		taken = min(taken, w.next)
+	}
+	drop, bytes := int(taken-g.first), g.bytes
+	for _, e := range g.pending[:drop] {
+		bytes -= e.size
+	}
+	for left := len(g.pending) - drop; left > maxPending || left > 1 && bytes > maxPendingBytes; left-- {
+		bytes -= g.pending[drop].size
+		drop++
+	}
+	g.pending, g.first, g.bytes = slices.Clone(g.pending[drop:]), g.first+uint64(drop), bytes
+	g.trimLen, g.trimBytes = min(max(minTrimLen, 2*len(g.pending)), maxPending+1), max(minTrimBytes, 2*bytes)
+	g.trimBytes = min(g.trimBytes, maxPendingBytes+1)
+	for w := range g.watchers {
+		if w.next < g.first {
+			w.end(ErrSlow)
+			slow = append(slow, w)
 		}
 	}
+	return slow
 }
 
 // resetHistory empties the history, which begins after the index floor then, and

@@ -130,7 +130,7 @@ func allKeys(tx *Tx) (keys []string) {
 }
 
 // BenchmarkWatchers is of one entry that sets one key, with watchers: of none, of
-// other keys, and each of one of the keys, with a goroutine that takes the events.
+// other keys, each of one of the keys, and each of all, with a goroutine that takes the events.
 func BenchmarkWatchers(b *testing.B) {
 	const keys = 1000
 	for _, bb := range []struct {
@@ -142,6 +142,7 @@ func BenchmarkWatchers(b *testing.B) {
 		{name: "none", change: 1},
 		{name: "others", watchers: keys, prefix: "other", change: 1},
 		{name: "own", watchers: keys, prefix: "key", change: 1},
+		{name: "all", watchers: keys, change: 1},
 		{name: "none/100", change: 100},
 		{name: "others/100", watchers: keys, prefix: "other", change: 100},
 		{name: "own/100", watchers: keys, prefix: "key", change: 100},
@@ -155,7 +156,11 @@ func BenchmarkWatchers(b *testing.B) {
 				if i >= bb.watchers {
 					continue
 				}
-				w := live(b, s, bb.prefix+names[i][3:])
+				prefix := bb.prefix
+				if prefix != "" {
+					prefix += names[i][3:]
+				}
+				w := live(b, s, prefix)
 				readers.Go(func() {
 					for {
 						if _, _, err := w.Next(ctx); err != nil {

@@ -210,26 +210,31 @@ func TestNextWaits(t *testing.T) {
 		{name: "close", do: func(_ *Store, w *Watcher, _ func()) { w.Close() }, err: ErrClosed},
 		{name: "reset", do: func(s *Store, _ *Watcher, _ func()) { s.Reset() }, err: ErrHistoryGone},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := New()
-				w := live(t, s, "k")
-				ctx, cancel := context.WithTimeout(context.Background(), waitFor)
-				defer cancel()
-				go func() {
-					synctest.Wait()
-					tt.do(s, w, cancel)
-				}()
-				began := time.Now()
-				events, through, err := w.Next(ctx)
-				if text(events) != tt.want || through != tt.through || !errors.Is(err, tt.err) {
-					t.Errorf("got %s, %d, %v, want %s, %d, %v", text(events), through, err, tt.want, tt.through, tt.err)
-				}
-				if waited := time.Since(began); waited > 0 {
-					t.Errorf("it was not woken up: got it after %v", waited)
-				}
+		for _, caughtUp := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, caught up %t", tt.name, caughtUp), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := New()
+					w := watch(t, s, "k", 0)
+					if caughtUp {
+						checkNext(t, w, "", 0)
+					}
+					ctx, cancel := context.WithTimeout(context.Background(), waitFor)
+					defer cancel()
+					go func() {
+						synctest.Wait()
+						tt.do(s, w, cancel)
+					}()
+					began := time.Now()
+					events, through, err := w.Next(ctx)
+					if text(events) != tt.want || through != tt.through || !errors.Is(err, tt.err) {
+						t.Errorf("got %s, %d, %v, want %s, %d, %v", text(events), through, err, tt.want, tt.through, tt.err)
+					}
+					if waited := time.Since(began); waited > 0 {
+						t.Errorf("it was not woken up: got it after %v", waited)
+					}
+				})
 			})
-		})
+		}
 	}
 }
 
@@ -239,7 +244,7 @@ func TestThroughIsNotBeforeTheEvents(t *testing.T) {
 	w := live(t, s, "k")
 	put(s, 1, "k", "v")
 	put(s, 2, "k", "v")
-	if events, err := w.take(1); len(events) != 2 || err != nil || w.through != 2 {
+	if events, _, err := w.take(1); len(events) != 2 || err != nil || w.through != 2 {
 		t.Errorf("got %s, %v, through %d, want two events through 2", text(events), err, w.through)
 	}
 }
@@ -400,7 +405,7 @@ func TestSlowWatcherIsDropped(t *testing.T) {
 	for i := uint64(1); i <= maxPending; i++ {
 		put(s, i, "key", "v")
 		if i == 10 {
-			checkNext(t, keeps, text(slow.pending), 10)
+			checkNext(t, keeps, text(slow.group.pending), 10)
 		}
 	}
 	if events, _, err := live(t, s, "other").Next(ended()); err != context.Canceled {
@@ -409,8 +414,8 @@ func TestSlowWatcherIsDropped(t *testing.T) {
 	put(s, maxPending+1, "key", "v")
 	checkEnded(t, slow, ErrSlow)
 	checkEnded(t, slow, ErrSlow)
-	if slow.pending != nil {
-		t.Error("it holds events that nobody gets")
+	if got := len(keeps.group.pending); got > maxPending {
+		t.Errorf("%d events are held for those that keep up, want %d at most", got, maxPending)
 	}
 	if events, _, err := keeps.Next(ended()); len(events) != maxPending+1-10 || err != nil {
 		t.Errorf("one that kept up: got %d events, %v", len(events), err)
@@ -435,6 +440,47 @@ func TestSlowWatcherIsDropped(t *testing.T) {
 		checkNext(t, other, text([]*Event{s.history.at(s.history.n - 1)}), maxPending+10+i)
 	}
 	checkEnded(t, keeps, ErrSlow)
+}
+
+// TestTakenEventsAreNotHeld: what all watchers of a prefix have taken is freed, and what was
+// handed out is not written to by what comes.
+func TestTakenEventsAreNotHeld(t *testing.T) {
+	s := New()
+	first, second := live(t, s, "k"), live(t, s, "k")
+	var held [][]*Event
+	for i := uint64(1); i <= 10*minTrimLen; i++ {
+		put(s, i, "key", "v")
+		checkNext(t, first, text([]*Event{s.history.at(s.history.n - 1)}), i)
+		if i%10 > 0 {
+			continue
+		}
+		events, _, err := second.Next(ended())
+		if len(events) != 10 || err != nil {
+			t.Fatalf("got %d events, %v, want 10", len(events), err)
+		}
+		held = append(held, events)
+		if got := len(first.group.pending); got > minTrimLen {
+			t.Errorf("%d events are held, want %d at most", got, minTrimLen)
+		}
+	}
+	for i, e := range slices.Concat(held...) {
+		if e.Index != uint64(i+1) {
+			t.Fatalf("event %d: got index %d, want %d", i, e.Index, i+1)
+		}
+	}
+	// By size.
+	value := strings.Repeat("v", minTrimBytes/4)
+	for i := range uint64(20) {
+		put(s, 10*minTrimLen+1+i, "key", value)
+		for _, w := range []*Watcher{first, second} {
+			if events, _, err := w.Next(ended()); len(events) != 1 || err != nil {
+				t.Fatalf("got %d events, %v, want 1", len(events), err)
+			}
+		}
+		if got := first.group.bytes; got > minTrimBytes {
+			t.Errorf("%d bytes of events are held, want %d at most", got, minTrimBytes)
+		}
+	}
 }
 
 func TestBehindTheHistoryIsSlow(t *testing.T) {

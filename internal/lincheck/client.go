@@ -82,7 +82,7 @@ func (c *Client) Act(group string) (out Output) {
 		}
 		if known := c.tags[key]; known.value == "" {
 			break
-		} else if c.random.IntN(4) == 0 {
+		} else if c.random.IntN(2) == 0 {
 			out = c.Remove(group, all[:1], known.value)
 		} else {
 			out = c.Set(group, all[:1], known.value, false)
