@@ -41,6 +41,7 @@ type need int
 const (
 	needAdmin  need = iota // the right admin
 	needToken              // any token
+	needProbe              // any token, or a line of Anonymous: load balancers ask it, most of which send no header
 	needRights             // rights that the endpoint asks for; Anonymous may have them
 	needNone
 )
@@ -49,7 +50,7 @@ const (
 var needs = map[string]need{
 	"/set": needRights, "/remove": needRights, "/txn": needRights,
 	"/get": needRights, "/list": needRights, "/watch": needRights,
-	"/status": needToken, "/readyz": needToken, "/metrics": needToken,
+	"/status": needToken, "/metrics": needToken, "/readyz": needProbe,
 	"/healthz": needNone, "/": needNone, "/relay": needNone,
 }
 
@@ -89,8 +90,10 @@ func (a *Access) holder(r *http.Request) (*auth.Holder, error) {
 	}
 	given := r.Header.Values("Authorization")
 	if len(given) == 0 {
-		if h := a.tokens.Anonymous(); h != nil && needs[r.URL.Path] == needRights {
-			return h, nil
+		if h := a.tokens.Anonymous(); h != nil {
+			if needs := needs[r.URL.Path]; needs == needRights || needs == needProbe {
+				return h, nil
+			}
 		}
 		return nil, Errorf(http.StatusUnauthorized, "no token: send Authorization: Bearer TOKEN")
 	}
