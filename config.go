@@ -37,6 +37,7 @@ type config struct {
 	nonvoter          bool
 	snapshotThreshold uint64
 	snapshotBytes     uint64
+	journal           bool
 	storeMaxBytes     uint64 // 0: as memory.DataLimit has it
 	inFlightBytes     uint64 // 0: as memory.InFlightLimit has it
 	electionTimeout   time.Duration
@@ -160,6 +161,13 @@ var variables = []variable{
 			c.snapshotBytes, err = strconv.ParseUint(v, 10, 63)
 			if err != nil || c.snapshotBytes < 1<<20 {
 				return errors.New("want a number of bytes of at least 1048576")
+			}
+			return nil
+		}},
+	{"RAFT_JOURNAL", "on", "entries are synced in a file before raft.db (on), or in raft.db alone (off)",
+		func(c *config, v string) error {
+			if c.journal = v == "on"; !c.journal && v != "off" {
+				return errors.New("want on or off")
 			}
 			return nil
 		}},

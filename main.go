@@ -178,6 +178,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		HTTPURL:           c.httpURL,
 		SnapshotThreshold: c.snapshotThreshold,
 		SnapshotBytes:     c.snapshotBytes,
+		Journal:           c.journal,
 		MaxBytes:          maxBytes,
 		ElectionTimeout:   c.electionTimeout,
 		RaftLog:           s.raftLog,

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -392,4 +393,52 @@ func TestSmallDisks(t *testing.T) {
 		t.Errorf("got %d keys, want one and again", len(all))
 	}
 	t.Logf("507 after %d keys of a megabyte on %d MiB: %s", count, room>>20, refused.Body)
+}
+
+// TestNoRoomForTheJournal: a node whose disk has no room for its journal says so in one line and leaves nothing of it;
+// without a journal it starts, and with room it has one.
+func TestNoRoomForTheJournal(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: not with -short")
+	}
+	if wires == nil {
+		t.Skip("needs a mount namespace of its own")
+	}
+	n := newNode(t, 1, t.TempDir())
+	if err := errors.Join(os.MkdirAll(n.volume, 0o755), mountMemory(n.volume, 8<<20)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unmount(n.volume) })
+	n.start()
+	code, err := n.ends(bound)
+	if said := failures(n.console()); err != nil || code != 1 || len(said) != 1 || said[0] != n.lastLine() ||
+		!strings.Contains(said[0], "raft.db.journal of 16 MiB can't be made: make room, or start with RAFT_JOURNAL=off") {
+		t.Errorf("no room: got exit code %d, %v, %q, want 1 and a line with what to do", code, err, said)
+	}
+	journals := func(want int) {
+		t.Helper()
+		if found, err := filepath.Glob(filepath.Join(n.volume, "raft.db.journal*")); err != nil || len(found) != want {
+			t.Errorf("got %q, %v, want %d files", found, err, want)
+		}
+	}
+	journals(0)
+	ready := func() {
+		t.Helper()
+		if err := testkit.Poll(bound, func() error {
+			_, err := n.ask(3*time.Second, "/readyz", nil)
+			return err
+		}); err != nil {
+			t.Fatalf("%v; last line: %s", err, n.lastLine())
+		}
+	}
+	n.start("RAFT_JOURNAL=off")
+	ready()
+	journals(0)
+	n.kill()
+	if err := resize(n.volume, 64<<20, 0); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	ready()
+	journals(1)
 }

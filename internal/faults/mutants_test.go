@@ -63,6 +63,12 @@ var mutants = []mutant{
 	{"no fsync", []edit{{"internal/storage/volume.go",
 		"Path: boltPath(dir),",
 		"Path: boltPath(dir), NoSync: true,"}}, tests("TestThreeNodes", "-only", "power cut")},
+	{"the journal skips its fsync", []edit{{"internal/storage/journal.go",
+		"	return j.file.Sync()",
+		"	return nil"}}, tests("TestThreeNodes", "-only", "power cut")},
+	{"raft.db counts as moved what the journal alone has", []edit{{"internal/storage/journal.go",
+		"last.at); err != nil {",
+		"last.at); err != nil || j.storeBelow(last.logs[len(last.logs)-1:], j.next) != nil {"}}, tests("TestThreeNodes", "-only", "power cut|kill -9 of all")},
 }
 
 // unitMutant is a package without one of its guards, and the test of it that must fail.
@@ -1588,6 +1594,110 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/api/version.go",
 			`	_ = v.controller.SetWriteDeadline(past) // an`,
 			`	// an`}},
+	// The journal.
+	{name: "a record is acknowledged before it is on disk", run: "TestJournalPowerCut",
+		edit: edit{"internal/storage/journal.go", `	return j.file.Sync()`, `	return nil`}},
+	{name: "raft.db states records that it lacks", run: "TestJournalPowerCut",
+		edit: edit{"internal/storage/journal.go",
+			`last.at); err != nil {`,
+			`last.at); err != nil || j.storeBelow(last.logs[len(last.logs)-1:], j.next) != nil {`}},
+	{name: "a full journal is written over", run: "TestJournalIsBounded",
+		edit: edit{"internal/storage/journal.go",
+			`j.failed == nil && j.used+padded > j.sectors {`,
+			`false {`}},
+	{name: "the room of records is free before raft.db has them", run: "TestJournalPowerCut",
+		edit: edit{"internal/storage/journal.go",
+			`	taken := j.records[:n]
+`,
+			`	taken := j.records[:n]
+	for _, r := range taken {
+		j.used -= r.sectors
+		defer func() { j.used += r.sectors }()
+	}
+`}},
+	{name: "what was deleted comes back from the journal", run: "TestJournalPowerCut",
+		edit: edit{"internal/storage/journal.go",
+			`	if err := j.move(); err != nil {
+		return err
+	}
+	return j.LogAndStable.DeleteRange`,
+			`	return j.LogAndStable.DeleteRange`}},
+	{name: "a large append passes what is in the journal", run: "TestJournalPowerCut",
+		edit: edit{"internal/storage/journal.go",
+			`		if err := j.move(); err != nil {
+			return err
+		}
+		if err := j.storeBelow`,
+			`		if err := j.storeBelow`}},
+	{name: "damage is a torn record", run: "TestDamagedJournal",
+		edit: edit{"internal/storage/journalfile.go",
+			`		case r.older(s, record):`,
+			`		case true:`}},
+	{name: "a damaged record ends the journal", run: "TestDamagedJournal",
+		edit: edit{"internal/storage/journalfile.go",
+			`s.epoch == r.epoch && s.record > record {`,
+			`false {`}},
+	{name: "a sector counts without its checksum", run: "TestDamagedJournal|TestJournalPowerCut",
+		edit: edit{"internal/storage/journalfile.go",
+			`	return s.whole && s.epoch == r.epoch && s.record == record`,
+			`	return s.epoch == r.epoch && s.record == record`}},
+	{name: "a record of another epoch counts", run: "TestJournalOfAnotherEpoch",
+		edit: edit{"internal/storage/journalfile.go",
+			`	return s.whole && s.epoch == r.epoch && s.record == record`,
+			`	return s.whole && s.record == record`}},
+	{name: "a journal that is cut short is read", run: "TestDamagedJournal",
+		edit: edit{"internal/storage/journalfile.go",
+			`want != size {`,
+			`false {`}},
+	{name: "another journal is read", run: "TestJournalIsNamed",
+		edit: edit{"internal/storage/journalfile.go",
+			`got != epoch {`,
+			`got != epoch && false {`}},
+	{name: "a volume without its journal is opened", run: "TestJournalIsNamed",
+		edit: edit{"internal/storage/journalfile.go",
+			`	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf(`,
+			`	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf(`}},
+	{name: "a program that knows no journal opens a volume with one", run: "TestJournalIsNamed",
+		edit: edit{"internal/storage/volume.go",
+			`return uint64(journal)<<32 | format }`,
+			`return uint64(journal)*0 | format }`}},
+	{name: "the journal is not named any more when the format rises", run: "TestJournalKeepsTheFormat",
+		edit: edit{"internal/storage/log.go",
+			`joinFormat(format, l.journal)`,
+			`joinFormat(format, 0)`}},
+	{name: "a journal that is still named is begun anew", run: "TestJournalCrashAtTheStart",
+		edit: edit{"internal/storage/volume.go",
+			`	if found.epoch != 0 {
+		if err := v.name`,
+			`	if false {
+		if err := v.name`}},
+	{name: "a journal is removed before raft.db has what it holds", run: "TestJournalReplay",
+		edit: edit{"internal/storage/volume.go",
+			`errors.Join(newJournal(v.guarded, found.records).move(), o.`,
+			`errors.Join(newJournal(v.guarded, nil).move(), o.`}},
+	{name: "a journal without raft.db is a new volume", run: "TestJournalIsNamed",
+		edit: edit{"internal/storage/volume.go",
+			`	if _, err := os.Lstat(journalPath(dir)); err == nil {`,
+			`	if _, err := os.Lstat(journalPath(dir)); err == nil && false {`}},
+	{name: "the journal goes on after a failed write", run: "TestJournalFails",
+		edit: edit{"internal/storage/journal.go",
+			`	if j.failed == nil {
+		j.failed = err
+	}`,
+			`	if false {
+		j.failed = err
+	}`}},
+	{name: "what came while raft.db took others stays in the journal", run: "TestJournalMovesAlone",
+		edit: edit{"internal/storage/journal.go",
+			`	if len(j.records) == 0 {
+		time`,
+			`	if false {
+		time`}},
 	// Clusters without a person.
 	{name: "a leader that is being closed takes a joiner out", run: "TestLeaderIsClosedDuringAJoin",
 		edit: edit{"internal/node/join.go", `err != nil && n.life.ctx.Err() != nil {`, `false {`}},

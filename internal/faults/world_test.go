@@ -93,8 +93,9 @@ func newWorld(t testing.TB, name string, size int, prepare func(*node), env ...s
 		}
 		_ = os.RemoveAll(dir)
 	})
+	// The journal is as small as it can be, so that it goes round its ring.
 	env = append([]string{"RAFT_ELECTION_TIMEOUT=" + electionTimeout.String(), fmt.Sprint("RAFT_SNAPSHOT_THRESHOLD=",
-		snapshotThreshold)}, env...)
+		snapshotThreshold), "RAFT_SNAPSHOT_BYTES=4194304"}, env...)
 	for i := range size {
 		// Half of the nodes send on what is for the leader, and half send clients there.
 		n := newNode(t, i+1, dir, append([]string{"HTTP_FOLLOWERS=" + []string{"forward", "redirect"}[i%2]}, env...)...)

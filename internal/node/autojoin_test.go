@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -160,7 +159,7 @@ func TestJoinByItself(t *testing.T) {
 	}
 	nodes := []*testNode{n1, n2, n3}
 	nodes[wiped].stop()
-	if err := os.RemoveAll(filepath.Join(dirs[wiped], "raft.db")); err != nil {
+	if err := os.RemoveAll(dirs[wiped]); err != nil {
 		t.Fatal(err)
 	}
 	nodes[wiped] = open(wiped)

@@ -38,7 +38,9 @@ const (
 type DiskRoom struct {
 	Free     uint64 `json:"freeBytes"`     // for users other than root
 	Reusable uint64 `json:"reusableBytes"` // in raft.db, which does not shrink
-	Needed   uint64 `json:"neededBytes"`   // for snapshots and the bound of the log; with less, sets are refused
+	// Needed is for snapshots, for the bound of the log, and for what raft.db is to take of the journal; with less, sets
+	// are refused.
+	Needed uint64 `json:"neededBytes"`
 }
 
 // left returns what there is room for, when so many bytes were proposed since. Of the free pages of raft.db half count:
@@ -189,7 +191,7 @@ func (n *Node) checkSpace() {
 	room := DiskRoom{
 		Free:     free,
 		Reusable: i.volume.Reusable(),
-		Needed:   snapshots + n.logLimit() + roomReserve,
+		Needed:   snapshots + n.logLimit() + i.volume.Pending() + roomReserve,
 	}
 	n.rooms.see(n.config.ID, room)
 	line := ""

@@ -82,6 +82,7 @@ type Config struct {
 	HTTPURL           string        // where clients reach that; empty: at HTTPAddress, or the host of RaftAddress
 	SnapshotThreshold uint64        // entries in the log before a snapshot is taken
 	SnapshotBytes     uint64        // the same in bytes, or the size of the data if that is more: see boundLog
+	Journal           bool          // in front of raft.db, of a size that goes by SnapshotBytes: see storage.JournalBytes
 	MaxBytes          uint64        // of StateMachine.Footprint, for what this node proposes: see admit; 0: no bound
 	ElectionTimeout   time.Duration // without a leader before an election; at least 50 ms
 	RaftLog           hclog.Logger  // raft's own lines
@@ -337,11 +338,16 @@ func (n *Node) bootstrap() error {
 // start opens the volume and runs raft on it.
 func (n *Node) start() error {
 	starting := n.newStarting()
+	journalBytes := int64(0)
+	if n.config.Journal {
+		journalBytes = storage.JournalBytes(n.config.SnapshotBytes)
+	}
 	v, err := storage.Open(n.config.Dir, storage.Options{
 		NodeID:       n.config.ID,
 		Logger:       n.config.RaftLog.Named("snapshot"),
 		Fatal:        n.fail,
 		WriteTimeout: writeLimit,
+		JournalBytes: journalBytes,
 		OnAppend:     n.onAppend,
 		EntryFormat:  command.EntryFormat,
 		MaxFormat:    command.Format,

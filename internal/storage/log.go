@@ -38,6 +38,7 @@ type Log struct {
 	onAppend     func()                // called when entries were stored; must not block
 	entryFormat  func([]byte) int      // Options.EntryFormat
 	format       uint64                // that the volume states; used by writers of the log alone
+	journal      uint32                // epoch of the journal that the volume names; 0: none
 
 	keepAfter atomic.Pointer[func() uint64]
 	onRead    atomic.Pointer[func(index uint64) error]
@@ -156,7 +157,7 @@ func (l *Log) raiseFormat(logs []*raft.Log) {
 		}
 	}
 	if format > l.format {
-		_ = l.SetUint64(keyFormat, format) // returns only if it is on disk
+		_ = l.SetUint64(keyFormat, joinFormat(format, l.journal)) // returns only if it is on disk
 		l.format = format
 	}
 }
@@ -268,9 +269,18 @@ func (l *Log) GetUint64(key []byte) (uint64, error) {
 // virtual machine that moves) finds one of them over, however long that took: its disk has had no time to answer.
 const watchTicks = 20
 
-// write runs one write of the disk under the watchdog, and returns only if it succeeded. A leader whose disk hangs
-// sends its heartbeats on, so that no other node stands for election (hashicorp/raft issue 503): it has to end.
+// write runs one write of the log under the watchdog, and returns only if it succeeded.
 func (l *Log) write(what string, run func() error) {
+	began := time.Now()
+	l.watched(what, run)
+	if l.onWrite != nil {
+		l.onWrite(time.Since(began))
+	}
+}
+
+// watched runs one write of the disk under the watchdog, and returns only if it succeeded. A leader whose disk hangs
+// sends its heartbeats on, so that no other node stands for election (hashicorp/raft issue 503): it has to end.
+func (l *Log) watched(what string, run func() error) {
 	var answered atomic.Bool
 	var tick func()
 	left := watchTicks
@@ -283,12 +293,8 @@ func (l *Log) write(what string, run func() error) {
 	}
 	watchdog := time.AfterFunc(l.writeTimeout/watchTicks, tick)
 	defer func() { answered.Store(true); watchdog.Stop() }()
-	began := time.Now()
 	if err := run(); err != nil {
 		l.fatal(what, err)
-	}
-	if l.onWrite != nil {
-		l.onWrite(time.Since(began))
 	}
 }
 
@@ -307,10 +313,8 @@ func appendLogs(to raft.LogStore, logs []*raft.Log, last uint64) error {
 	}
 	sealed[len(logs)] = raft.Log{Index: endMarker, Data: binary.BigEndian.AppendUint64(nil, last)}
 	for i := range sealed {
-		log := &sealed[i]
-		n := len(log.Extensions)
-		log.Extensions = binary.BigEndian.AppendUint32(log.Extensions[:n:n], logChecksum(log))
-		pointers[i] = log
+		seal(&sealed[i])
+		pointers[i] = &sealed[i]
 	}
 	return to.StoreLogs(pointers)
 }
@@ -335,16 +339,22 @@ func readLog(from raft.LogStore, index uint64, log *raft.Log) error {
 	return nil
 }
 
-// readEnd returns the last index as the end marker has it.
-func readEnd(from raft.LogStore) (uint64, error) {
+// seal appends the checksum of a log to its extensions.
+func seal(log *raft.Log) {
+	n := len(log.Extensions)
+	log.Extensions = binary.BigEndian.AppendUint32(log.Extensions[:n:n], logChecksum(log))
+}
+
+// readEnd returns what the end marker has: the last index, and up to where the journal is in raft.db.
+func readEnd(from raft.LogStore) (end uint64, moved journalPosition, err error) {
 	var marker raft.Log
 	if err := readLog(from, endMarker, &marker); err != nil {
-		return 0, fmt.Errorf("end marker of the log: %w", err)
+		return 0, moved, fmt.Errorf("end marker of the log: %w", err)
 	}
-	if len(marker.Data) != 8 {
-		return 0, fmt.Errorf("end marker of the log: %w", ErrCorrupt)
+	if moved, err = decodePosition(marker.Extensions); err != nil || len(marker.Data) != 8 {
+		return 0, moved, fmt.Errorf("end marker of the log: %w", cmp.Or(err, ErrCorrupt))
 	}
-	return binary.BigEndian.Uint64(marker.Data), nil
+	return binary.BigEndian.Uint64(marker.Data), moved, nil
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

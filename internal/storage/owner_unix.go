@@ -34,7 +34,7 @@ func protect(dir string) error {
 		return err
 	}
 	snapshots := filepath.Join(dir, "snapshots")
-	names := []string{boltPath(dir), boltPath(dir) + ".new", filepath.Join(dir, RecoveryFile),
+	names := []string{boltPath(dir), boltPath(dir) + ".new", journalPath(dir), filepath.Join(dir, RecoveryFile),
 		filepath.Join(dir, RecoveryFile+".used"), snapshots}
 	for _, path := range names {
 		info, err := os.Lstat(path)

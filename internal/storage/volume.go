@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -22,9 +23,9 @@ import (
 	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
-// Volume is the directory of one node, opened: raft.db (log and stable store) and snapshots/. A volume appears whole
-// or not at all, because raft.db is made under another name and then renamed: one that is empty or lacks a key is
-// damaged, never new.
+// Volume is the directory of one node, opened: raft.db (log and stable store), snapshots/ and, if it is to have one, the
+// journal in front of raft.db. A volume appears whole or not at all, because raft.db is made under another name and then
+// renamed: one that is empty or lacks a key is damaged, never new.
 type Volume struct {
 	Log       *Log
 	Snapshots *Snapshots
@@ -33,8 +34,9 @@ type Volume struct {
 
 	dir     string
 	bolt    *raftboltdb.BoltStore
-	guarded *guarded       // bolt, for all that is under the log
-	opened  [2]fs.FileInfo // the directory and raft.db, as they were when they were opened
+	guarded *guarded      // bolt, for all that is under the log
+	journal *journal      // between the log and guarded; nil: there is none
+	opened  []fs.FileInfo // of paths, as they were when they were opened
 }
 
 // ClusterID is the identity of a cluster (see peer.ClusterID).
@@ -62,6 +64,11 @@ type Options struct {
 	// one that this program can read. A volume states the greatest one of all entries that it has ever held.
 	EntryFormat func(data []byte) int
 	MaxFormat   int
+
+	// JournalBytes is the size of the journal's file, as JournalBytes has it; 0: none, so that raft.db itself takes each
+	// append.
+	JournalBytes int64
+
 	// Progress is called often with the fraction of Open that is done, 0 to 1; an error ends Open with it. nil: none.
 	Progress func(fraction float64) error
 
@@ -73,6 +80,7 @@ type Options struct {
 
 	// For tests; zero values mean none, compactAbove and the disk's.
 	atCompaction func(step string) error
+	atJournal    func(step string) error // between the steps of openFiles
 	compactAbove uint64
 	free         func(dir string) (uint64, error)
 
@@ -103,8 +111,8 @@ func Lock(dir string) (io.Closer, error) {
 	return lock, nil
 }
 
-// IsNew reports whether dir holds no volume yet. Snapshots without a raft.db are an error: that is a volume which
-// lost its log, and a new one in its place would forget the term and the vote of this node. So are another user's
+// IsNew reports whether dir holds no volume yet. Snapshots or a journal without a raft.db are an error: that is a volume
+// which lost its log, and a new one in its place would forget the term and the vote of this node. So are another user's
 // files, and those that others may have changed. What others may read of it, they may not from then on.
 func IsNew(dir string) (bool, error) {
 	if err := protect(dir); err != nil {
@@ -125,6 +133,9 @@ func IsNew(dir string) (bool, error) {
 	if left := slices.Concat(found.finished, found.unfinished, found.copies); len(left) > 0 {
 		return false, fmt.Errorf("%s is gone, but %s is there: %w", boltPath(dir), filepath.Join(snapshots, left[0]),
 			ErrCorrupt)
+	}
+	if _, err := os.Lstat(journalPath(dir)); err == nil {
+		return false, fmt.Errorf("%s is gone, but %s is there: %w", boltPath(dir), journalPath(dir), ErrCorrupt)
 	}
 	return true, nil
 }
@@ -204,10 +215,11 @@ func Open(dir string, o Options) (*Volume, error) {
 	if err := removeCompacted(dir); err != nil {
 		return nil, err
 	}
-	var end, format uint64
-	if v.Cluster, end, format, err = checkVolume(dir, o, snaps); err != nil {
+	found, err := checkVolume(dir, o, snaps)
+	if err != nil {
 		return nil, err
 	}
+	v.Cluster = found.cluster
 	if err := compact(dir, *o.used, o); err != nil {
 		return nil, err
 	}
@@ -218,27 +230,26 @@ func Open(dir string, o Options) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	for k, path := range v.paths() {
-		if v.opened[k], err = os.Stat(path); err != nil {
-			return nil, errors.Join(err, v.bolt.Close())
+	v.guarded = &guarded{disk: v.bolt}
+	if err := v.openFiles(found, o); err != nil {
+		if v.journal != nil {
+			err = errors.Join(err, v.journal.file.Close())
 		}
-	}
-	// Entries beyond the end marker are those of a truncation that a crash cut short (Log.DeleteRange).
-	if err := v.bolt.DeleteRange(end+1, endMarker-1); err != nil {
 		return nil, errors.Join(err, v.bolt.Close())
 	}
-	id, err := getStable(v.bolt, keyVolumeID)
-	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
-		return nil, errors.Join(fmt.Errorf("%w: %w", ErrCorrupt, err), v.bolt.Close())
-	}
-	v.ID = string(id)
-	v.guarded = &guarded{disk: v.bolt}
 	var disk LogAndStable = v.guarded
+	if v.journal != nil {
+		disk = v.journal
+	}
 	if o.Wrap != nil {
 		disk = o.Wrap(disk)
 	}
-	v.Log = newLog(disk, end, snaps.oldest, o)
-	v.Log.format = format
+	v.Log = newLog(disk, found.end, snaps.oldest, o)
+	v.Log.format = found.format
+	if v.journal != nil {
+		v.Log.journal = v.journal.epoch
+		go v.journal.run(func(move func() error) { v.Log.watched("move the journal to raft.db", move) })
+	}
 	if index, term := snaps.NewestEntry(); index > 0 { // a crash may have come between the snapshot and this
 		done := make(chan struct{})
 		go func() { // which the log ends if it fails
@@ -248,6 +259,82 @@ func Open(dir string, o Options) (*Volume, error) {
 		<-done
 	}
 	return v, nil
+}
+
+// openFiles has raft.db, which is open, hold what a former process has left in the journal, and begins a new journal if
+// the volume is to have one. Raft.db names a journal only while it may lack what that holds:
+//
+//  1. Raft.db takes what it lacks, and names no journal any more.
+//  2. The file of the new one is on disk, or that of the former is removed.
+//  3. Raft.db names the new one.
+func (v *Volume) openFiles(found *found, o Options) (err error) {
+	if err := errors.Join(newJournal(v.guarded, found.records).move(), o.journalStep("moved")); err != nil {
+		return err
+	}
+	if found.epoch != 0 {
+		if err := v.nameJournal(found.format, 0); err != nil {
+			return err
+		}
+	}
+	if err := o.journalStep("named none"); err != nil {
+		return err
+	}
+	// Entries beyond the end marker are those of a truncation that a crash cut short (Log.DeleteRange).
+	if err := v.bolt.DeleteRange(found.end+1, endMarker-1); err != nil {
+		return err
+	}
+	id, err := getStable(v.bolt, keyVolumeID)
+	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	v.ID = string(id)
+	if o.JournalBytes == 0 {
+		err = removeJournal(v.dir)
+	} else {
+		epoch := newEpoch()
+		var file *os.File
+		if file, err = createJournal(v.dir, o.JournalBytes, epoch); err == nil {
+			v.journal = newJournal(v.guarded, nil)
+			v.journal.open(osFile{file}, o.JournalBytes, epoch)
+			if err = o.journalStep("file"); err == nil {
+				err = errors.Join(v.nameJournal(found.format, epoch), o.journalStep("named"))
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	for _, path := range v.paths() {
+		info, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		v.opened = append(v.opened, info)
+	}
+	return nil
+}
+
+func (o Options) journalStep(name string) error {
+	if o.atJournal == nil {
+		return nil
+	}
+	return o.atJournal(name)
+}
+
+// nameJournal has raft.db name the journal of this epoch; 0: none.
+func (v *Volume) nameJournal(format uint64, epoch uint32) error {
+	return setStable(v.guarded, keyFormat, binary.BigEndian.AppendUint64(nil, joinFormat(format, epoch)))
+}
+
+// newEpoch returns a random number that is not 0.
+func newEpoch() uint32 {
+	for {
+		var b [4]byte
+		_, _ = rand.Read(b[:]) // never fails
+		if epoch := binary.BigEndian.Uint32(b[:]); epoch != 0 {
+			return epoch
+		}
+	}
 }
 
 // ErrGone is returned when the files of an open volume are no longer at its path. What is written to them still
@@ -272,19 +359,43 @@ func (v *Volume) Check() error {
 	return nil
 }
 
-// paths are those of the directory and of raft.db.
-func (v *Volume) paths() [2]string { return [2]string{v.dir, boltPath(v.dir)} }
+// paths are those of the directory, of raft.db and of the journal, if there is one.
+func (v *Volume) paths() []string {
+	paths := []string{v.dir, boltPath(v.dir)}
+	if v.journal != nil {
+		paths = append(paths, journalPath(v.dir))
+	}
+	return paths
+}
 
 // Reusable returns how many bytes of raft.db are in free pages, as its last transaction has left them.
 func (v *Volume) Reusable() uint64 { return uint64(max(v.bolt.Stats().FreeAlloc, 0)) }
 
-// Close closes raft.db. No method of Log may be called afterwards. After a fault it stays open: bbolt's locks may be
-// held, and the error is that of the fault.
+// Pending returns how many bytes of the journal raft.db is still to take.
+func (v *Volume) Pending() uint64 {
+	if v.journal == nil {
+		return 0
+	}
+	return v.journal.pendingBytes()
+}
+
+// Close closes raft.db, when that has all of the journal and names none, so that a program that knows no journal can
+// open it. No method of Log may be called afterwards. After a fault raft.db stays open: bbolt's locks may be held, and
+// the error is that of the fault.
 func (v *Volume) Close() error {
 	if err := v.guarded.faulted.Load(); err != nil {
+		if v.journal != nil {
+			return errors.Join(*err, v.journal.abandon())
+		}
 		return *err
 	}
-	return v.bolt.Close()
+	var err error
+	if v.journal != nil {
+		if err = v.journal.close(); err == nil {
+			err = v.nameJournal(v.Log.format, 0)
+		}
+	}
+	return errors.Join(err, v.bolt.Close())
 }
 
 // part returns Progress for the part of Open from one fraction to another, nil without Progress.
@@ -295,9 +406,19 @@ func (o Options) part(from, to float64) func(fraction float64) error {
 	return func(fraction float64) error { return o.Progress(from + (to-from)*fraction) }
 }
 
-// checkVolume reads and verifies all of raft.db and the newest snapshots, and writes nothing.
-func checkVolume(dir string, o Options, snaps *Snapshots) (cluster ClusterID, end, format uint64, err error) {
-	err = guard(func() (err error) {
+// found is what checkVolume finds.
+type found struct {
+	cluster ClusterID
+	end     uint64          // index of the last entry
+	format  uint64          // of the entries
+	epoch   uint32          // of the journal that raft.db names; 0: none
+	records []journalRecord // of the journal, which raft.db lacks
+}
+
+// checkVolume reads and verifies all of raft.db, of the journal and the newest snapshots, and writes nothing.
+func checkVolume(dir string, o Options, snaps *Snapshots) (*found, error) {
+	f := new(found)
+	err := guard(func() (err error) {
 		used, err := checkBolt(boltPath(dir), o.part(0, 0.5))
 		if err != nil {
 			return err
@@ -310,16 +431,25 @@ func checkVolume(dir string, o Options, snaps *Snapshots) (cluster ClusterID, en
 			return err
 		}
 		defer func() { err = errors.Join(err, bolt.Close()) }()
-		if cluster, err = checkStable(bolt, o.NodeID); err != nil {
+		if f.cluster, err = checkStable(bolt, o.NodeID); err != nil {
 			return err
 		}
-		if format, err = readFormat(bolt, o.MaxFormat); err != nil {
+		if f.format, f.epoch, err = readFormat(bolt, o.MaxFormat); err != nil {
 			return err
 		}
-		end, err = checkLog(bolt, snaps, o.sizes, o.part(0.5, 1))
+		if f.epoch != 0 {
+			_, moved, err := readEnd(bolt)
+			if err != nil {
+				return fmt.Errorf("%w: %w", ErrCorrupt, err)
+			}
+			if f.records, err = readJournal(dir, f.epoch, moved); err != nil {
+				return err
+			}
+		}
+		f.end, err = checkLog(newJournal(bolt, f.records), snaps, o.sizes, o.part(0.5, 1))
 		return err
 	})
-	return cluster, end, format, err
+	return f, err
 }
 
 // checkStable verifies the stable values and returns the cluster ID.
@@ -343,26 +473,34 @@ func checkStable(bolt raft.StableStore, nodeID string) (cluster ClusterID, err e
 // ErrNewer is returned when a newer version of the program has written what is on disk. It is not damaged.
 var ErrNewer = errors.New("a newer version of raftkv has written it")
 
-// readFormat returns the format that the volume states, 1 if it states none: none was ever higher.
-func readFormat(bolt raft.StableStore, maxFormat int) (format uint64, err error) {
+// The value of keyFormat is the format of the entries in its lower half, and in its upper half the epoch of the journal
+// that raft.db may lack entries of, so that a program that knows no journal takes it for a format that it does not know
+// either, and refuses the volume as it is.
+
+func joinFormat(format uint64, journal uint32) uint64 { return uint64(journal)<<32 | format }
+
+// readFormat returns the format that the volume states, 1 if it states none, as none was ever higher, and the epoch of
+// the journal that it names, 0 if it names none.
+func readFormat(bolt raft.StableStore, maxFormat int) (format uint64, journal uint32, err error) {
 	value, err := getStable(bolt, keyFormat)
 	switch {
 	case errors.Is(err, raftboltdb.ErrKeyNotFound):
-		return 1, nil
+		return 1, 0, nil
 	case err != nil || len(value) != 8:
-		return 0, fmt.Errorf("%w: stable value %s: %v", ErrCorrupt, keyFormat, err)
+		return 0, 0, fmt.Errorf("%w: stable value %s: %v", ErrCorrupt, keyFormat, err)
 	}
-	if format = binary.BigEndian.Uint64(value); format > uint64(maxFormat) {
-		return 0, fmt.Errorf("it has format %d, this version knows formats up to %d: %w", format, maxFormat, ErrNewer)
+	stated := binary.BigEndian.Uint64(value)
+	if format, journal = stated&math.MaxUint32, uint32(stated>>32); format > uint64(maxFormat) {
+		return 0, 0, fmt.Errorf("it has format %d, this version knows formats up to %d: %w", format, maxFormat, ErrNewer)
 	}
-	return format, nil
+	return format, journal, nil
 }
 
 // checkLog verifies every entry, and that the log together with the newest readable snapshot rebuilds all that the
 // node ever had. It returns the last index, and adds the entries to sizes, unless that is nil.
 func checkLog(bolt raft.LogStore, snaps *Snapshots, sizes *sizes, progress func(fraction float64) error) (
 	end uint64, err error) {
-	if end, err = readEnd(bolt); err != nil {
+	if end, _, err = readEnd(bolt); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	var base uint64

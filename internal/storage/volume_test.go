@@ -182,7 +182,7 @@ func TestDamagedLogIsNeverServed(t *testing.T) {
 		if err := os.WriteFile(boltPath(dir), damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, _, _, err := checkVolume(dir, testOptions(t), snaps)
+		_, err := checkVolume(dir, testOptions(t), snaps)
 		if err != nil {
 			refused++
 			if !errors.Is(err, ErrCorrupt) || strings.Contains(err.Error(), "\n") {
@@ -316,7 +316,7 @@ func TestOpenReportsProgress(t *testing.T) {
 	var all []float64
 	o := testOptions(t)
 	o.Progress = func(fraction float64) error { all = append(all, fraction); return nil }
-	if _, _, _, err := checkVolume(dir, o, snapshots); err != nil {
+	if _, err := checkVolume(dir, o, snapshots); err != nil {
 		t.Fatal(err)
 	}
 	pages := slices.IndexFunc(all, func(f float64) bool { return f > 0.5 })
@@ -332,7 +332,7 @@ func TestOpenReportsProgress(t *testing.T) {
 			}
 			return nil
 		}
-		if _, _, _, err := checkVolume(dir, o, snapshots); !errors.Is(err, stopped) || errors.Is(err, ErrCorrupt) {
+		if _, err := checkVolume(dir, o, snapshots); !errors.Is(err, stopped) || errors.Is(err, ErrCorrupt) {
 			t.Errorf("stopped after %d calls: got %v, want that error and no damage", at, err)
 		}
 	}
