@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"raftkv/internal/testkit"
 )
@@ -38,7 +39,8 @@ func TestGatewayIsOff(t *testing.T) {
 
 // TestGatewayRights is what each token may do by etcd's gateway: what it may do elsewhere to the same keys.
 func TestGatewayRights(t *testing.T) {
-	path := tokenFile(t, tokenLine("reader", "reader-token", "read:app/")+tokenLine("writer", "writer-token", "write:app/")+
+	path := tokenFile(t, tokenLine("reader", "reader-token", "read:app/")+
+		tokenLine("writer", "writer-token", "write:app/")+
 		tokenLine("lessee", "lessee-token", "write:app/ write:_etcd/lease/")+"anonymous read:public/\n")
 	s := startNode(t, "n1", t.TempDir(), func(c *config) { c.tokens, c.etcd = path, true })
 	leads(t, s)
@@ -97,7 +99,9 @@ func TestGatewayRights(t *testing.T) {
 func TestGatewayForwards(t *testing.T) {
 	var nodes []*service
 	for i, id := range []string{"n1", "n2"} {
-		s := startNode(t, id, t.TempDir(), func(c *config) { c.etcd = i > 0 })
+		s := startNode(t, id, t.TempDir(), func(c *config) {
+			c.etcd, c.electionTimeout = i > 0, 2*time.Second // no other leader comes on a busy machine
+		})
 		leads(t, s)
 		if nodes = append(nodes, s); i > 0 {
 			join(t, nodes[0], s)

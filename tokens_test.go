@@ -116,8 +116,8 @@ func TestRights(t *testing.T) {
 		{method: "GET", target: "/transfer?nodeId=n9", may: "admin root"},
 		{method: "GET", target: "/debug/pprof/cmdline", may: "admin root"},
 		{method: "GET", target: "/status", may: "reader writer all other admin root"},
-		{method: "GET", target: "/readyz", may: "reader writer all other admin root"},
-		{method: "GET", target: "/readyz?leader", may: "reader writer all other admin root"},
+		{method: "GET", target: "/readyz", may: "- reader writer all other admin root"},
+		{method: "GET", target: "/readyz?leader", may: "- reader writer all other admin root"},
 		{method: "GET", target: "/metrics", may: "reader writer all other admin root"},
 		{method: "GET", target: "/healthz", may: "- wrong reader writer all other admin root"},
 	} {

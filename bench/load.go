@@ -41,14 +41,24 @@ var (
 )
 
 const (
-	valueBytes = 110
-	keyDigits  = 7
-	keyBytes   = len("key-") + keyDigits
+	keyDigits = 7
+	keyBytes  = len("key-") + keyDigits
 )
 
 func key(n int) string { return fmt.Sprintf("key-%0*d", keyDigits, n) }
 
-var value = bytes.Repeat([]byte("0123456789"), valueBytes/10)
+// valueBytes is the size of every value: -value.
+var valueBytes = 110
+
+// value is what every key is set to. setValueBytes makes it.
+var value = bytes.Repeat([]byte{'0'}, valueBytes)
+
+func setValueBytes(n int) {
+	valueBytes, value = n, make([]byte, n)
+	for i := range value {
+		value[i] = '0' + byte(i%10)
+	}
+}
 
 // client does one operation at a time, and belongs to one goroutine.
 type client interface {

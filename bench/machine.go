@@ -81,10 +81,10 @@ func versions(binary, baseline string, found map[string]string) string {
 	if baseline != "" {
 		parts = append(parts, "baseline "+baseline+" "+built(baseline))
 	}
-	if etcd := found["etcd"]; etcd != "" {
+	if etcd := found[etcdLabel]; etcd != "" {
 		out, _ := exec.Command(etcd, "--version").Output()
 		first, _, _ := strings.Cut(string(out), "\n")
-		parts = append(parts, strings.Replace(first, "etcd Version:", "etcd", 1)+" with its client "+
+		parts = append(parts, strings.Replace(first, "etcd Version:", "etcd", 1)+" with its Go client "+
 			dependency("go.etcd.io/etcd/client/v3"))
 	}
 	if hraftd := found[hraftdLabel]; hraftd != "" {

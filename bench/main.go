@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -66,6 +67,7 @@ type settings struct {
 	console  pace // of the console lines; a round is a pair
 	clients  []int
 	keys     int
+	value    int
 	only     *regexp.Regexp
 	baseline string // path, absolute; empty: none
 	certs    string // the same, of a directory for RAFT_CERT_DIR
@@ -86,7 +88,8 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 	f.IntVar(&s.rounds, "rounds", 3, "rounds; the table has the medians")
 	f.DurationVar(&s.length, "duration", 3*time.Second, "measured time of each load in each round")
 	f.DurationVar(&s.warm, "warm", time.Second, "the same load before it, unmeasured")
-	clients := f.String("clients", "1,64,256,1024", "numbers of clients")
+	clients := f.String("clients", "1,4,64,256,1024", "numbers of clients")
+	f.IntVar(&s.value, "value", valueBytes, "bytes of each value")
 	f.IntVar(&s.keys, "keys", 100_000, "how many keys there are; with -million the greater number")
 	only := f.String("only", "", "measure only the loads whose name matches this regular expression")
 	f.StringVar(&s.baseline, "baseline", "", "another raftkv binary, measured in the same rounds")
@@ -138,6 +141,8 @@ func parseFlags(args []string, out io.Writer) (s settings, err error) {
 	switch {
 	case s.rounds < 1 || s.length < 100*time.Millisecond || s.warm < 0 || s.soak < 0:
 		return s, fmt.Errorf("%w: want at least one round of at least 100ms", errUsage)
+	case s.value < 1 || s.value > 1<<20:
+		return s, fmt.Errorf("%w: -value %d: want 1 to %d", errUsage, s.value, 1<<20)
 	case s.keys < 1000 || s.keys > 8_000_000:
 		return s, fmt.Errorf("%w: -keys %d: want 1000 to 8000000", errUsage, s.keys)
 	case len(slices.DeleteFunc([]bool{s.million, s.bytes, s.watchers, s.soak > 0}, func(b bool) bool { return !b })) > 1:
@@ -174,10 +179,10 @@ type bench struct {
 	found    map[string]string // paths of the references that there are, by name
 }
 
-// references are what raftkv is measured beside, each when its binary is on the PATH,
-// and how to get it there.
+// references are what raftkv is measured beside: etcd is built, hraftd must be on the PATH. get is how to
+// have what there is not.
 var references = []struct{ name, get string }{
-	{"etcd", "on Debian: apt install etcd-server"},
+	{etcdLabel, "it is built from bench/peers/etcd: the network, or a cache of Go modules that has it"},
 	{hraftdLabel, "go install github.com/otoolep/hraftd@latest, with $(go env GOPATH)/bin on the PATH"},
 }
 
@@ -197,6 +202,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err != nil {
 		return err
 	}
+	setValueBytes(s.value)
 	b := &bench{settings: s, stdout: stdout, progress: newProgress(stderr)}
 	defer b.progress.clear()
 	if b.root, err = root(); err != nil {
@@ -217,10 +223,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 
 	b.progress.show("building raftkv")
 	b.binary = filepath.Join(b.tmp, "raftkv")
-	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=auto", "-o", b.binary, ".")
-	build.Dir = b.root
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build raftkv: %w: %s", err, out)
+	if err := goBuild(ctx, b.root, b.binary); err != nil {
+		return err
 	}
 	switch {
 	case b.million:
@@ -232,13 +236,29 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	case b.soak > 0:
 		return b.runSoak(ctx)
 	}
+	b.progress.show("building etcd: minutes the first time")
 	b.found = make(map[string]string)
-	for _, r := range references {
-		if b.found[r.name], err = exec.LookPath(r.name); err != nil {
-			b.progress.say("no " + r.name + " on the PATH: its rows and ratios will be missing; " + r.get)
-		}
+	newest := filepath.Join(b.tmp, etcdLabel)
+	if err := goBuild(ctx, filepath.Join(b.root, "bench", "peers", "etcd"), newest); err == nil {
+		b.found[etcdLabel] = newest
+	} else if ctx.Err() == nil {
+		b.progress.say(err.Error())
+	}
+	b.found[hraftdLabel], _ = exec.LookPath(hraftdLabel)
+	for name, get := range b.missing() {
+		b.progress.say("no " + name + ": its rows and ratios will be missing; " + get)
 	}
 	return b.runMain(ctx)
+}
+
+// goBuild builds the program in dir.
+func goBuild(ctx context.Context, dir, binary string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=auto", "-o", binary, ".")
+	build.Dir = dir
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w: %s", filepath.Base(binary), err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // root finds the repository, of which this is the directory bench.
@@ -333,16 +353,14 @@ func (b *bench) runMain(ctx context.Context) error {
 		percent(median(b.others)), quiet(median(b.others)))
 	text.WriteString("\nHow to read it: [README.md](README.md). The ratios are raftkv's figure to that of the " +
 		"row's system, round by round: the median, and the least and the greatest.\n\n" +
-		"etcd's columns are of the version named above, driven by its official Go client, which takes several times " +
-		"the CPU of raftkv's\n" +
-		"on the same cores: they must not be read as etcd's best. The project's README has ratios to the newest etcd " +
-		"with a cheap client.\n\n")
+		"etcd is driven by two clients in turn: one as cheap as raftkv's, and its own Go client, which takes several times " +
+		"the CPU\non the same cores. What was wanted, below, is compared to the better of the two.\n\n")
 	text.WriteString(main.mainTable())
 	if len(faults.lines) > 0 {
 		text.WriteString("\nOperations that failed, not in the figures:\n\n" + strings.Join(faults.lines, ""))
 	}
 	commit, sync := median(commits), median(syncs)
-	text.WriteString("\n## What was wanted\n\n" + main.wanted(commit, sync))
+	text.WriteString("\n## What was wanted\n\n" + main.wanted(commit))
 	fmt.Fprintf(&text, "\n## The floor\n\nIn the directory of the volumes, each the median of %d: one bbolt commit "+
 		"%s ms, one fdatasync of 4 KiB %s ms. "+
 		"A write by a single client waits for two bbolt commits, one after the other: the leader's, then a follower's.\n",
@@ -409,11 +427,12 @@ func (b *bench) startAll(ctx context.Context) (systems []system, stop func(), er
 			return systems, stop, err
 		}
 	}
-	if path := b.found["etcd"]; path != "" {
-		member, err := startEtcd(ctx, path, filepath.Join(b.tmp, "etcd"))
+	if path := b.found[etcdLabel]; path != "" {
+		member, err := startEtcd(ctx, path, filepath.Join(b.tmp, "members"))
 		if err = start(member, err); err != nil {
 			return systems, stop, err
 		}
+		systems = append(systems, etcdByGo{member})
 	}
 	if path := b.found[hraftdLabel]; path != "" {
 		node, err := startHraftd(ctx, path, filepath.Join(b.tmp, hraftdLabel))

@@ -53,7 +53,7 @@ func TestMainTable(t *testing.T) {
 }
 
 func TestWanted(t *testing.T) {
-	got := filled().wanted(1, 0.5)
+	got := filled().wanted(1)
 	for _, want := range []string{"2.50× (2.00–3.00)", "1.25× (2.50 ms of 2 × 1.00 ms)"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("it lacks %q:\n%s", want, got)
@@ -68,18 +68,27 @@ func TestWanted(t *testing.T) {
 func TestWantedOfHraftd(t *testing.T) {
 	r := filled()
 	r.add(writes.name, 1, hraftdLabel, figures{rate: 500, p50: 2})
-	if got, want := r.wanted(1, 0.5), "| p50 of writes, 1 client, of hraftd's                 | ≤ 1×    | "+
+	if got, want := r.wanted(1), "| p50 of writes, 1 client, of hraftd's                 |   ≤ 1× | "+
 		"1.25× "; !strings.Contains(got, want) {
 		t.Errorf("it lacks %q:\n%s", want, got)
 	}
 }
 
-// A write waits for two bbolt commits where etcd's waits for one fdatasync.
-func TestWantedOfEtcdWithBbolt(t *testing.T) {
+// The comparison is with the client that did better by the figure.
+func TestWantedOfTheBetterClient(t *testing.T) {
 	r := filled()
-	r.add(writes.name, 1, "etcd", figures{rate: 1000, p50: 1})
-	if got, want := r.wanted(1, 0.5), "one fdatasync | near 1× | 1.00× "; !strings.Contains(got, want) {
-		t.Errorf("it lacks %q:\n%s", want, got)
+	r.add(writes.name, 64, etcdGoLabel, figures{rate: 4000, p50: 1})
+	r.add(writes.name, 1, etcdLabel, figures{rate: 1000, p50: 1, p99: 8})
+	r.add(writes.name, 1, etcdGoLabel, figures{rate: 500, p50: 2, p99: 2})
+	got := r.wanted(1)
+	for _, want := range []string{
+		"| p50 of writes, 1 client, of etcd's by the better client | ≤ 0.8× | 2.50× ",
+		"| p99 of writes, 1 client, of etcd's by the better client |   ≤ 1× | 2.00× ",
+		"| writes, 64 clients, of etcd's by the better client      | ≥ 1.8× | 0.50× ",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("it lacks %q:\n%s", want, got)
+		}
 	}
 }
 
@@ -94,11 +103,11 @@ func TestMissing(t *testing.T) {
 	if got, want := r.mainTable(), "\n\nNot measured: hraftd. To get it: go install it.\n"; !strings.HasSuffix(got, want) {
 		t.Errorf("it does not end in %q:\n%s", want, got)
 	}
-	if got := r.wanted(1, 0.5); strings.Count(got, "not measured: go install it") != 1 {
+	if got := r.wanted(1); strings.Count(got, "not measured: go install it") != 1 {
 		t.Errorf("want one row of what was not measured:\n%s", got)
 	}
 	r.cells = r.cells[:1] // without writes of one client
-	if got := r.wanted(1, 0.5); strings.Contains(got, hraftdLabel) {
+	if got := r.wanted(1); strings.Contains(got, hraftdLabel) {
 		t.Errorf("it has what would not be compared:\n%s", got)
 	}
 }
@@ -277,7 +286,7 @@ func TestFreePorts(t *testing.T) {
 func TestParseFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"-clients", "0"}, {"-clients", "1,x"}, {"-rounds", "0"}, {"-keys", "5"}, {"-only", "("}, {"-nonsense"}, {"word"},
-		{"-million", "-soak", "1m"}, {"-baseline", "/nowhere/raftkv"}, {"-certs", "/nowhere"},
+		{"-million", "-soak", "1m"}, {"-value", "0"}, {"-baseline", "/nowhere/raftkv"}, {"-certs", "/nowhere"},
 	} {
 		if _, err := parseFlags(args, io.Discard); !errors.Is(err, errUsage) {
 			t.Errorf("%q: got %v, want an error of usage", args, err)
@@ -287,7 +296,7 @@ func TestParseFlags(t *testing.T) {
 		t.Errorf("-h: got %v, want %v", err, flag.ErrHelp)
 	}
 	s, err := parseFlags([]string{"-quick", "-million"}, io.Discard)
-	if err != nil || s.keys != 20_000 || s.rounds != 1 || len(s.clients) != 4 {
+	if err != nil || s.keys != 20_000 || s.rounds != 1 || len(s.clients) != 5 {
 		t.Errorf("got %+v, %v", s, err)
 	}
 }

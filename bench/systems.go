@@ -482,7 +482,13 @@ func do(ctx context.Context, method, url string, body io.Reader) ([]byte, error)
 	return text, err
 }
 
-// etcd is a cluster of three etcd members with their defaults, fsync on.
+// Labels of one cluster of etcd, by the client that drives it.
+const (
+	etcdLabel   = "etcd"
+	etcdGoLabel = "etcd, its Go client"
+)
+
+// etcd is a cluster of three etcd members with their defaults, fsync on, driven by a cheap client.
 type etcd struct {
 	group
 	endpoints []string
@@ -491,7 +497,7 @@ type etcd struct {
 
 // startEtcd starts three members with their data in dir.
 func startEtcd(ctx context.Context, binary, dir string) (*etcd, error) {
-	e := &etcd{group: group{label: "etcd"}}
+	e := &etcd{group: group{label: etcdLabel}}
 	if err := e.start(ctx, binary, dir); err != nil {
 		e.stop()
 		return nil, fmt.Errorf("etcd: %w", err)
@@ -583,19 +589,56 @@ func (e *etcd) leader(ctx context.Context) (leader string, followers []string, e
 	return leader, followers, err
 }
 
+// etcdByGo is the same cluster, driven by etcd's own Go client.
+type etcdByGo struct{ *etcd }
+
+func (e etcdByGo) name() string { return etcdGoLabel }
+
 // etcdConnections is how many gRPC connections n clients share: etcd's own guide to
 // measuring it has 100 for 1,000 clients. (64 clients were slower with fewer and with more.)
 func etcdConnections(n int) int { return min(n, 100, 1+n/10) }
 
-func (e *etcd) connect(ctx context.Context, l load, n int) ([]client, func(), error) {
+// targets are the members that a load goes to.
+func (e *etcd) targets(ctx context.Context, l load) ([]string, error) {
 	e.forget()
 	leader, followers, err := e.leader(ctx)
+	if l.followers {
+		return followers, err
+	}
+	return []string{leader}, err
+}
+
+func (e *etcd) connect(ctx context.Context, l load, n int) ([]client, func(), error) {
+	targets, err := e.targets(ctx, l)
 	if err != nil {
 		return nil, nil, err
 	}
-	targets := []string{leader}
-	if l.followers {
-		targets = followers
+	var connections []*grpcConn
+	closeAll := func() {
+		for _, c := range connections {
+			c.close()
+		}
+	}
+	for i := range max(etcdConnections(n), min(n, len(targets))) {
+		c, err := dialGRPC(targets[i%len(targets)])
+		if err != nil {
+			closeAll()
+			return nil, nil, err
+		}
+		connections = append(connections, c)
+	}
+	clients := make([]client, n)
+	for i := range clients {
+		at := i % len(connections)
+		clients[i] = newEtcdGRPC(connections[at], targets[at%len(targets)], l.stale)
+	}
+	return clients, closeAll, nil
+}
+
+func (e etcdByGo) connect(ctx context.Context, l load, n int) ([]client, func(), error) {
+	targets, err := e.targets(ctx, l)
+	if err != nil {
+		return nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var connections []*clientv3.Client
@@ -622,7 +665,7 @@ func (e *etcd) connect(ctx context.Context, l load, n int) ([]client, func(), er
 	}
 	clients := make([]client, n)
 	for i := range clients {
-		clients[i] = &etcdClient{ctx, connections[i%len(connections)], options}
+		clients[i] = &etcdGoClient{ctx, connections[i%len(connections)], options}
 	}
 	return clients, closeAll, nil
 }
@@ -640,18 +683,18 @@ func (e *etcd) fill(ctx context.Context, from, to int) error {
 	return nil
 }
 
-type etcdClient struct {
+type etcdGoClient struct {
 	ctx        context.Context // of all clients of one measurement
 	connection *clientv3.Client
 	options    []clientv3.OpOption
 }
 
-func (c *etcdClient) write(k int) error {
+func (c *etcdGoClient) write(k int) error {
 	_, err := c.connection.Put(c.ctx, key(k), string(value))
 	return err
 }
 
-func (c *etcdClient) read(k int) error {
+func (c *etcdGoClient) read(k int) error {
 	answer, err := c.connection.Get(c.ctx, key(k), c.options...)
 	if err == nil && (len(answer.Kvs) != 1 || len(answer.Kvs[0].Value) != valueBytes) {
 		err = fmt.Errorf("etcd has not the value of %s", key(k))

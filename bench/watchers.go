@@ -70,9 +70,9 @@ func (b *bench) runWatchers(ctx context.Context) error {
 		}
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "# Watchers of every write\n\n%s\nWrites by %d clients at the leader, whose events so many watchers "+
-		"at the leader are sent, each of all keys, and read by the same process as the clients. The ratio is to the writes "+
-		"without watchers in the same round: median, and in brackets the least and the greatest.\n\n%s",
+	fmt.Fprintf(&text, "# Watchers of every write\n\n%s\nWrites by %d clients at the leader, whose events so many "+
+		"watchers at the leader are sent, each of all keys, and read by the same process as the clients. The ratio is to "+
+		"the writes without watchers in the same round: median, and in brackets the least and the greatest.\n\n%s",
 		b.about(), steadyClients, table([]string{"", "watchers", "writes/s", "ratio", "p99 ms", "MiB/s of events"}, rows))
 	if len(f.lines) > 0 {
 		text.WriteString("\nOperations that failed:\n\n" + strings.Join(f.lines, ""))

@@ -103,8 +103,19 @@ type tab struct {
 func open(t *testing.T, browser context.Context, n *testkit.Node, allowed []*testkit.Node,
 	actions ...chromedp.Action) *tab {
 	t.Helper()
+	var bases []string
+	for _, n := range allowed {
+		bases = append(bases, n.Base+"/")
+	}
+	return openURL(t, browser, n.ID, n.Base+"/", bases, actions...)
+}
+
+// openURL opens a page that may ask for what begins with one of bases.
+func openURL(t *testing.T, browser context.Context, name, address string, bases []string,
+	actions ...chromedp.Action) *tab {
+	t.Helper()
 	ctx, cancel := chromedp.NewContext(browser)
-	p := &tab{t: t, ctx: ctx, name: n.ID}
+	p := &tab{t: t, ctx: ctx, name: name}
 	chromedp.ListenTarget(ctx, func(event any) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -126,7 +137,7 @@ func open(t *testing.T, browser context.Context, n *testkit.Node, allowed []*tes
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		for _, asked := range p.requests {
-			if !slices.ContainsFunc(allowed, func(n *testkit.Node) bool { return strings.HasPrefix(asked, n.Base+"/") }) &&
+			if !slices.ContainsFunc(bases, func(base string) bool { return strings.HasPrefix(asked, base) }) &&
 				!strings.HasPrefix(asked, "data:") && !strings.HasPrefix(asked, "blob:") {
 				t.Errorf("page of %s: got a request to %s, want none beyond the cluster", p.name, asked)
 			}
@@ -139,7 +150,7 @@ func open(t *testing.T, browser context.Context, n *testkit.Node, allowed []*tes
 	if err := chromedp.Run(ctx); err != nil { // a limit on this one would be the end of the tab
 		t.Fatal(err)
 	}
-	p.do(append(actions, chromedp.Navigate(n.Base+"/"))...)
+	p.do(append(actions, chromedp.Navigate(address))...)
 	return p
 }
 

@@ -41,6 +41,7 @@ type need int
 const (
 	needAdmin  need = iota // the right admin
 	needToken              // any token
+	needProbe              // any token, or a line of Anonymous: load balancers ask it, most of which send no header
 	needRights             // rights that the endpoint asks for; Anonymous may have them
 	needNone
 )
@@ -49,11 +50,12 @@ const (
 var needs = map[string]need{
 	"/set": needRights, "/remove": needRights, "/txn": needRights,
 	"/get": needRights, "/list": needRights, "/watch": needRights,
-	"/status": needToken, "/readyz": needToken, "/metrics": needToken,
+	"/status": needToken, "/metrics": needToken, "/readyz": needProbe,
 	"/healthz": needNone, "/": needNone, "/relay": needNone,
 
-	"/version": needToken, GatewayPrefix + "maintenance/status": needToken, GatewayPrefix + "cluster/member/list": needToken,
-	GatewayPrefix + "auth/authenticate": needNone,
+	"/version": needToken, GatewayPrefix + "maintenance/status": needToken,
+	GatewayPrefix + "cluster/member/list": needToken,
+	GatewayPrefix + "auth/authenticate":   needNone,
 }
 
 // needOf returns what the path of r asks for. Most of the gateway's are about keys.
@@ -101,8 +103,10 @@ func (a *Access) holder(r *http.Request) (*auth.Holder, error) {
 	}
 	given := r.Header.Values("Authorization")
 	if len(given) == 0 {
-		if h := a.tokens.Anonymous(); h != nil && needOf(r) == needRights {
-			return h, nil
+		if h := a.tokens.Anonymous(); h != nil {
+			if needs := needOf(r); needs == needRights || needs == needProbe {
+				return h, nil
+			}
 		}
 		return nil, Errorf(http.StatusUnauthorized, "no token: send Authorization: Bearer TOKEN")
 	}

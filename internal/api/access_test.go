@@ -205,7 +205,10 @@ func TestRightsOfAnonymous(t *testing.T) {
 	if got := statusOf(t, a.Read(ctx, "other")); got != http.StatusUnauthorized {
 		t.Errorf("another key: got %d, want 401, as a token might have the right", got)
 	}
-	for _, path := range []string{"/status", "/readyz", "/metrics", "/snapshot", "/new"} {
+	if _, got := contextOf(a, "/readyz", ""); got != http.StatusOK {
+		t.Errorf("/readyz: got %d, want 200, as load balancers ask it", got)
+	}
+	for _, path := range []string{"/status", "/metrics", "/snapshot", "/new"} {
 		if _, got := contextOf(a, path, ""); got != http.StatusUnauthorized {
 			t.Errorf("%s: got %d, want 401", path, got)
 		}

@@ -89,6 +89,9 @@ func TestFind(t *testing.T) {
 	if mustParse(t, "alice "+hashOf("t")+" admin").anonymous != nil {
 		t.Error("without a line anonymous there is one")
 	}
+	if probes := mustParse(t, "anonymous").anonymous; probes == nil || probes.Holds(Right{Read, "k"}) {
+		t.Errorf("anonymous alone: got %v, want nobody's rights", probes)
+	}
 	longest := strings.Repeat("t", maxToken)
 	if mustParse(t, "alice "+hashOf(longest)+" admin").find(longest) == nil {
 		t.Errorf("a token of %d bytes is nobody's", maxToken)
@@ -106,7 +109,6 @@ func TestParseRefuses(t *testing.T) {
 		{name: "a token in the place of the hash", text: "\nalice " + secret + " admin", names: "line 2: behind the name"},
 		{name: "short hash", text: "alice " + hash[2:] + " admin", names: "64 hexadecimal digits"},
 		{name: "no rights", text: "alice " + hash, names: "0 rights"},
-		{name: "anonymous without rights", text: "anonymous", names: "0 rights"},
 		{name: "anonymous with a hash", text: "anonymous " + hash + " read:", names: "a right"},
 		{name: "anonymous twice", text: "anonymous read:a\nanonymous read:b", names: "line 2: a second line of anonymous"},
 		{name: "bad name", text: "-a " + hash + " admin", names: "the name"},

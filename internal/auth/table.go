@@ -97,7 +97,7 @@ type table struct {
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // parse returns the table that text describes: a line NAME SHA256 RIGHT… for each token, where a right is read:PREFIX,
-// write:PREFIX or admin, and a line anonymous RIGHT… for what needs none. Prefixes are percent-encoded where they have
+// write:PREFIX or admin, and a line anonymous, which may have no RIGHT, for what needs none. Prefixes are percent-encoded where they have
 // spaces or percent signs; an empty one is for all keys. Empty lines, and those that begin with #, are skipped. A name
 // may have several lines, as when a token is replaced by another.
 //
@@ -159,7 +159,7 @@ func parseLine(fields []string) (*Holder, error) {
 		h.hash = [sha256.Size]byte(hash)
 		fields = fields[1:]
 	}
-	if len(fields) == 0 || len(fields) > maxRights {
+	if len(fields) == 0 && h.Name != Anonymous || len(fields) > maxRights {
 		return nil, fmt.Errorf("%d rights; want 1 to %d of read:PREFIX, write:PREFIX and admin", len(fields), maxRights)
 	}
 	for _, field := range fields {

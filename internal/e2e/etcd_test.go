@@ -227,7 +227,8 @@ var transcript = []struct {
 	{path: "/v3/kv/txn", body: `{}`},
 	{path: "/v3/kv/txn", body: `{"success":[{}]}`},
 	{path: "/v3/kv/txn", body: `{"compare":[{"key":"YmFy","target":"CREATE","create_revision":"0"}],` +
-		`"success":[{"request_put":{"key":"YmFy","value":"MQ==","prev_kv":true}}],"failure":[{"request_range":{"key":"YmFy"}}]}`},
+		`"success":[{"request_put":{"key":"YmFy","value":"MQ==","prev_kv":true}}],` +
+		`"failure":[{"request_range":{"key":"YmFy"}}]}`},
 	{path: "/v3/kv/txn", body: `{"compare":[{"key":"YmFy","target":"CREATE","create_revision":"0"}],` +
 		`"success":[{"request_put":{"key":"YmFy","value":"MQ=="}}],"failure":[{"request_range":{"key":"YmFy"}}]}`},
 	{path: "/v3/kv/txn", body: `{"compare":[{"key":"YmFy","target":"VALUE","value":"MQ=="},` +
@@ -335,7 +336,8 @@ func TestEtcdLeases(t *testing.T) {
 		}
 		return nil
 	})
-	want := `200 [{"result":{"created":true}},{"kv":{"create_revision":"#1","key":"YQ==","lease":"9","mod_revision":"#1",` +
+	want := `200 [{"result":{"created":true}},` +
+		`{"kv":{"create_revision":"#1","key":"YQ==","lease":"9","mod_revision":"#1",` +
 		`"value":"MQ==","version":"1"}},{"kv":{"key":"YQ==","mod_revision":"#2"},"type":"DELETE"}]`
 	if got := other.ask("/v3/watch", `{"create_request":{"key":"YQ==","start_revision":"1"}}`, 2); got != want {
 		t.Errorf("watch: got %s, want %s", got, want)

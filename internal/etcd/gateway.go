@@ -1,6 +1,6 @@
 // Package etcd is the JSON gateway of etcd's v3 API, as far as docs/etcd.md has it, over the commands and the store of
-// this node: there is no second store, no gRPC and no history of values. It parses messages into commands and reads, and
-// writes what etcd would; it knows neither raft nor the node.
+// this node: there is no second store, no gRPC and no history of values. It parses messages into commands and reads,
+// and writes what etcd would; it knows neither raft nor the node.
 //
 // A revision is an index of the raft log. An etcd lease is a key with a TTL, of which the name is reserved; what is
 // attached to it goes with it (kv.Lease), so that the end of a lease is that of one key.
@@ -359,7 +359,8 @@ func (g *Gateway) leases(ctx context.Context, _ *request, out *writer) error {
 
 func (g *Gateway) status(ctx context.Context, _ *request, out *writer) error {
 	c, h := g.node.Cluster(ctx), g.header(0, g.store)
-	r := response{Header: h, Version: version, Size: c.Bytes, Index: c.Index, Term: c.Term, Applied: h.Revision, InUse: c.Bytes}
+	r := response{Header: h, Version: version, Size: c.Bytes, InUse: c.Bytes, Index: c.Index, Term: c.Term,
+		Applied: h.Revision}
 	if c.Leader != "" {
 		r.Leader = MemberID(c.Leader)
 	}

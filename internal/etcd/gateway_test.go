@@ -16,8 +16,7 @@ import (
 	"raftkv/internal/kv"
 )
 
-// alone is a node without raft: it applies what is proposed. Its rules are those of the state machine's transactions, for
-// what the gateway makes of requests.
+// alone is a node without raft: it applies what is proposed, by the rules of the state machine's transactions.
 type alone struct {
 	t     *testing.T
 	store *kv.Store

@@ -11,9 +11,9 @@ import (
 	"raftkv/internal/kv"
 )
 
-// Messages are in JSON as grpc-gateway has it: bytes in base64, 64-bit numbers as strings, and what is zero left out. In
-// requests, names may be range_end or rangeEnd, numbers with quotes or without, values of enumerations names or numbers.
-// What etcd does not know is ignored, as it does.
+// Messages are in JSON as grpc-gateway has it: bytes in base64, 64-bit numbers as strings, and what is zero left out.
+// In requests, names may be range_end or rangeEnd, numbers with quotes or without, values of enumerations names or
+// numbers. What etcd does not know is ignored, as it does.
 
 // number is a 64-bit number.
 type number int64

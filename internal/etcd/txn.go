@@ -396,7 +396,8 @@ func (g *Gateway) txn(ctx context.Context, q *request, out *writer) error {
 // Relations and properties, by etcd's numbers.
 var (
 	relations  = []command.Relation{command.Equal, command.Greater, command.Less, command.NotEqual}
-	properties = []command.Property{command.OfVersion, command.OfCreated, command.OfIndex, command.OfValue, command.OfLease}
+	properties = []command.Property{command.OfVersion, command.OfCreated, command.OfIndex, command.OfValue,
+		command.OfLease}
 )
 
 // condition returns a comparison. What is not given is zero, as it is for etcd.

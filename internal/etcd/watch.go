@@ -182,8 +182,8 @@ func (s *stream) follow(ctx context.Context, watcher *kv.Watcher) {
 		case serving.Err() != nil:
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			_, _ = fmt.Fprintf(s.out, `{"error":{"grpc_code":14,"http_code":503,"message":%s,"http_status":"Service Unavailable"}}`,
-				marshal(context.Cause(serving).Error()))
+			_, _ = fmt.Fprintf(s.out, `{"error":{"grpc_code":14,"http_code":503,"message":%s,`+
+				`"http_status":"Service Unavailable"}}`, marshal(context.Cause(serving).Error()))
 			_ = s.out.Flush()
 			return
 		case errors.Is(err, context.DeadlineExceeded):

@@ -1266,8 +1266,16 @@ var unitMutants = []unitMutant{
 			`"/status": needNone`}},
 	{name: "anonymous may see the status", run: "TestRightsOfAnonymous",
 		edit: edit{"internal/api/access.go",
-			`h != nil && needOf(r) == needRights {`,
-			`h != nil {`}},
+			`needs == needRights || needs == needProbe {`,
+			`needs != needAdmin {`}},
+	{name: "no probe without a token", run: "TestRightsOfAnonymous",
+		edit: edit{"internal/api/access.go",
+			`needs == needRights || needs == needProbe {`,
+			`needs == needRights {`}},
+	{name: "a probe needs no token", run: "TestCheckByPath",
+		edit: edit{"internal/api/access.go",
+			`"/readyz": needProbe`,
+			`"/readyz": needNone`}},
 	{name: "the second key of a set needs no right", run: "TestCommandAccess",
 		edit: edit{"internal/api/access.go",
 			`			require(auth.Write, p.Key)
@@ -1468,6 +1476,9 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/node/view.go", `	if i.closed {
 		return nil`, `	if false {
 		return nil`}},
+	// Clusters without a person.
+	{name: "a leader that is being closed takes a joiner out", run: "TestLeaderIsClosedDuringAJoin",
+		edit: edit{"internal/node/join.go", `err != nil && n.life.ctx.Err() != nil {`, `false {`}},
 	// Watches that share their events.
 	{name: "every event is sent by itself", run: "TestEventsAreSentTogether",
 		edit: edit{"internal/api/stream.go",

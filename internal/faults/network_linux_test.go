@@ -241,10 +241,13 @@ func (n *network) host(number int) (*space, error) {
 	return s, nil
 }
 
-// start starts cmd in the namespace.
+// start starts cmd in the namespace. It ends with this process.
 func (s *space) start(cmd *exec.Cmd) error {
 	done := make(chan error)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	s.work <- func() { done <- cmd.Start() }
 	return <-done
 }

@@ -3,6 +3,7 @@ package faults
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -34,6 +35,7 @@ type node struct {
 	log    string // path of its console
 	env    []string
 	binary string // empty: as all
+	token  string // of the right admin; empty: the node asks for none
 
 	// Clients read it while they use the node; whoever makes the node one of another
 	// cluster writes it first.
@@ -185,21 +187,37 @@ var asking = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4,
 
 // ask sends a GET and follows it to the leader. Its error has any answer but 200.
 func (n *node) ask(limit time.Duration, path string, query url.Values) (string, error) {
-	c := *asking
-	c.Timeout = limit
-	r, err := http.NewRequest(http.MethodGet, n.base()+path+"?"+query.Encode(), nil)
-	if err != nil {
-		return "", err
-	}
-	a, err := testkit.Send(&c, r)
+	a, err := n.with(limit, n.token, path, query)
 	if err == nil && a.Status != http.StatusOK {
 		err = fmt.Errorf("%s: %d %s", n.id, a.Status, strings.TrimSpace(a.Body))
 	}
 	return a.Body, err
 }
 
+// with sends a GET with a token, if it is not empty, also where the request is redirected to: another node has another
+// host, and http.Client would drop it.
+func (n *node) with(limit time.Duration, token, path string, query url.Values) (a testkit.Answer, err error) {
+	r, err := http.NewRequest(http.MethodGet, n.base()+path+"?"+query.Encode(), nil)
+	if err != nil {
+		return a, err
+	}
+	c := *asking
+	c.Timeout = limit
+	if token != "" {
+		const header = "Authorization"
+		r.Header.Set(header, "Bearer "+token)
+		c.CheckRedirect = func(to *http.Request, via []*http.Request) error {
+			if to.Header.Set(header, r.Header.Get(header)); len(via) > 10 {
+				return errors.New("more than 10 redirects")
+			}
+			return nil
+		}
+	}
+	return testkit.Send(&c, r)
+}
+
 // At makes a node a testkit.Peer.
-func (n *node) At() testkit.Client { return testkit.Client{ID: n.id, Base: n.base()} }
+func (n *node) At() testkit.Client { return testkit.Client{ID: n.id, Base: n.base(), Token: n.token} }
 
 func (n *node) status() (s testkit.Status, err error) {
 	body, err := n.ask(1500*time.Millisecond, "/status", nil)

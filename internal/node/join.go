@@ -45,7 +45,9 @@ type Joined struct {
 // this node, so that a typing error can't cost the quorum; adopts it, if it is only its own empty cluster; adds
 // it without a vote, waits until it has caught up, and only then gives it its vote
 // (docs/design.md, "Membership"; catching up first: the Raft dissertation, section 4.2.1).
-// When it fails on the way, the node is removed and released again. The member lock is not
+// When it fails on the way, the node is removed and released again, unless this node is being closed: a removal whose
+// end it does not see, and a release that it can't send, would leave a joiner that waits for a person (RAFT_JOIN). The
+// next leader then finds a member without a vote, and is asked for that. The member lock is not
 // held while it catches up: other nodes may leave and join, and this one may too. Errors wrap
 // ErrNotLeader, ErrConflict, ErrNotApplied or ErrUnknown.
 func (n *Node) Join(ctx context.Context, j JoinRequest) (Joined, error) {
@@ -136,6 +138,10 @@ func (n *Node) add(ctx context.Context, r *raft.Raft, j JoinRequest, present *ra
 		if index, err = change(ctx, r.AddVoter(id, address, 0, enqueueLimit)); err != nil {
 			err = fmt.Errorf("%w: %s is in, without a vote: %v; send it again", ErrUnknown, j.ID, err)
 		}
+	}
+	if err != nil && n.life.ctx.Err() != nil {
+		return 0, false, fmt.Errorf("%w: this node is shutting down, and %s may be in, without a vote: "+
+			"send it again at another", ErrUnknown, j.ID)
 	}
 	if err != nil && present == nil && r.State() == raft.Leader {
 		_, removeErr := change(context.WithoutCancel(ctx), r.RemoveServer(id, 0, enqueueLimit))

@@ -44,9 +44,10 @@ func (i *instance) hide(newest uint64) {
 	i.log.hidden.Store(hidden)
 }
 
-// hiddenUpTo returns the index below which the log is hidden: after, but nothing that the snapshot lacks, which ends with
-// newest, nor what a member needs that is being served from the index served. What was hidden stays so: an AppendEntries
-// is retried while its member is away (peer.Transport), and a member that takes it at last still needs all the rest.
+// hiddenUpTo returns the index below which the log is hidden: after, but nothing that the snapshot lacks, which ends
+// with newest, nor what a member needs that is being served from the index served. What was hidden stays so: an
+// AppendEntries is retried while its member is away (peer.Transport), and a member that takes it at last still needs
+// all the rest.
 func hiddenUpTo(after, newest, served, was uint64) uint64 {
 	return min(after, newest, max(served, was))
 }

@@ -499,6 +499,38 @@ func TestMembersChangeDuringAJoin(t *testing.T) {
 	checkReplicas(t, append(nodes[:3:3], joiner)...)
 }
 
+// TestLeaderIsClosedDuringAJoin: what catches up stays in without a vote, and gets that when it is joined again. Taken
+// out by a leader that can't release it any more, it would be inactive for ever.
+func TestLeaderIsClosedDuringAJoin(t *testing.T) {
+	leader, joiner := openNode(t, "n1", t.TempDir()), openNode(t, "n2", t.TempDir())
+	leader.waitLeader(t)
+	leader.set(t, "x", "1")
+	gate := make(chan struct{})
+	hold := func() { joiner.machine.gate.Store(&gate) } // from when it is adopted, it applies nothing
+	joiner.machine.reset.Store(&hold)
+	joined := make(chan error, 1)
+	go func() {
+		_, err := leader.Join(context.Background(), JoinRequest{ID: "n2", Address: joiner.RaftAddress()})
+		joined <- err
+	}()
+	waitFor(t, "n2 has the leader's configuration", func() bool {
+		return len(joiner.current.Load().servers()) == 2 && len(leader.membership) == 0
+	})
+	leader.life.cancel() // what Close begins with
+	wantError(t, "join", <-joined, ErrUnknown, "shutting down")
+	leader = leader.reopen(t)
+	leader.waitLeader(t)
+	if s := find(leader.current.Load().servers(), "n2"); s == nil || s.Suffrage != raft.Nonvoter {
+		t.Fatalf("n2 after its leader was closed: got %v, want it a member without a vote", s)
+	}
+	joiner.machine.reset.Store(nil)
+	joiner.machine.gate.Store(nil)
+	close(gate)
+	leader.join(t, joiner)
+	leader.set(t, "y", "1")
+	checkReplicas(t, leader, joiner)
+}
+
 // TestLateRemoval: a call whose caller has given up removes nothing, as the node may have been joined again.
 func TestLateRemoval(t *testing.T) {
 	n := openNode(t, "n1", t.TempDir())

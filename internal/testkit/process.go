@@ -53,13 +53,19 @@ type Process struct {
 // is not in Stderr.
 func Start(t testing.TB, cmd *exec.Cmd) *Process {
 	t.Helper()
+	return StartBy(t, cmd, (*exec.Cmd).Start)
+}
+
+// StartBy is Start by other means than cmd.Start, which start calls at last.
+func StartBy(t testing.TB, cmd *exec.Cmd, start func(*exec.Cmd) error) *Process {
+	t.Helper()
 	p := &Process{Cmd: cmd, ended: make(chan struct{})}
 	cmd.Stdout = &p.Stdout
 	if cmd.Stderr == nil {
 		cmd.Stderr = &p.Stderr
 	}
 	cmd.WaitDelay = 5 * time.Second
-	if err := cmd.Start(); err != nil {
+	if err := start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
