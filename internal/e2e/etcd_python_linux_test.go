@@ -65,8 +65,8 @@ func sameLines(t *testing.T, name, got, want string) []string {
 	return gotLines
 }
 
-// TestEtcdPython: a program with etcd3gw, and the tests that tooz's driver for it and etcd3gw have of themselves, come to
-// the same with a follower among three as with etcd.
+// TestEtcdPython: a program with etcd3gw, and the tests that its package and that of tooz have of themselves, come to the
+// same with a follower among three as with etcd.
 func TestEtcdPython(t *testing.T) {
 	slow(t)
 	t.Parallel()
