@@ -182,12 +182,31 @@ func TestQuietWatch(t *testing.T) {
 // flushes counts what is sent at once.
 type flushes struct {
 	*httptest.ResponseRecorder
+
+	mu    sync.Mutex // guards the recorder, and what follows
 	sizes []int
 }
 
 func (f *flushes) SetWriteDeadline(time.Time) error { return nil }
 
-func (f *flushes) Flush() { f.sizes = append(f.sizes, f.Body.Len()) }
+func (f *flushes) Write(b []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ResponseRecorder.Write(b)
+}
+
+func (f *flushes) Flush() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sizes = append(f.sizes, f.Body.Len())
+}
+
+// sent is how often, and what.
+func (f *flushes) sent() (times int, body string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.sizes), f.Body.String()
+}
 
 // TestEventsAreSentTogether: what comes soon after an event that was sent waits, the longer the more
 // watches there are, and is then sent at once; what comes alone is sent at once too.
@@ -218,25 +237,26 @@ func TestEventsAreSentTogether(t *testing.T) {
 				synctest.Wait()
 			}
 			set()
-			alone := len(w.sizes)
+			alone, _ := w.sent()
 			for range 50 {
 				set()
 			}
 			time.Sleep(tt.pause - 1)
 			synctest.Wait()
-			early := len(w.sizes)
+			early, _ := w.sent()
 			time.Sleep(time.Nanosecond)
 			synctest.Wait()
-			if got := []int{alone, early, len(w.sizes)}; !slices.Equal(got, []int{2, 2, 3}) {
+			then, body := w.sent()
+			if got := []int{alone, early, then}; !slices.Equal(got, []int{2, 2, 3}) {
 				t.Errorf("%d watchers: sent %d times after one event, %d until the pause of %v ends, %d then, want 2, 2, 3",
-					tt.watchers, alone, early, tt.pause, got[2])
+					tt.watchers, alone, early, tt.pause, then)
 			}
-			if got := strings.Count(w.Body.String(), "data: "); got != 51 {
+			if got := strings.Count(body, "data: "); got != 51 {
 				t.Errorf("%d watchers: got %d events, want 51", tt.watchers, got)
 			}
 			time.Sleep(tt.pause)
 			set()
-			if got := len(w.sizes); got != 4 {
+			if got, _ := w.sent(); got != 4 {
 				t.Errorf("%d watchers: sent %d times after one more event, want 4", tt.watchers, got)
 			}
 			cancel()

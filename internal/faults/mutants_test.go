@@ -577,6 +577,8 @@ var unitMutants = []unitMutant{
 		edit: edit{"handler.go",
 			`if forwards && !api.IsForwarded(r) && !h.node.Leads()`,
 			`if forwards && !h.node.Leads()`}},
+			`forwards && !api.IsForwarded(r) && !h.node.Leads()`,
+			`forwards && !h.node.Leads()`}},
 	{name: "the node that got a request redirects", run: "TestNoSecondHop",
 		edit: edit{"handler.go",
 			`		if api.IsForwarded(r) { // one hop, never two`,
