@@ -10,10 +10,12 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"raftkv/internal/forward"
+	"raftkv/internal/node"
 	"raftkv/internal/testkit"
 )
 
@@ -176,7 +178,7 @@ func TestNoSecondHop(t *testing.T) {
 	leader, followers, _ := startForwarding(t)
 	its := newHandler(followers[0].node, followers[0].machine.Store, followers[0].log, nil)
 	its.forwards = true
-	h := forward.Handler(its.leaders)
+	h := forward.Handler(its.leaders, followers[0].node.Leads)
 	for _, tt := range []struct {
 		name, request string
 		status        int
@@ -195,7 +197,81 @@ func TestNoSecondHop(t *testing.T) {
 			t.Errorf("%s: got %d %q %v, want %d", tt.name, w.Code, w.Body, w.Header(), tt.status)
 		}
 	}
+	// So it is with those that travel together, and a node that does not lead takes none to begin with.
+	for _, leads := range []bool{true, false} {
+		s := httptest.NewServer(forward.Handler(its.leaders, func() bool { return leads }))
+		a := exchange(t, newCall(t, s.URL+node.TogetherPath, "GET /set?key=k&value=1 HTTP/1.1\r\n\r\n"))
+		if answered := strings.HasPrefix(a.body, "HTTP/1.1 503 "); answered != leads || !leads && a.body != "" ||
+			strings.Contains(a.body, forward.Header) {
+			t.Errorf("together, as if it led %v: got %d %q, want a 503 only then", leads, a.status, a.body)
+		}
+		s.Close()
+	}
 	checkReplicas(t, append(followers, leader)...)
+}
+
+func newCall(t *testing.T, url, body string) *http.Request {
+	t.Helper()
+	r, err := http.NewRequest(http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Expect", "100-continue")
+	return r
+}
+
+// TestForwardingTogether: what many clients send by followers at once is done once each, and each gets its
+// own answer: conditions and keys are the leader's to decide.
+func TestForwardingTogether(t *testing.T) {
+	leader, followers, _ := startForwarding(t)
+	var clients sync.WaitGroup
+	var first atomic.Int32
+	for i := range 120 {
+		clients.Go(func() {
+			at := followers[i%2]
+			ask := func(target, body string, headers ...string) answer {
+				method := http.MethodPut
+				if body == "" {
+					method = http.MethodGet
+				}
+				r := newRequest(t, method, at, target, body)
+				for h := 0; h < len(headers); h += 2 {
+					r.Header.Set(headers[h], headers[h+1])
+				}
+				a, err := send(direct, r)
+				if err != nil {
+					t.Errorf("%s: %v", target, err)
+				}
+				return a
+			}
+			key, value := fmt.Sprint("k", i), strings.Repeat(fmt.Sprint(i), 20)
+			if a := ask("/set?key="+key, value); a.status != http.StatusOK || a.header.Get(forward.Header) != at.node.ID() {
+				t.Errorf("%s: got %d %q, want 200, sent on", key, a.status, a.body)
+			}
+			switch a := ask("/set?key=first&value="+fmt.Sprint(i), "", "If-None-Match", "*"); a.status {
+			case http.StatusOK:
+				first.Add(1)
+			case http.StatusPreconditionFailed:
+			default:
+				t.Errorf("first: got %d %q, want 200 or 412", a.status, a.body)
+			}
+			once := []string{"Idempotency-Key", key}
+			a, again := ask("/set?key=once-"+key+"&value=1", "", once...), ask("/set?key=once-"+key+"&value=1", "", once...)
+			if a.status != http.StatusOK || again.body != a.body {
+				t.Errorf("once: got %q, then %q, want the same", a.body, again.body)
+			}
+		})
+	}
+	clients.Wait()
+	if got := first.Load(); got != 1 {
+		t.Errorf("got %d clients that were first, want 1", got)
+	}
+	has := checkReplicas(t, append(followers, leader)...)
+	for i := range 120 {
+		if got, want := has[fmt.Sprint("k", i)], strings.Repeat(fmt.Sprint(i), 20); got != want {
+			t.Errorf("k%d: got %q, want %q", i, got, want)
+		}
+	}
 }
 
 // TestForwardingOfAGuess: also a node that redirects sends a request on, where the leader

@@ -71,23 +71,24 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	router := mux.NewRouter().SkipClean(true) // else //set is redirected, and clients drop the body
 	h.leaders = mux.NewRouter()
 	h.leaders.SkipClean(true)
-	leading := func(path string, answer endpoint, kind func(endpoint) http.Handler, long bool, methods ...string) {
-		answers := kind(h.leading(answer, long))
+	leading := func(path string, answer endpoint, slots func(endpoint) http.Handler, kind forward.Kind,
+		methods ...string) {
+		answers := slots(h.leading(answer, kind))
 		router.Handle(path, answers).Methods(methods...)
 		h.leaders.Handle(path, answers).Methods(methods...)
 	}
-	leading("/set", h.set, request, false, get, post, put)
+	leading("/set", h.set, request, forward.Command, get, post, put)
 	router.Handle("/get", request(h.get)).Methods(get, head, post)
-	leading("/remove", h.remove, request, false, get, post)
-	leading("/txn", h.txn, request, false, post)
+	leading("/remove", h.remove, request, forward.Command, get, post)
+	leading("/txn", h.txn, request, forward.Transaction, post)
 	router.Handle("/list", stream(h.list)).Methods(get, post)
 	router.Handle("/watch", watch(h.watch)).Methods(get, post)
-	leading("/join", h.join, membership, true, get, post)
-	leading("/leave", h.leave, membership, false, get, post)
-	leading("/transfer", h.transfer, membership, false, get, post)
+	leading("/join", h.join, membership, forward.Long, get, post)
+	leading("/leave", h.leave, membership, forward.Change, get, post)
+	leading("/transfer", h.transfer, membership, forward.Change, get, post)
 	router.Handle("/status", status(h.status)).Methods(get, head, post)
 	router.Handle("/snapshot", stream(h.snapshot)).Methods(get, post)
-	leading("/restore", h.restore, stream, true, put)
+	leading("/restore", h.restore, stream, forward.Long, put)
 	router.Handle("/healthz", probe(h.healthz)).Methods(get, head, post)
 	router.Handle("/readyz", probe(h.readyz)).Methods(get, head, post)
 
@@ -113,7 +114,7 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 	on := func(router *mux.Router, kind func(endpoint) http.Handler, leader bool) func(string, etcd.Endpoint) {
 		return func(path string, answer etcd.Endpoint) {
 			if leader {
-				answer = h.leading(answer, false)
+				answer = h.leading(answer, forward.Change)
 			}
 			router.Handle(path, kind(answer)).Methods(post)
 		}
@@ -204,13 +205,12 @@ func (h *handler) limit(n int) func(endpoint) http.Handler {
 }
 
 // leading returns an endpoint whose request's body is read only if this node leads: a client
-// that is redirected still has it, and a request that is sent on is read on its way. A long
-// one takes as long as it takes.
-func (h *handler) leading(answer endpoint, long bool) endpoint {
+// that is redirected still has it, and a request that is sent on is read on its way.
+func (h *handler) leading(answer endpoint, kind forward.Kind) endpoint {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		forwards := h.forwards || api.IsGateway(r) // clients of etcd follow no redirect
 		if forwards && !api.IsForwarded(r) && !h.node.Leads() {
-			return h.sendOn(w, r, long, nil)
+			return h.sendOn(w, r, kind, nil)
 		}
 		api.GuardBody(r, func() error {
 			if !h.node.Leads() {
@@ -229,14 +229,14 @@ func (h *handler) leading(answer endpoint, long bool) endpoint {
 		if lookup != nil || api.BodyBegun(r) || (!forwards && api.MayRedirect(r, api.Leader(leader))) {
 			return err
 		}
-		return h.sendOn(w, r, long, err)
+		return h.sendOn(w, r, kind, err)
 	}
 }
 
 // sendOn has the leader answer r. If the leader's program is too old for that, it returns
 // instead, or ErrNotLeader if that is nil.
-func (h *handler) sendOn(w http.ResponseWriter, r *http.Request, long bool, instead error) error {
-	sent, err := forward.Request(w, r, h.node, long, h.log.Infof)
+func (h *handler) sendOn(w http.ResponseWriter, r *http.Request, kind forward.Kind, instead error) error {
+	sent, err := forward.Request(w, r, h.node, kind, h.log.Infof)
 	switch {
 	case errors.Is(err, node.ErrOlderLeader):
 		return cmp.Or(instead, error(node.ErrNotLeader))

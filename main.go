@@ -203,7 +203,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		h.openGateway()
 	}
 	h.forwards, h.access, h.labOn, h.page.HideValues = c.forward, access, c.lab, c.hideValues
-	s.node.SetForwarded(forward.Handler(h.leaders))
+	s.node.SetForwarded(forward.Handler(h.leaders, s.node.Leads))
 	s.log.Info(line)
 	s.log.Infof("Node %s (version %s): %s on %s, raft on %s, volume %s",
 		c.nodeID, version.String(), httpCerts.Protocol(), s.listener.Addr(), s.node.RaftAddress(), c.volume)

@@ -24,20 +24,21 @@ import (
 type load struct {
 	name      string
 	writes    int  // percent of the operations that are writes; the others are reads
-	followers bool // reads go to the followers, else to the leader
+	followers bool // it goes to the followers, half of the clients at each, else to the leader
 	stale     bool // reads are stale (etcd: serializable), else linearizable
 	bare      bool // for the empty handler alone
 }
 
 var (
 	writes       = load{name: "writes", writes: 100}
+	forwarded    = load{name: "writes, followers", writes: 100, followers: true}
 	linearizable = load{name: "linearizable reads, leader"}
 	onFollowers  = load{name: "linearizable reads, followers", followers: true}
 	staleReads   = load{name: "stale reads, leader", stale: true}
 	mix          = load{name: "90/10 reads/writes", writes: 10}
 	bare         = load{name: "empty net/http handler", bare: true}
 
-	loads = []load{writes, linearizable, onFollowers, staleReads, mix, bare}
+	loads = []load{writes, forwarded, linearizable, onFollowers, staleReads, mix, bare}
 )
 
 const (

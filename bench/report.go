@@ -216,6 +216,9 @@ func (r *results) wanted(commit float64) string {
 	ofEtcd("writes", "≥ 1.3×", writes, 4, rate, false)
 	ofEtcd("writes", "≥ 1.8×", writes, 64, rate, false)
 	ofEtcd("writes", "≥ 2×", writes, 256, rate, false)
+	for _, clients := range []int{64, 256} {
+		ofOwn("writes through the followers, of those at the leader", "≥ 0.8×", forwarded, writes, clients)
+	}
 	if one := find(writes, 1, "raftkv"); len(one) > 0 && commit > 0 {
 		got := medianOf(one, p50)
 		add("p50 of writes, 1 client, of two serial bbolt commits", "", fmt.Sprintf("%.2f× (%s ms of 2 × %s ms)",

@@ -206,7 +206,7 @@ func environment(more ...string) []string {
 	var env []string
 	for _, v := range os.Environ() {
 		configures := false
-		for _, prefix := range []string{"HTTP_SERVER_", "RAFT_", "LOG_LEVEL=", "ETCD_"} {
+		for _, prefix := range []string{"HTTP_", "RAFT_", "LOG_LEVEL=", "ETCD_"} {
 			configures = configures || strings.HasPrefix(v, prefix)
 		}
 		if !configures {
@@ -276,7 +276,7 @@ func (c *raftkv) launch(i int, env []string) (*process, error) {
 	_, httpPort, _ := net.SplitHostPort(n.http)
 	_, raftPort, _ := net.SplitHostPort(n.raft)
 	env = append(environment("HTTP_SERVER_PORT="+httpPort, "RAFT_SERVER_PORT="+raftPort,
-		"RAFT_NODE_ID="+n.id, "RAFT_VOLUME_DIR="+n.volume), env...)
+		"RAFT_NODE_ID="+n.id, "RAFT_VOLUME_DIR="+n.volume, "HTTP_FOLLOWERS=forward"), env...)
 	return launch(n.volume+".log", env, c.binary)
 }
 

@@ -9,6 +9,8 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,7 +64,8 @@ var ownHeaders = map[string]bool{"Connection": true, "Proxy-Connection": true, "
 func NewForwarding(w http.ResponseWriter, r *http.Request, long bool) *Forwarding {
 	f := &Forwarding{w: w}
 	var head bytes.Buffer
-	fmt.Fprintf(&head, "%s %s HTTP/1.1\r\nHost: %s\r\n", r.Method, r.URL.RequestURI(), r.Host)
+	uri := strings.ReplaceAll(r.URL.RequestURI(), " ", "%20") // which HTTP/2 may have in it
+	fmt.Fprintf(&head, "%s %s HTTP/1.1\r\nHost: %s\r\n", r.Method, uri, r.Host)
 	_ = r.Header.WriteSubset(&head, ownHeaders)
 	length := r.ContentLength
 	if r.Method != http.MethodPut && r.Method != http.MethodPost { // nobody reads it
@@ -88,6 +91,33 @@ func NewForwarding(w http.ResponseWriter, r *http.Request, long bool) *Forwardin
 		}
 	}
 	return f
+}
+
+// wholeBytes bounds a request that Whole reads.
+const wholeBytes = 8 << 10
+
+// Whole returns all of a short request, in the form in which it travels, once it has read its
+// body; nil if it is not short, or the answer may be long: that of a transaction that reads, should
+// it be one. An error is an Error: the leader has not got it.
+func (f *Forwarding) Whole(transaction bool) ([]byte, error) {
+	if f.Length < 0 || f.Length > wholeBytes {
+		return nil, nil
+	}
+	wire := make([]byte, f.Length)
+	if body := wire[copy(wire, f.head):]; len(body) > 0 {
+		f.read = true
+		if _, err := io.ReadFull(f.body, body); err != nil {
+			f.err = err
+			return nil, f.BodyError()
+		}
+		f.head, f.body, f.read = wire, nil, false
+		f.whole.Store(true)
+		// What reads is named get, get64 or, to encoding/json, GET as well; \u0067et is one, too.
+		if transaction && (bytes.IndexByte(body, '\\') >= 0 || bytes.Contains(bytes.ToLower(body), []byte("get"))) {
+			return nil, nil
+		}
+	}
+	return wire, nil
 }
 
 var errForwardingClosed = errors.New("the leader wants no more of it")
@@ -273,4 +303,154 @@ func ReadForwarded(w http.ResponseWriter, call *http.Request) (*http.Request, er
 		r.ContentLength, r.Body = -1, io.NopCloser(rest)
 	}
 	return r.WithContext(context.WithValue(call.Context(), forwardedKey{}, true)), nil
+}
+
+// How requests that travel together are read and answered (see package node).
+const (
+	togetherAtOnce  = 256         // that have no answer yet
+	togetherSilence = time.Minute // for so long no further one needs to come
+)
+
+// ServeTogether has h answer the requests that come in a call of another node, each as soon as it
+// is there, and sends the answers in the order of the requests. It ends when the call does, or
+// goOn returns false before a request is taken: all that were taken are answered. When it can't be
+// known where the next request begins, or no answer can be sent, the answer to the call breaks off.
+func ServeTogether(w http.ResponseWriter, call *http.Request, h http.Handler, goOn func() bool) {
+	c := http.NewResponseController(w)
+	_ = c.EnableFullDuplex()
+	w.Header().Set("Content-Type", "application/http")
+	w.WriteHeader(http.StatusContinue) // the other node has asked for it
+	w.WriteHeader(http.StatusOK)
+	_ = c.Flush()
+	ctx, cancel := context.WithCancel(context.WithValue(call.Context(), forwardedKey{}, true))
+	defer cancel()
+	answers := make(chan *answer, togetherAtOnce)
+	sent := make(chan error, 1)
+	go func() { sent <- sendAnswers(w, answers) }()
+	limited := &io.LimitedReader{R: call.Body, N: 2 * wholeBytes}
+	rest := bufio.NewReader(limited)
+	err := takeRequests(ctx, c, rest, limited, goOn, func(r *http.Request) {
+		a := &answer{header: make(http.Header), done: make(chan struct{})}
+		answers <- a
+		go func() {
+			defer close(a.done)
+			defer func() { a.panicked = recover() }()
+			h.ServeHTTP(a, r)
+		}()
+	})
+	if err != nil {
+		cancel() // the other node has gone, and its clients have no answer
+	}
+	close(answers)
+	err = errors.Join(<-sent, err)
+	_ = c.SetReadDeadline(past) // else net/http waits for what may follow
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// takeRequests calls take with each request, which is in memory as a whole.
+func takeRequests(ctx context.Context, c *http.ResponseController, rest *bufio.Reader, limited *io.LimitedReader,
+	goOn func() bool, take func(*http.Request)) error {
+	for {
+		if rest.Buffered() == 0 {
+			if err := c.SetReadDeadline(time.Now().Add(togetherSilence)); err != nil {
+				return err
+			}
+		}
+		limited.N = 2 * wholeBytes
+		if _, err := rest.Peek(1); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if !goOn() {
+			return nil
+		}
+		r, err := http.ReadRequest(rest)
+		if err != nil {
+			return err
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return err
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		take(r.WithContext(ctx))
+	}
+}
+
+// sendAnswers sends the answers in their order, those that are there together.
+func sendAnswers(w http.ResponseWriter, answers <-chan *answer) (err error) {
+	out := bufio.NewWriterSize(DeadlineWriter(w), 16<<10)
+	c := http.NewResponseController(w)
+	for a := range answers {
+		select {
+		case <-a.done:
+		default:
+			if out.Buffered() > 0 {
+				err = errors.Join(err, out.Flush(), c.Flush())
+			}
+			<-a.done
+		}
+		if a.panicked != nil { // as net/http does, which has no way to answer then
+			err = fmt.Errorf("panic: %v", a.panicked)
+		}
+		if err == nil {
+			a.send(out)
+		}
+		if len(answers) == 0 {
+			err = errors.Join(err, out.Flush(), c.Flush())
+		}
+	}
+	return err
+}
+
+// answer is the answer to one of several requests that travel together, in memory.
+type answer struct {
+	header   http.Header
+	status   int
+	body     bytes.Buffer
+	panicked any
+	done     chan struct{} // closed when all of it is there
+}
+
+// Header implements http.ResponseWriter.
+func (a *answer) Header() http.Header { return a.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (a *answer) WriteHeader(status int) {
+	if a.status == 0 {
+		a.status = status
+	}
+}
+
+// Write implements http.ResponseWriter.
+func (a *answer) Write(p []byte) (int, error) {
+	a.WriteHeader(http.StatusOK)
+	return a.body.Write(p)
+}
+
+// The request is in memory as a whole, and so is the answer: what a connection has limits for does not wait here.
+
+// SetReadDeadline is for http.ResponseController.
+func (*answer) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline is for http.ResponseController.
+func (*answer) SetWriteDeadline(time.Time) error { return nil }
+
+// EnableFullDuplex is for http.ResponseController.
+func (*answer) EnableFullDuplex() error { return nil }
+
+// Flush implements http.Flusher.
+func (*answer) Flush() {}
+
+// send writes the answer as it is on the wire. An error of out comes again.
+func (a *answer) send(out *bufio.Writer) {
+	a.WriteHeader(http.StatusOK)
+	a.header.Set("Content-Length", strconv.Itoa(a.body.Len()))
+	_, _ = fmt.Fprintf(out, "HTTP/1.1 %d %s\r\n", a.status, http.StatusText(a.status))
+	_ = a.header.Write(out)
+	_, _ = out.WriteString("\r\n")
+	_, _ = out.Write(a.body.Bytes())
 }

@@ -1,12 +1,17 @@
 package api
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -121,6 +126,211 @@ func TestForwardedBodyEndsEarly(t *testing.T) {
 type breaking struct{ err error }
 
 func (f breaking) Read([]byte) (int, error) { return 0, f.err }
+
+// TestWhole: what is short travels together with others, with its body; no part of a body does.
+func TestWhole(t *testing.T) {
+	for _, tt := range []struct {
+		name, method, body  string
+		chunked, txn, whole bool
+	}{
+		{name: "no body", method: "GET", whole: true},
+		{name: "body that nobody reads", method: "GET", body: "ignored", whole: true},
+		{name: "value", method: "PUT", body: "value", whole: true},
+		{name: "large value", method: "PUT", body: strings.Repeat("v", wholeBytes)},
+		{name: "chunks", method: "PUT", body: "value", chunked: true},
+		{name: "transaction", method: "POST", body: `{"then":[{"set":"a","value":"1"}]}`, txn: true, whole: true},
+		{name: "transaction that reads", method: "POST", body: `{"then":[{"gEt64":"YQ=="}]}`, txn: true},
+		{name: "transaction in disguise", method: "POST", body: `{"then":[{"\u0067et":"a"}]}`, txn: true},
+		{name: "value like one", method: "POST", body: "key=get&value=get", whole: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := httptest.NewRequest(tt.method, "/set?key=a", strings.NewReader(tt.body))
+			if tt.chunked {
+				r.ContentLength = -1
+			}
+			f := NewForwarding(httptest.NewRecorder(), r, false)
+			whole, err := f.Whole(tt.txn)
+			if err != nil || (whole != nil) != tt.whole {
+				t.Fatalf("got %d bytes, %v, want any: %v", len(whole), err, tt.whole)
+			}
+			for range 2 { // alone, it can be sent on, and once more
+				reader, ok := f.Reader()
+				if !ok {
+					t.Fatal("got no reader")
+				}
+				if tt.whole || tt.txn {
+					wire, err := io.ReadAll(reader)
+					same := whole == nil || bytes.Equal(wire, whole)
+					if err != nil || !same || tt.method != "GET" && !bytes.HasSuffix(wire, []byte(tt.body)) {
+						t.Errorf("alone: got %q, %v, want %q", wire, err, whole)
+					}
+				}
+			}
+		})
+	}
+	r := httptest.NewRequest("PUT", "/set?key=a", io.MultiReader(strings.NewReader("val"), breaking{io.ErrUnexpectedEOF}))
+	r.ContentLength = 5
+	f := NewForwarding(httptest.NewRecorder(), r, false)
+	whole, err := f.Whole(false)
+	if e, ok := errors.AsType[Error](err); whole != nil || !ok || e.Status != http.StatusBadRequest {
+		t.Errorf("a body that breaks off: got %q, %v, want an Error of status 400", whole, err)
+	}
+}
+
+// TestRequestIsOne: nothing of a client's request ends its head early.
+func TestRequestIsOne(t *testing.T) {
+	r := httptest.NewRequest("GET", "/set", nil)
+	r.URL.RawQuery = "key=a HTTP/1.1" // as HTTP/2 may have it
+	r.Header["X"] = []string{"1\r\n\r\nGET /set?key=b HTTP/1.1"}
+	whole, err := NewForwarding(httptest.NewRecorder(), r, false).Whole(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	takeAll(bytes.NewReader(whole), func(r *http.Request) { got = append(got, r.URL.String()) })
+	if want := "/set?key=a%20HTTP/1.1"; len(got) != 1 || got[0] != want {
+		t.Errorf("got %q, want one request, %s", got, want)
+	}
+}
+
+// takeAll has requests taken out of what another node has sent.
+func takeAll(from io.Reader, take func(*http.Request)) {
+	limited := &io.LimitedReader{R: from}
+	c := http.NewResponseController(&timed{ResponseRecorder: httptest.NewRecorder()})
+	ctx := context.WithValue(context.Background(), forwardedKey{}, true)
+	_ = takeRequests(ctx, c, bufio.NewReader(limited), limited, func() bool { return true }, take)
+}
+
+// FuzzTogether: whatever another node sends, a request is short and in memory.
+func FuzzTogether(f *testing.F) {
+	f.Add([]byte("PUT /set?key=a HTTP/1.1\r\nContent-Length: 1\r\n\r\nvGET /remove?key=a HTTP/1.1\r\n\r\n"))
+	f.Add([]byte("POST /txn HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"))
+	f.Add([]byte("PUT / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n"))
+	f.Fuzz(func(t *testing.T, input []byte) {
+		size := 0
+		takeAll(bytes.NewReader(input), func(r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			if err != nil || len(body) > 2*wholeBytes || !IsForwarded(r) {
+				t.Errorf("got a body of %d bytes, %v, want %d at most", len(body), err, 2*wholeBytes)
+			}
+			size += len(body)
+		})
+		if size > len(input) {
+			t.Errorf("got %d bytes of bodies out of %d", size, len(input))
+		}
+	})
+}
+
+// pipe makes one call of which h answers the requests, and returns where they are written to and
+// the answers come from.
+func pipe(t *testing.T, h http.HandlerFunc, goOn func() bool) (io.WriteCloser, *bufio.Reader) {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ServeTogether(w, r, h, goOn)
+	}))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	t.Cleanup(s.Close)
+	reader, writer := io.Pipe()
+	t.Cleanup(func() { _ = writer.Close() })
+	call, _ := http.NewRequest(http.MethodPost, s.URL, reader)
+	call.Header.Set("Expect", "100-continue")
+	response, err := http.DefaultTransport.RoundTrip(call)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = response.Body.Close() })
+	return writer, bufio.NewReader(response.Body)
+}
+
+// TestServeTogether: each request is answered, as its own; the order of the answers is that of the
+// requests, whichever is done first.
+func TestServeTogether(t *testing.T) {
+	second := make(chan struct{})
+	all := new(sync.WaitGroup)
+	requests, answers := pipe(t, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		switch {
+		case err != nil || !IsForwarded(r):
+			t.Errorf("got %v, sent on %v, want a body, sent on", err, IsForwarded(r))
+		case r.URL.Path == "/1":
+			<-second
+		case r.URL.Path == "/2":
+			close(second)
+		}
+		w.Header().Set("ETag", r.URL.Path)
+		w.WriteHeader(http.StatusTeapot)
+		_, _ = w.Write(body)
+	}, func() bool { return true })
+	all.Go(func() {
+		_, _ = io.WriteString(requests, "PUT /1 HTTP/1.1\r\nContent-Length: 3\r\n\r\noneGET /2 HTTP/1.1\r\n\r\n")
+		_, _ = io.WriteString(requests, "PUT /3 HTTP/1.1\r\nContent-Length: 5\r\n\r\nthree")
+		_ = requests.Close()
+	})
+	for _, want := range []string{"/1 one", "/2 ", "/3 three"} {
+		a, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(a.Body)
+		if got := a.Header.Get("ETag") + " " + string(body); got != want || err != nil || a.StatusCode != http.StatusTeapot {
+			t.Errorf("got %d %q, %v, want 418 %q", a.StatusCode, got, err, want)
+		}
+	}
+	if _, err := answers.Peek(1); err != io.EOF {
+		t.Errorf("got %v, want that it ends in order", err)
+	}
+	all.Wait()
+}
+
+// TestServeTogetherEnds: a node that does not lead any more ends in order, and what it has not
+// answered it has not taken. All else breaks off.
+func TestServeTogetherEnds(t *testing.T) {
+	const request, broken = "GET / HTTP/1.1\r\n\r\n", "GET\r\n\r\n"
+	for _, tt := range []struct {
+		name, sent    string
+		takes, panics int32
+		answers       int
+		want          error
+	}{
+		{name: "leads for one more", sent: request + request, takes: 1, answers: 1, want: io.EOF},
+		{name: "leads no more", sent: request, want: io.EOF},
+		{name: "no request", sent: request + broken, takes: 9, answers: 1, want: io.ErrUnexpectedEOF},
+		{name: "panic", sent: request + request, takes: 9, panics: 1, answers: 1, want: io.ErrUnexpectedEOF},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var taken, served atomic.Int32
+			requests, answers := pipe(t, func(http.ResponseWriter, *http.Request) {
+				if served.Add(1) <= tt.panics {
+					panic("it has a fault")
+				}
+			}, func() bool { return taken.Add(1) <= tt.takes })
+			go func() {
+				_, _ = io.WriteString(requests, tt.sent)
+				if tt.panics > 0 { // which is seen at the end
+					_ = requests.Close()
+				}
+			}()
+			got := 0
+			for {
+				if _, err := answers.Peek(1); err != nil {
+					if !errors.Is(err, tt.want) || got > tt.answers {
+						t.Errorf("got %d answers, then %v, want %d, then %v", got, err, tt.answers, tt.want)
+					}
+					break
+				}
+				a, err := http.ReadResponse(answers, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = io.ReadAll(a.Body)
+				got++
+			}
+			if tt.want == io.EOF && (got != tt.answers || int(served.Load()) != got) {
+				t.Errorf("got %d answers to %d requests, want %d", got, served.Load(), tt.answers)
+			}
+		})
+	}
+}
 
 // TestMayRedirect: nobody is sent to an address that was guessed, or is another machine's.
 func TestMayRedirect(t *testing.T) {

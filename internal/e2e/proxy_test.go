@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -136,6 +138,78 @@ func TestProxies(t *testing.T) {
 			leader.Start(t)
 			testkit.CheckReplicas(t, nodes...)
 		})
+	}
+}
+
+// TestProxiesBeforeFollowers: a change that a proxy brings to a follower is led to the leader, by an address that the
+// client reaches, or sent on. Either way a body comes whole, and is stored.
+func TestProxiesBeforeFollowers(t *testing.T) {
+	slow(t)
+	// A name of each node, as its DNS would have it.
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		host, port, _ := net.SplitHostPort(address)
+		if strings.HasSuffix(host, ".kv.test") {
+			address = net.JoinHostPort("127.0.0.1", port)
+		}
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	for _, name := range []string{"nginx", "haproxy", "caddy"} {
+		for _, mode := range []string{"redirect", "forward"} {
+			t.Run(name+" "+mode, func(t *testing.T) {
+				t.Parallel()
+				var nodes []*testkit.Node
+				for i := range 3 {
+					n := testkit.NewNode(t, binary(t), fmt.Sprint("n", i+1), "HTTP_FOLLOWERS="+mode)
+					n.Env = append(n.Env, "HTTP_ADVERTISE=http://"+n.ID+".kv.test:"+n.HTTPPort)
+					n.Start(t)
+					if nodes = append(nodes, n); i > 0 {
+						testkit.Join(t, nodes[0].Client, n.Client, n.RaftPort)
+					}
+				}
+				first, others := testkit.Leader(t, nodes...)
+				proxy := startProxy(t, name, append(others, others[0]), "/readyz?leader", "/readyz")
+				client := &http.Client{Transport: &http.Transport{DialContext: dial}}
+				defer client.CloseIdleConnections()
+				direct := &http.Client{Transport: client.Transport, CheckRedirect: testkit.Direct.CheckRedirect}
+				value := strings.Repeat("v", 1<<20)
+				testkit.Eventually(t, "a change by a follower", func() error {
+					leader, _ := testkit.Leader(t, nodes...)
+					if leader != first { // the proxy would lead to it
+						_, _ = testkit.Send(testkit.Direct, leader.Request(t, "POST", "/transfer?nodeId="+first.ID, ""))
+						return fmt.Errorf("%s leads, want %s", leader.ID, first.ID)
+					}
+					a, err := testkit.Send(direct, proxy.Request(t, "PUT", "/set?key=k", value))
+					location, by := a.Header.Get("Location"), a.Header.Get("Raftkv-Forwarded-By")
+					switch {
+					case err != nil:
+						return err
+					case mode == "forward" && (a.Status != http.StatusOK || by == ""):
+						return fmt.Errorf("got %d %q by %q, want 200, sent on", a.Status, a.Body, by)
+					case mode == "redirect" && (a.Status != http.StatusTemporaryRedirect ||
+						!strings.HasPrefix(location, "http://"+leader.ID+".kv.test:"+leader.HTTPPort+"/set?key=k")):
+						return fmt.Errorf("got %d %q to %q, want 307 to %s", a.Status, a.Body, location, leader.ID)
+					}
+					a, err = testkit.Send(client, proxy.Request(t, "PUT", "/set?key=k", value))
+					if err != nil || a.Status != http.StatusOK {
+						return fmt.Errorf("got %d %q, %v, want 200", a.Status, a.Body, err)
+					}
+					chunked := proxy.Request(t, "PUT", "/set?key=chunked", "")
+					chunked.Body, chunked.ContentLength = io.NopCloser(strings.NewReader(value)), -1
+					if a, err = testkit.Send(direct, chunked); mode == "forward" && (err != nil || a.Status != http.StatusOK) {
+						return fmt.Errorf("in chunks: got %d %q, %v, want 200", a.Status, a.Body, err)
+					}
+					return nil
+				})
+				if mode == "forward" {
+					proxyWatch(t, proxy)
+				}
+				has := testkit.CheckReplicas(t, nodes...)
+				chunked := has["chunked"]
+				if has["k"] != value || mode == "forward" && chunked != value || chunked != "" && chunked != value {
+					t.Errorf("got values of %d and %d bytes, want %d", len(has["k"]), len(chunked), len(value))
+				}
+			})
+		}
 	}
 }
 

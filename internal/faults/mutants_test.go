@@ -547,12 +547,12 @@ var unitMutants = []unitMutant{
 			`if peer.Caller(r) != i.volume.Cluster && false {`}},
 	{name: "a lost outcome is no outcome", run: "TestForwardedAndLost",
 		edit: edit{"internal/node/forward.go",
-			`		if !request.Begun() {`,
-			`		if true {`}},
+			`	if !begun {`,
+			`	if true {`}},
 	{name: "what was not sent is unknown", run: "TestForwardedAndLost",
 		edit: edit{"internal/node/forward.go",
-			`			code = ErrNotApplied`,
-			`			code = ErrUnknown`}},
+			`		code = ErrNotApplied`,
+			`		code = ErrUnknown`}},
 	{name: "an older leader is an error", run: "TestForwardToAnOlderProgram",
 		edit: edit{"internal/node/forward.go",
 			`	if response.StatusCode == http.StatusNotFound {`,
@@ -575,8 +575,6 @@ var unitMutants = []unitMutant{
 			`return !leadsAstray(r, l)`}},
 	{name: "a request is sent on twice", run: "TestNoSecondHop",
 		edit: edit{"handler.go",
-			`if forwards && !api.IsForwarded(r) && !h.node.Leads()`,
-			`if forwards && !h.node.Leads()`}},
 			`forwards && !api.IsForwarded(r) && !h.node.Leads()`,
 			`forwards && !h.node.Leads()`}},
 	{name: "the node that got a request redirects", run: "TestNoSecondHop",
@@ -1478,6 +1476,65 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/node/view.go", `	if i.closed {
 		return nil`, `	if false {
 		return nil`}},
+
+	// Requests that travel together.
+	{name: "requests are sent before the leader takes them", run: "TestPipelineReads",
+		edit: edit{"internal/node/together.go", `(!p.open || len(p.part)`, `(len(p.part)`}},
+	{name: "an answer to nothing", run: "TestPipelineReads",
+		edit: edit{"internal/node/together.go", `	if len(p.sent) == 0 {
+		return false
+	}`, `	if len(p.sent) == 0 {
+		return true
+	}`}},
+	{name: "what was lost in a pipeline was not done", run: "TestPipelineThatIsLost",
+		edit: edit{"internal/node/together.go", `	for _, s := range p.sent {
+		s.finish(nil, err)`, `	for _, s := range p.sent {
+		s.finish(nil, ErrNotApplied)`}},
+	{name: "what was not read is unknown", run: "TestPipelineThatIsLost",
+		edit: edit{"internal/node/together.go", `	if errors.Is(err, ErrUnknown) {`, `	if false {`}},
+	{name: "requests without a bound", run: "TestPipelineBounds",
+		edit: edit{"internal/node/together.go", `	case len(p.queue)+len(p.sent) >= maxTogether:`, `	case false:`}},
+	{name: "a pipeline for ever", run: "TestPipelineBounds",
+		edit: edit{"internal/node/together.go", `time.Since(p.born) > pipelineAge`, `false`}},
+	{name: "answers without a bound", run: "TestPipelineBounds",
+		edit: edit{"internal/node/together.go", `answer.ContentLength < 0 || answer.ContentLength > maxTogetherAnswer`,
+			`answer.ContentLength < 0`}},
+	{name: "a pipeline that ends in order is unknown", run: "TestForwardTogether",
+		edit: edit{"internal/node/together.go", `err == io.EOF {`, `err == io.EOF && false {`}},
+	{name: "a pipeline that breaks off has done nothing", run: "TestForwardTogetherAndLost",
+		edit: edit{"internal/node/together.go", `			return lostForward(p.ctx, p.to, err, true)`,
+			`			return lostForward(p.ctx, p.to, err, false)`}},
+	{name: "an older leader is asked again and again", run: "TestForwardTogetherToAnOlderProgram",
+		edit: edit{"internal/node/together.go", `	if to == t.alone && `, `	if false && `}},
+	{name: "an older leader waits for the body", run: "TestForwardTogetherToAnOlderProgram",
+		edit: edit{"internal/node/together.go", `	call.Header.Set("Expect", "100-continue")`, `	call.Header.Del("Expect")`}},
+	{name: "a transaction that reads travels with others", run: "TestWhole",
+		edit: edit{"internal/api/forward.go", `		if transaction && (bytes`, `		if false && (bytes`}},
+	{name: "a part of a body is a body", run: "TestWhole",
+		edit: edit{"internal/api/forward.go", `io.ReadFull(f.body, body); err != nil {`, `f.body.Read(body); err != nil {`}},
+	{name: "a request in a request", run: "TestRequestIsOne",
+		edit: edit{"internal/api/forward.go", `strings.ReplaceAll(r.URL.RequestURI(), " ", "%20")`,
+			`strings.TrimSpace(r.URL.RequestURI())`}},
+	{name: "answers as they are done", run: "TestServeTogether",
+		edit: edit{"internal/api/forward.go", `	for a := range answers {
+		select {
+		case <-a.done:`, `	for a := range answers {
+		select {
+		case <-time.After(0):`}},
+	{name: "a node that does not lead takes requests", run: "TestServeTogetherEnds",
+		edit: edit{"internal/api/forward.go", `		if !goOn() {`, `		if false {`}},
+	{name: "a pipeline that is broken ends in order", run: "TestServeTogetherEnds",
+		edit: edit{"internal/api/forward.go", `	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// takeRequests`, `}
+
+// takeRequests`}},
+	{name: "requests that came together are sent on again", run: "TestServeTogether",
+		edit: edit{"internal/api/forward.go", `context.WithCancel(context.WithValue(call.Context(), forwardedKey{}, true))`,
+			`context.WithCancel(call.Context())`}},
 	// Clusters without a person.
 	{name: "a leader that is being closed takes a joiner out", run: "TestLeaderIsClosedDuringAJoin",
 		edit: edit{"internal/node/join.go", `err != nil && n.life.ctx.Err() != nil {`, `false {`}},

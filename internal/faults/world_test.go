@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"raftkv/client"
 	"raftkv/internal/lincheck"
 	"raftkv/internal/testkit"
 )
@@ -57,6 +58,7 @@ type world struct {
 	done    chan struct{}
 	clients sync.WaitGroup
 	retried atomic.Int64
+	byGo    atomic.Int64 // operations of package client that were done, or failed their condition
 	leases  leases
 
 	mu       sync.Mutex // guards what follows
@@ -166,10 +168,11 @@ func (w *world) groups() (all []string) {
 const groups = 4 // of keys, in each phase
 
 // client starts the clients of a node: two that do all, one of which sends again what
-// has no answer, one that only reads, one that sets keys of its own, each once.
+// has no answer, one that only reads, one that sets keys of its own, each once, and one
+// of package client, which begins at the node and goes where it likes.
 func (w *world) client(number int, n *node) {
-	for kind := range 4 {
-		id := number*4 + kind
+	for kind := range 5 {
+		id := number*5 + kind
 		c := lincheck.NewClient(id, n.base(), w.recorder(), rand.New(rand.NewPCG(*seed, uint64(100+id))), w.problem)
 		c.OnlyReads, c.Large = kind == 1, true
 		if kind == 2 {
@@ -192,8 +195,11 @@ func (w *world) client(number int, n *node) {
 					c.Record(h)
 				}
 				left := n.shut.Load()
-				if !left {
-					c.Base = n.base()
+				if base := n.base(); !left && (c.Base != base || kind == 4 && c.Go == nil) {
+					c.Base = base
+					if kind == 4 {
+						c.Go = w.goClient(base)
+					}
 				}
 				switch {
 				case left:
@@ -208,6 +214,11 @@ func (w *world) client(number int, n *node) {
 				default:
 					if out := c.Act(fmt.Sprintf("%sg%d.", *w.group.Load(), rand.IntN(groups))); out.Result == lincheck.NotApplied {
 						rest = 20 * time.Millisecond // an election is under way: leave it the processor
+					} else if kind == 4 && (out.Result == lincheck.Done || out.Result == lincheck.Failed) {
+						w.byGo.Add(1)
+					}
+					if kind == 4 {
+						rest = max(rest, 15*time.Millisecond)
 					}
 				}
 				n.open.RUnlock()
@@ -216,6 +227,15 @@ func (w *world) client(number int, n *node) {
 			}
 		})
 	}
+}
+
+// goClient returns package client's client, which knows one node at first.
+func (w *world) goClient(base string) *client.Client {
+	c, err := lincheck.NewGo(base)
+	if err != nil {
+		w.problem("package client: %v", err)
+	}
+	return c
 }
 
 func (w *world) recorder() *lincheck.Recorder {
@@ -583,6 +603,9 @@ func (w *world) finish() {
 	if want := 30 * w.rounds; acknowledged < want {
 		w.t.Errorf("%s: got %d keys set once, want %d", w.name, acknowledged, want)
 	}
+	if got, want := w.byGo.Load(), int64(10*w.rounds); got < want {
+		w.t.Errorf("%s: got %d operations of package client in %d rounds, want %d", w.name, got, w.rounds, want)
+	}
 	if w.rounds > 3 && (totals["failed"] == 0 || unknown == 0) {
 		w.t.Errorf("%s: got %d conditions that failed and %d unknown outcomes, want some", w.name, totals["failed"], unknown)
 	}
@@ -590,9 +613,9 @@ func (w *world) finish() {
 		w.t.Errorf("%s: %d of %d histories were too long to check", w.name, w.unsure, w.rounds)
 	}
 	w.goroutines()
-	w.t.Logf("%s, seed %d: %d rounds; done %v; %d of unknown outcome, %d sent again; %d keys set once; writes "+
+	w.t.Logf("%s, seed %d: %d rounds; done %v; %d of unknown outcome, %d sent again; %d by package client; %d keys set once; writes "+
 		"again after %v at most, %d rounds over %v; %d histories undecided; %v",
-		w.name, *seed, w.rounds, totals, unknown, w.retried.Load(), acknowledged, w.worst.Round(time.Millisecond), w.late,
+		w.name, *seed, w.rounds, totals, unknown, w.retried.Load(), w.byGo.Load(), acknowledged, w.worst.Round(time.Millisecond), w.late,
 		writesAgain, w.unsure, wires)
 }
 

@@ -15,21 +15,38 @@ import (
 // has sent it on.
 const Header = "Raftkv-Forwarded-By"
 
-// Request has the leader answer r, whose body was not read. A long one takes as long as it
-// takes. If the error wraps node.ErrOlderLeader, r is as it was. With any other error the
+// Kind is what is sent on.
+type Kind int
+
+// The kinds of requests.
+const (
+	Command     Kind = iota // a set or a remove: short ones travel together
+	Transaction             // so do those that read nothing
+	Change                  // of the cluster, which takes a while; and what etcd's clients ask
+	Long                    // takes as long as it takes
+)
+
+// Request has the leader answer r, whose body was not read. If the error wraps node.ErrOlderLeader, r is as it was. With any other error the
 // client is to get one more line if its answer was sent in part, and else all of its answer.
 // An answer that has no place for such a line breaks off.
-func Request(w http.ResponseWriter, r *http.Request, n *node.Node, long bool,
+func Request(w http.ResponseWriter, r *http.Request, n *node.Node, kind Kind,
 	logf func(format string, args ...any)) (sent bool, err error) {
+	long := kind == Long
 	if long {
 		if err := api.ClearDeadlines(w); err != nil {
 			return false, err
 		}
 	}
 	request := api.NewForwarding(w, r, long)
+	var whole []byte
+	if kind == Command || kind == Transaction {
+		if whole, err = request.Whole(kind == Transaction); err != nil {
+			return false, err
+		}
+	}
 	w.Header().Set(Header, n.ID())
 	response, err := n.Forward(r.Context(), request, node.ForwardOptions{
-		Length: request.Length, Ask: request.Ask, Long: long,
+		Length: request.Length, Ask: request.Ask, Long: long, Whole: whole,
 		To: func(id string) { logf("Not the leader: sending %s on to %s", r.URL.Path, id) },
 	})
 	if err == nil {
@@ -50,9 +67,14 @@ func Request(w http.ResponseWriter, r *http.Request, n *node.Node, long bool,
 	return sent, err
 }
 
-// Handler answers the requests that other nodes send on to this one, by leaders.
-func Handler(leaders http.Handler) http.Handler {
+// Handler answers the requests that other nodes send on to this one, by leaders. leads reports
+// whether this node may take them.
+func Handler(leaders http.Handler, leads func() bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, call *http.Request) {
+		if call.URL.Path == node.TogetherPath {
+			api.ServeTogether(w, call, leaders, leads)
+			return
+		}
 		r, err := api.ReadForwarded(w, call)
 		if err != nil {
 			api.WriteError(w, call, http.StatusBadRequest, err.Error())

@@ -13,17 +13,20 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"raftkv/client"
 )
 
 // Client is a client of one node, over HTTP, which follows it to the leader. What it
 // asks for and is told goes into a history. It is used by one goroutine.
 type Client struct {
 	// These may be changed between two operations.
-	Base      string // of the node's URLs
-	OnlyReads bool   // Act does
-	Large     bool   // some values that Set makes up are of up to 1 MiB
-	Stale     bool   // its reads ask for what the node has
-	Retries   int    // so often a write of Act goes out again under its Idempotency-Key while its outcome is unknown
+	Base      string         // of the node's URLs
+	OnlyReads bool           // Act does
+	Large     bool           // some values that Set makes up are of up to 1 MiB
+	Stale     bool           // its reads ask for what the node has
+	Go        *client.Client // not nil: in the place of requests of its own to Base; see NewGo
+	Retries   int            // so often a write of Act goes out again under its Idempotency-Key while its outcome is unknown
 
 	id      int
 	history *Recorder
@@ -94,7 +97,13 @@ func (c *Client) Act(group string) (out Output) {
 // Get reads one key.
 func (c *Client) Get(group, key string) Output {
 	return c.history.Do(c.id, Input{Kind: Get, Group: group, Keys: []string{key}}, func() (out Output) {
-		a, result := c.ask("/get", url.Values{"key": {key}}, nil)
+		var a answer
+		var result Result
+		if c.Go != nil {
+			a, result = c.goGet(Input{Kind: Get, Keys: []string{key}})
+		} else {
+			a, result = c.ask("/get", url.Values{"key": {key}}, nil)
+		}
 		out = Output{Result: result, Found: make(map[string]string)}
 		if delete(c.tags, key); a.status == http.StatusOK {
 			out.Found[key] = c.value(a.body)
@@ -107,6 +116,9 @@ func (c *Client) Get(group, key string) Output {
 // List reads all keys of the group; their names begin with its own.
 func (c *Client) List(group string) Output {
 	return c.history.Do(c.id, Input{Kind: List, Group: group}, func() Output {
+		if c.Go != nil {
+			return c.goList(Input{Kind: List, Group: group})
+		}
 		a, result := c.ask("/list", url.Values{"prefix": {group}}, nil)
 		out := Output{Result: result, Found: make(map[string]string)}
 		if result != Done {
@@ -216,6 +228,9 @@ func (c *Client) made(between string) string {
 // write asks for a write, again while Retries allows and its outcome is unknown: then
 // all of them are one operation, which is done once.
 func (c *Client) write(path string, form url.Values, in Input) (a answer, result Result) {
+	if c.Go != nil {
+		return c.goWrite(in)
+	}
 	header := make(http.Header)
 	if in.IfMatch != "" {
 		header.Set("If-Match", c.tags[in.Keys[0]].etag)

@@ -48,6 +48,7 @@ type ForwardOptions struct {
 	Length int64           // of all that is to be read; -1: not known
 	Ask    bool            // read it only when the leader asks for it
 	Long   bool            // it has no limit but that the leader stays the leader
+	Whole  []byte          // all of a short one, which may travel together with others; nil: it may not
 	To     func(id string) // called with the leader's ID before the request is sent
 }
 
@@ -57,7 +58,19 @@ type ForwardOptions struct {
 //
 // If the node that it went to does not lead any more, the leader is looked up once again,
 // unless some of the client's body was read by then.
+//
+// A short one travels together with others where the leader's program knows that. What is lost
+// on the way is then unknown for all of them; each has its own answer otherwise.
 func (n *Node) Forward(ctx context.Context, request Request, o ForwardOptions) (*http.Response, error) {
+	if o.Whole != nil {
+		response, err := n.forwardTogether(ctx, o.Whole, o.To)
+		if errors.Is(err, ErrNotLeader) {
+			response, err = n.forwardTogether(ctx, o.Whole, o.To)
+		}
+		if !errors.Is(err, errAlone) {
+			return response, withoutRedirect(err)
+		}
+	}
 	timer := time.NewTimer(enqueueLimit)
 	defer timer.Stop()
 	select {
@@ -75,28 +88,65 @@ func (n *Node) Forward(ctx context.Context, request Request, o ForwardOptions) (
 	if err != nil {
 		release()
 	}
+	return response, withoutRedirect(err)
+}
+
+// withoutRedirect has an ErrNotLeader be no reason to redirect.
+func withoutRedirect(err error) error {
 	if errors.Is(err, ErrNotLeader) {
-		err = fmt.Errorf("%w: %w", ErrNotApplied, err)
+		return fmt.Errorf("%w: %w", ErrNotApplied, err)
 	}
-	return response, err
+	return err
 }
 
 // forward makes one attempt. It calls release when the answer has been read; not if it
 // returns an error.
 func (n *Node) forward(ctx context.Context, request Request, o ForwardOptions, release func()) (*http.Response, error) {
-	if n.life.now() == removed {
-		return nil, errRemoved
-	}
-	address, id := n.current.Load().raft.LeaderWithID()
-	if address == "" {
-		return nil, ErrNoLeader
+	to, err := n.forwardTarget()
+	if err != nil {
+		return nil, err
 	}
 	reader, ok := request.Reader()
 	if !ok {
 		return nil, fmt.Errorf("%w: the leadership has moved", ErrNotLeader)
 	}
-	o.To(string(id))
-	return n.forwardTo(ctx, raft.Server{ID: id, Address: address}, reader, request, o, release)
+	o.To(string(to.ID))
+	return n.forwardTo(ctx, to, reader, request, o, release)
+}
+
+// forwardTarget returns the node that leads, as far as this one knows.
+func (n *Node) forwardTarget() (raft.Server, error) {
+	if n.life.now() == removed {
+		return raft.Server{}, errRemoved
+	}
+	address, id := n.current.Load().raft.LeaderWithID()
+	if address == "" {
+		return raft.Server{}, ErrNoLeader
+	}
+	return raft.Server{ID: id, Address: address}, nil
+}
+
+// newForward returns a call to a node whose body is read once, and is a client's request, or several.
+func newForward(ctx context.Context, to raft.Server, path string, body io.Reader, length int64) (*http.Request, error) {
+	call, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+string(to.Address)+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotApplied, err)
+	}
+	call.ContentLength = length
+	call.Header = http.Header{headerTo: {string(to.ID)}, "Content-Type": {"application/http"}}
+	return call, nil
+}
+
+// lostForward is the error for a call that has no answer, whose body the other node may have if it was begun.
+func lostForward(ctx context.Context, to raft.Server, err error, begun bool) error {
+	if cause := context.Cause(ctx); errors.Is(cause, errForwardLost) {
+		err = cause
+	}
+	code := ErrUnknown
+	if !begun {
+		code = ErrNotApplied
+	}
+	return fmt.Errorf("%w: sent on to the leader, %s at %s: %w", code, to.ID, to.Address, withoutURL(err))
 }
 
 // forwardTo sends what reader reads, of request, to one node.
@@ -109,27 +159,18 @@ func (n *Node) forwardTo(ctx context.Context, to raft.Server, reader io.Reader, 
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := n.watchForward(to, cancel)
 	end := func() { stop(); cancel(nil); cancelLimit() }
-	call, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+string(to.Address)+"/forward", reader)
+	call, err := newForward(ctx, to, "/forward", reader, o.Length)
 	if err != nil {
 		end()
-		return nil, fmt.Errorf("%w: %w", ErrNotApplied, err)
+		return nil, err
 	}
-	call.ContentLength = o.Length
-	call.Header = http.Header{headerTo: {string(to.ID)}, "Content-Type": {"application/http"}}
 	if o.Ask {
 		call.Header.Set("Expect", "100-continue")
 	}
 	response, err := n.port.ForwardClient().Transport.RoundTrip(call)
 	if err != nil {
 		end()
-		if cause := context.Cause(ctx); errors.Is(cause, errForwardLost) {
-			err = cause
-		}
-		code := ErrUnknown
-		if !request.Begun() {
-			code = ErrNotApplied
-		}
-		return nil, fmt.Errorf("%w: sent on to the leader, %s at %s: %w", code, to.ID, to.Address, withoutURL(err))
+		return nil, lostForward(ctx, to, err, request.Begun())
 	}
 	if response.Header.Get(headerForwarded) == "" {
 		defer end()
@@ -200,7 +241,7 @@ func (n *Node) watchForward(to raft.Server, cancel context.CancelCauseFunc) (sto
 // leads. It gets the call, whose body is the request.
 func (n *Node) SetForwarded(handler http.Handler) { n.forwarded.Store(&handler) }
 
-// handleForward answers a request that a member sends on. Unless this node leads, nothing of
+// handleForward answers a request that a member sends on, or several that travel together. Unless this node leads, nothing of
 // it is read: the member can ask another node.
 func (n *Node) handleForward(i *instance, w http.ResponseWriter, r *http.Request) error {
 	if peer.Caller(r) != i.volume.Cluster {

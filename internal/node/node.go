@@ -144,6 +144,7 @@ type Node struct {
 
 	forwarded atomic.Pointer[http.Handler] // of SetForwarded
 	forwards  chan struct{}                // a semaphore: see Forward
+	together  together
 	auto      autojoin
 
 	observed *observed // for metrics
@@ -239,6 +240,7 @@ func Open(config Config, machine StateMachine) (*Node, error) {
 		members:   &members{self: config.ID, client: port.Client(), clusterID: port.ClusterID},
 	}
 	n.members.heard = n.heard
+	n.together.ctx, n.together.cancel = context.WithCancel(context.Background())
 	port.Older = n.members.isOlder
 	n.reads = newReadIndex(config.ID, port.DialTerm, n.members.askMember)
 	n.life.init()
@@ -556,6 +558,7 @@ func (n *Node) Close(ctx context.Context) error {
 	n.life.closeOnce.Do(func() {
 		n.life.end(closing)
 		n.life.cancel()
+		n.together.cancel()
 		n.batcher.close()
 		done := make(chan error, 1)
 		go func() { done <- n.close() }()

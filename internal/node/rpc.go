@@ -74,6 +74,18 @@ func (n *Node) rpcHandler() http.Handler {
 			writeRPC(w, nil, err)
 		}
 	})
+	pipelines := make(chan struct{}, maxPipelines)
+	meant("POST "+TogetherPath, func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case pipelines <- struct{}{}:
+			defer func() { <-pipelines }()
+			if err := n.handleForward(n.current.Load(), w, r); err != nil {
+				writeRPC(w, nil, err)
+			}
+		default:
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+	})
 	return mux
 }
 
