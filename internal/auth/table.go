@@ -97,9 +97,9 @@ type table struct {
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // parse returns the table that text describes: a line NAME SHA256 RIGHT… for each token, where a right is read:PREFIX,
-// write:PREFIX or admin, and a line anonymous, which may have no RIGHT, for what needs none. Prefixes are percent-encoded where they have
-// spaces or percent signs; an empty one is for all keys. Empty lines, and those that begin with #, are skipped. A name
-// may have several lines, as when a token is replaced by another.
+// write:PREFIX or admin, and a line anonymous, which may have no RIGHT, for what needs none. Prefixes are
+// percent-encoded where they have spaces or percent signs; an empty one is for all keys. Empty lines, and those that
+// begin with #, are skipped. A name may have several lines, as when a token is replaced by another.
 //
 // An error has the number of the line and none of its text: it might be a token in the place of its hash.
 func parse(text []byte) (*table, error) {

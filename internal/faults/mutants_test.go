@@ -68,7 +68,8 @@ var mutants = []mutant{
 		"	return nil"}}, tests("TestThreeNodes", "-only", "power cut")},
 	{"raft.db counts as moved what the journal alone has", []edit{{"internal/storage/journal.go",
 		"last.at); err != nil {",
-		"last.at); err != nil || j.storeBelow(last.logs[len(last.logs)-1:], j.next) != nil {"}}, tests("TestThreeNodes", "-only", "power cut|kill -9 of all")},
+		"last.at); err != nil || j.storeBelow(last.logs[len(last.logs)-1:], j.next) != nil {"}},
+		tests("TestThreeNodes", "-only", "power cut|kill -9 of all")},
 }
 
 // unitMutant is a package without one of its guards, and the test of it that must fail.

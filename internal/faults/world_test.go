@@ -614,10 +614,10 @@ func (w *world) finish() {
 		w.t.Errorf("%s: %d of %d histories were too long to check", w.name, w.unsure, w.rounds)
 	}
 	w.goroutines()
-	w.t.Logf("%s, seed %d: %d rounds; done %v; %d of unknown outcome, %d sent again; %d by package client; %d keys set once; writes "+
-		"again after %v at most, %d rounds over %v; %d histories undecided; %v",
-		w.name, *seed, w.rounds, totals, unknown, w.retried.Load(), w.byGo.Load(), acknowledged, w.worst.Round(time.Millisecond), w.late,
-		writesAgain, w.unsure, wires)
+	w.t.Logf("%s, seed %d: %d rounds; done %v; %d of unknown outcome, %d sent again; %d by package client; %d keys "+
+		"set once; writes again after %v at most, %d rounds over %v; %d histories undecided; %v",
+		w.name, *seed, w.rounds, totals, unknown, w.retried.Load(), w.byGo.Load(), acknowledged,
+		w.worst.Round(time.Millisecond), w.late, writesAgain, w.unsure, wires)
 }
 
 // goroutines has each node print its goroutines, and end.

@@ -26,9 +26,9 @@ const (
 	Long                    // takes as long as it takes
 )
 
-// Request has the leader answer r, whose body was not read. If the error wraps node.ErrOlderLeader, r is as it was. With any other error the
-// client is to get one more line if its answer was sent in part, and else all of its answer.
-// An answer that has no place for such a line breaks off.
+// Request has the leader answer r, whose body was not read. If the error wraps node.ErrOlderLeader,
+// r is as it was. With any other error the client is to get one more line if its answer was sent in
+// part, and else all of its answer. An answer that has no place for such a line breaks off.
 func Request(w http.ResponseWriter, r *http.Request, n *node.Node, kind Kind,
 	logf func(format string, args ...any)) (sent bool, err error) {
 	long := kind == Long

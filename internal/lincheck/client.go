@@ -26,7 +26,7 @@ type Client struct {
 	Large     bool           // some values that Set makes up are of up to 1 MiB
 	Stale     bool           // its reads ask for what the node has
 	Go        *client.Client // not nil: in the place of requests of its own to Base; see NewGo
-	Retries   int            // so often a write of Act goes out again under its Idempotency-Key while its outcome is unknown
+	Retries   int            // so often a write of Act is sent again, by its Idempotency-Key, while its outcome is unknown
 
 	id      int
 	history *Recorder

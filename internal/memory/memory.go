@@ -55,8 +55,8 @@ func DataLimit(set uint64) (bytes uint64, line string) {
 // inFlight is InFlightLimit where there is memory enough, in bytes.
 const inFlight = 256 << 20
 
-// InFlightLimit returns what INFLIGHT_MAX_BYTES is, in bytes, if it is set to set: 256 MiB if that is 0, or a quarter of
-// Available if it is less.
+// InFlightLimit returns what INFLIGHT_MAX_BYTES is, in bytes, if it is set to set: 256 MiB if that is 0, or a quarter
+// of Available if it is less.
 func InFlightLimit(set uint64) uint64 {
 	if set > 0 {
 		return set

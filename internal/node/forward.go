@@ -241,8 +241,8 @@ func (n *Node) watchForward(to raft.Server, cancel context.CancelCauseFunc) (sto
 // leads. It gets the call, whose body is the request.
 func (n *Node) SetForwarded(handler http.Handler) { n.forwarded.Store(&handler) }
 
-// handleForward answers a request that a member sends on, or several that travel together. Unless this node leads, nothing of
-// it is read: the member can ask another node.
+// handleForward answers a request that a member sends on, or several that travel together. Unless this node leads,
+// nothing of it is read: the member can ask another node.
 func (n *Node) handleForward(i *instance, w http.ResponseWriter, r *http.Request) error {
 	if peer.Caller(r) != i.volume.Cluster {
 		return fmt.Errorf("%w: %s belongs to another cluster", ErrConflict, n.config.ID)

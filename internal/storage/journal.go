@@ -23,8 +23,8 @@ const (
 )
 
 // JournalBytes returns the size of the journal's file for a log of so many bytes before a snapshot: a quarter of it,
-// but at least 1 MiB and at most 16. A small disk has a small one, as RAFT_SNAPSHOT_BYTES is set for it; 16 MiB are 4,096
-// lone appends, or seconds of many, between two moves.
+// but at least 1 MiB and at most 16. A small disk has a small one, as RAFT_SNAPSHOT_BYTES is set for it; 16 MiB are
+// 4,096 lone appends, or seconds of many, between two moves.
 func JournalBytes(snapshotBytes uint64) int64 {
 	return int64(min(max(snapshotBytes/4/journalPage*journalPage, minJournal), usualJournal))
 }

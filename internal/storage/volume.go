@@ -23,9 +23,9 @@ import (
 	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
-// Volume is the directory of one node, opened: raft.db (log and stable store), snapshots/ and, if it is to have one, the
-// journal in front of raft.db. A volume appears whole or not at all, because raft.db is made under another name and then
-// renamed: one that is empty or lacks a key is damaged, never new.
+// Volume is the directory of one node, opened: raft.db (log and stable store), snapshots/ and, if it is to have one,
+// the journal in front of raft.db. A volume appears whole or not at all, because raft.db is made under another name and
+// then renamed: one that is empty or lacks a key is damaged, never new.
 type Volume struct {
 	Log       *Log
 	Snapshots *Snapshots
@@ -111,9 +111,9 @@ func Lock(dir string) (io.Closer, error) {
 	return lock, nil
 }
 
-// IsNew reports whether dir holds no volume yet. Snapshots or a journal without a raft.db are an error: that is a volume
-// which lost its log, and a new one in its place would forget the term and the vote of this node. So are another user's
-// files, and those that others may have changed. What others may read of it, they may not from then on.
+// IsNew reports whether dir holds no volume yet. Snapshots or a journal without a raft.db are an error: that is a
+// volume which lost its log, and a new one in its place would forget the term and the vote of this node. So are another
+// user's files, and those that others may have changed. What others may read of it, they may not from then on.
 func IsNew(dir string) (bool, error) {
 	if err := protect(dir); err != nil {
 		return false, err
