@@ -277,7 +277,7 @@ func (g *Gateway) grant(ctx context.Context, q *request, out *writer) error {
 	case q.TTL > number(command.MaxTTL/time.Second):
 		return errTooLargeTTL
 	case q.ID < 0:
-		return invalid("ID: want 1 to %d, or 0 for any", math.MaxInt64)
+		return invalid("ID: want 1 to %d, or 0 for any", int64(math.MaxInt64))
 	case q.ID == 0:
 		var random [8]byte
 		_, _ = rand.Read(random[:]) // never fails
