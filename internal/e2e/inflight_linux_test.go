@@ -28,7 +28,7 @@ func largeForm() string {
 func TestMemoryInFlight(t *testing.T) {
 	slow(t)
 	const clients, budget = 200, 64 << 20
-	n := testkit.NewNode(t, binary(t), "n1", "RAFT_ELECTION_TIMEOUT=100ms", "LOG_LEVEL=warn",
+	n := testkit.NewNode(t, plainBinary(t), "n1", "RAFT_ELECTION_TIMEOUT=100ms", "LOG_LEVEL=warn",
 		fmt.Sprint("INFLIGHT_MAX_BYTES=", budget))
 	n.Start(t)
 	form := largeForm()
@@ -73,8 +73,8 @@ func TestMemoryInFlight(t *testing.T) {
 	all.Wait()
 	peak := during.peak()
 	t.Logf("%d MiB before, %d MiB with %d requests of 2 MiB, of which %v", alone>>20, peak>>20, clients, statuses)
-	if peak > alone+budget+96<<20 {
-		t.Errorf("got %d MiB, want %d of before, the %d of INFLIGHT_MAX_BYTES and a constant", peak>>20, alone>>20,
+	if peak > alone+2*budget+96<<20 { // the collector lets as much garbage be
+		t.Errorf("got %d MiB, want %d of before, twice the %d of INFLIGHT_MAX_BYTES and a constant", peak>>20, alone>>20,
 			budget>>20)
 	}
 	if statuses[http.StatusOK] == 0 || statuses[http.StatusOK]+statuses[http.StatusServiceUnavailable] != clients {
@@ -113,7 +113,7 @@ func postSlowly(address, form string, sent chan<- struct{}, last <-chan struct{}
 func TestRestoreTakesLittleMemory(t *testing.T) {
 	slow(t)
 	const most = 128 << 20
-	n := testkit.NewNode(t, binary(t), "n1", "RAFT_ELECTION_TIMEOUT=100ms", "LOG_LEVEL=warn",
+	n := testkit.NewNode(t, plainBinary(t), "n1", "RAFT_ELECTION_TIMEOUT=100ms", "LOG_LEVEL=warn",
 		fmt.Sprint("STORE_MAX_BYTES=", most))
 	n.Start(t)
 	n.Set(t, "kept", "as it is")

@@ -37,6 +37,18 @@ func binary(t testing.TB) string {
 	return path
 }
 
+var buildPlain = sync.OnceValues(func() (string, error) { return testkit.BuildPlain(dir) })
+
+// plainBinary is binary without the race detector, for tests that measure memory.
+func plainBinary(t testing.TB) string {
+	t.Helper()
+	path, err := buildPlain()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // startOne starts a cluster of one, which is quick to elect itself.
 func startOne(t testing.TB) *testkit.Node {
 	t.Helper()

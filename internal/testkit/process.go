@@ -18,12 +18,20 @@ import (
 // Build builds the node into a directory and returns the path of the binary, which has the race detector if this test
 // has it.
 func Build(dir string) (binary string, err error) {
-	binary = filepath.Join(dir, "raftkv")
-	args := []string{"build", "-o", binary}
 	race := debug.BuildSetting{Key: "-race", Value: "true"}
 	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, race) {
-		args = append(args, "-race")
+		return goBuild(filepath.Join(dir, "raftkv"), "-race")
 	}
+	return BuildPlain(dir)
+}
+
+// BuildPlain is Build without the race detector, whose own memory is several times that of the node.
+func BuildPlain(dir string) (binary string, err error) {
+	return goBuild(filepath.Join(dir, "raftkv-plain"))
+}
+
+func goBuild(binary string, flags ...string) (string, error) {
+	args := append([]string{"build", "-o", binary}, flags...)
 	if out, err := exec.Command("go", append(args, "raftkv")...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
@@ -33,7 +41,7 @@ func Build(dir string) (binary string, err error) {
 // Environ is the environment without what configures a node.
 func Environ() []string {
 	return slices.DeleteFunc(os.Environ(), func(entry string) bool {
-		return slices.ContainsFunc([]string{"STORE_", "RAFT_", "HTTP_", "LOG_", "ETCD_"}, func(prefix string) bool {
+		return slices.ContainsFunc([]string{"STORE_", "RAFT_", "HTTP_", "LOG_", "ETCD_", "INFLIGHT_"}, func(prefix string) bool {
 			return strings.HasPrefix(entry, prefix)
 		})
 	})
