@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -159,14 +160,14 @@ func TestFailStopOfAFollower(t *testing.T) {
 // all, one whose disk is not nearly full.
 func TestFailedLeaderGivesUp(t *testing.T) {
 	disk := new(faultyDisk)
-	nodes := []*testNode{openNode(t, "n1", t.TempDir(), withDisk(disk)), openNode(t, "n2", t.TempDir()),
+	nearlyFull := func(c *Config) { c.lowSpace = math.MaxUint64 }
+	nodes := []*testNode{openNode(t, "n1", t.TempDir(), withDisk(disk)), openNode(t, "n2", t.TempDir(), nearlyFull),
 		openNode(t, "n3", t.TempDir())}
 	nodes[0].waitLeader(t)
 	nodes[0].join(t, nodes[1])
 	nodes[0].join(t, nodes[2])
 	last := nodes[0].set(t, "a", "1")
 	waitFor(t, "all have all", func() bool { return nodes[1].applied() >= last && nodes[2].applied() >= last })
-	nodes[1].health.set(&nodes[1].health.space, "nearly full")
 	mend := make(chan struct{})
 	disk.hang.Store(&mend)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
