@@ -12,8 +12,8 @@ import (
 )
 
 // Slots bounds the requests of one kind that are under way, in all and, for each remote host, to a quarter
-// (flight.Bound). One that finds all slots taken waits for one, for flight.Patience at most, before anything of its
-// body is read. Those that wait for their clients give way to it: see flight.Bound.
+// (flight.Bound). A request that finds all slots taken waits up to flight.MaxWait for a free one, with its body unread.
+// Requests that are waiting for their clients give way to it: see flight.Bound.
 //
 // A slot is taken before the body is read. What its request then has in memory, of its query, its body and its answer,
 // is counted too, if it is more than a slot may have without: see memory.go. Its methods may be called by

@@ -207,15 +207,15 @@ func TestDebianPackage(t *testing.T) {
 	if err := os.Mkdir(copied, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// Overlayed is the root alone: neither /run, by which the scripts would find this machine's systemd, nor any other
-	// mount.
+	// Only the root file system is overlaid: not /run, by which the scripts would find this machine's systemd, nor any
+	// other mount.
 	onCopy := exec.Command("unshare", "--mount", "--pid", "--fork", "bash", "-euc", `
 		mount -t tmpfs none "$1"
-		mkdir "$1/upper" "$1/work" "$1/root"
-		mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root" || { echo NO OVERLAY; exit; }
-		cp "$2" "$1/root/raftkv.deb"
-		mount -t proc proc "$1/root/proc"
-		exec chroot "$1/root" bash -euc "$3"`, "bash", copied, packages[0], `
+		mkdir "$1/upper" "$1/work" "$1/tree"
+		mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/tree" || { echo NO OVERLAY; exit; }
+		cp "$2" "$1/tree/raftkv.deb"
+		mount -t proc proc "$1/tree/proc"
+		exec chroot "$1/tree" bash -euc "$3"`, "bash", copied, packages[0], `
 		export DEBIAN_FRONTEND=noninteractive
 		dpkg --install /raftkv.deb >/dev/null 2>&1
 		id -nu raftkv

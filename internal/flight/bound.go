@@ -21,8 +21,8 @@ import (
 	"raftkv/internal/connlimit"
 )
 
-// Patience is how long a request waits for room, unless its own context ends earlier.
-const Patience = 5 * time.Second
+// MaxWait is how long a request waits for room, unless its own context ends earlier.
+const MaxWait = 5 * time.Second
 
 const (
 	// grace is how long a holder has waited for its client before it gives way. It is more than the part of a body that
@@ -55,7 +55,7 @@ type Bound struct {
 	max, share int64 // of all, of a host
 	maxQueued  int
 	maxHeld    int64
-	patience   time.Duration // Patience; shorter in tests
+	maxWait    time.Duration // MaxWait; shorter in tests
 	all        *semaphore.Weighted
 	taken      atomic.Int64 // of all
 
@@ -81,8 +81,8 @@ type host struct {
 // have a quarter of either.
 func New(max int64, queued int, heldBytes int64) *Bound {
 	return &Bound{max: max, share: int64(connlimit.PerHost(int(max))), maxQueued: queued, maxHeld: heldBytes,
-		patience: Patience,
-		all:      semaphore.NewWeighted(max), hosts: make(map[string]*host)}
+		maxWait: MaxWait,
+		all:     semaphore.NewWeighted(max), hosts: make(map[string]*host)}
 }
 
 // Max is the bound.
@@ -164,7 +164,7 @@ func (b *Bound) wait(ctx context.Context, own *host, n, heldBytes int64) error {
 		b.queue(own, -1, -heldBytes)
 		b.mu.Unlock()
 	}()
-	waiting, cancel := context.WithTimeout(ctx, b.patience)
+	waiting, cancel := context.WithTimeout(ctx, b.maxWait)
 	defer cancel()
 	began := time.Now()
 	// The host's room comes first, so that no host has more than its quarter of what is held and waited for.

@@ -102,10 +102,10 @@ func TestWaitsForRoom(t *testing.T) {
 	}
 }
 
-// TestPatience: a request waits for so long and no longer, and leaves nothing behind.
-func TestPatience(t *testing.T) {
+// TestMaxWait: a request waits for so long and no longer, and leaves nothing behind.
+func TestMaxWait(t *testing.T) {
 	b := New(4, 10, 100)
-	b.patience = 20 * time.Millisecond
+	b.maxWait = 20 * time.Millisecond
 	first := hold(t, b, "", 3)
 	_, got := later(t, b, "", 3, 1)
 	wants(t, "for all", got, "all in use for")

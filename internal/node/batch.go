@@ -48,7 +48,7 @@ func (n *Node) propose(ctx context.Context, c command.Command) (command.Result, 
 		return command.Result{}, err
 	}
 	defer n.life.endProposal()
-	if err := n.requireFormat(ctx, c.Format()); err != nil {
+	if err := n.RequireFormat(ctx, c.Format()); err != nil {
 		return command.Result{}, err
 	}
 	return n.batcher.propose(ctx, c)

@@ -91,10 +91,10 @@ func describeVersion(info *Info) string {
 		formatOf(info))
 }
 
-// requireFormat returns nil when a command that needs this cluster format may be proposed. If
+// RequireFormat returns nil when a command that needs this cluster format may be proposed. If
 // the cluster has a lower one and this node leads, it is raised first. An error wraps
 // ErrNotApplied or ErrNotLeader, and names the members to upgrade.
-func (n *Node) requireFormat(ctx context.Context, format int) error {
+func (n *Node) RequireFormat(ctx context.Context, format int) error {
 	switch {
 	case format == 0, format == 1 && !n.versions.mixed.Load(), format > 1 && format <= n.machine.Format():
 		return nil
@@ -152,12 +152,6 @@ func (n *Node) raiseFormat(ctx context.Context, i *instance, format int) error {
 	return nil
 }
 
-// RequireFormat returns nil once the cluster has this format, which it raises it to if it can. An error wraps
-// ErrNotApplied or ErrNotLeader.
-func (n *Node) RequireFormat(ctx context.Context, format int) error {
-	return n.requireFormat(ctx, format)
-}
-
 // raiseToMin raises the cluster to Config.MinFormat, while this node leads, as soon as every member knows it.
 func (n *Node) raiseToMin() {
 	ticks := time.NewTicker(max(n.config.ElectionTimeout, time.Second))
@@ -172,7 +166,7 @@ func (n *Node) raiseToMin() {
 		if n.machine.Format() >= n.config.MinFormat || !n.Leads() {
 			continue
 		}
-		if err := n.requireFormat(n.life.ctx, n.config.MinFormat); err != nil && err.Error() != warned &&
+		if err := n.RequireFormat(n.life.ctx, n.config.MinFormat); err != nil && err.Error() != warned &&
 			n.life.ctx.Err() == nil {
 			warned = err.Error()
 			n.config.Warnf("Format %d is needed: %v", n.config.MinFormat, err)
