@@ -169,6 +169,10 @@ func (g gatewayNode) MayRead(ctx context.Context, prefix string) error {
 	return g.access.Read(ctx, prefix)
 }
 
+func (g gatewayNode) Version(w http.ResponseWriter) (*kv.Store, http.ResponseWriter, func()) {
+	return g.version(w)
+}
+
 func (g gatewayNode) ReadIndex(ctx context.Context, stale bool) error {
 	if !stale {
 		return g.node.ReadIndex(ctx)

@@ -97,6 +97,8 @@ type Node interface {
 	Propose(ctx context.Context, c command.Command) (command.Result, error)
 	// MayRead returns an error unless the client of ctx may read all keys with the prefix.
 	MayRead(ctx context.Context, prefix string) error
+	// Version returns the store as it is now, for an answer that is written to the writer: see api.Version.
+	Version(w http.ResponseWriter) (view *kv.Store, to http.ResponseWriter, release func())
 	// ReadIndex returns when the store has all that was acknowledged before; stale: at once, if the node may be read.
 	ReadIndex(ctx context.Context, stale bool) error
 	// TimeLeft is how long a key with a TTL stays, where that is known.
@@ -182,23 +184,39 @@ func Paths(next http.Handler) http.Handler {
 // writer writes an answer. Its first bytes are kept back, so that an error can take their place.
 type writer struct {
 	*bufio.Writer
-	w http.ResponseWriter
+	w       http.ResponseWriter
+	release func() // of Node.Version
 }
 
 func newWriter(w http.ResponseWriter) *writer {
-	return &writer{bufio.NewWriterSize(api.DeadlineWriter(w), 32<<10), w}
+	return &writer{bufio.NewWriterSize(api.DeadlineWriter(w), 32<<10), w, func() {}}
 }
 
-// end ends the answer; an error that is etcd's own takes its place, and any other is returned.
+// version returns the store as it is now, of which the answer may be written for as long as the client takes, within
+// the bound of api.Version. Nothing was written before.
+func (o *writer) version(n Node) *kv.Store {
+	view, to, release := n.Version(o.w)
+	o.Reset(api.DeadlineWriter(to))
+	o.release = release
+	return view
+}
+
+// end ends the answer; an error that is etcd's own takes its place, and any other is returned. Of an answer that can't
+// be written to its end the connection breaks off, so that it is not taken for whole.
 func (o *writer) end(err error) error {
+	defer o.release()
 	if e, ok := errors.AsType[Error](err); ok {
 		o.Reset(io.Discard)
 		api.WriteGatewayError(o.w, e.Status, e.Code, e.Message)
 		return nil
 	}
-	if err == nil {
+	_, broken := o.Write(nil) // a bufio.Writer keeps its first error
+	if err == nil && broken == nil {
 		o.w.Header().Set("Content-Type", "application/json")
-		_ = o.Flush() // an error: the client has gone
+		broken = o.Flush()
+	}
+	if broken != nil {
+		panic(http.ErrAbortHandler)
 	}
 	return err
 }
@@ -227,16 +245,12 @@ func (g *Gateway) header(revision uint64, view *kv.Store) header {
 	return header{g.node.ClusterID(), MemberID(g.node.ID()), index, term}
 }
 
-// read returns a view of the store for a request.
-func (g *Gateway) read(ctx context.Context, prefix string, stale bool) (*kv.Store, error) {
-	err := g.node.MayRead(ctx, prefix)
-	if err == nil {
-		err = g.node.ReadIndex(ctx, stale)
+// prepareRead returns when the client may read the keys with a prefix from the store.
+func (g *Gateway) prepareRead(ctx context.Context, prefix string, stale bool) error {
+	if err := g.node.MayRead(ctx, prefix); err != nil {
+		return err
 	}
-	if err != nil {
-		return nil, err
-	}
-	return g.store.Clone(), nil
+	return g.node.ReadIndex(ctx, stale)
 }
 
 // propose replicates a transaction.
@@ -315,10 +329,10 @@ func (g *Gateway) revoke(ctx context.Context, q *request, out *writer) error {
 // timeToLive is for the leader, which alone knows how much of a lease's time is over.
 func (g *Gateway) timeToLive(ctx context.Context, q *request, out *writer) error {
 	key := leaseKey(q.ID)
-	view, err := g.read(ctx, key, false)
-	if err != nil {
+	if err := g.prepareRead(ctx, key, false); err != nil {
 		return err
 	}
+	view := g.store.Clone()
 	r := response{Header: g.header(0, view), ID: int64(q.ID), TTL: -1}
 	f, found := view.GetFull(key)
 	if found {
@@ -342,10 +356,10 @@ func (g *Gateway) timeToLive(ctx context.Context, q *request, out *writer) error
 }
 
 func (g *Gateway) leases(ctx context.Context, _ *request, out *writer) error {
-	view, err := g.read(ctx, leasePrefix, false)
-	if err != nil {
+	if err := g.prepareRead(ctx, leasePrefix, false); err != nil {
 		return err
 	}
+	view := g.store.Clone()
 	r := response{Header: g.header(0, view)}
 	view.AscendFull(leasePrefix, func(key string, _ kv.Full) bool {
 		if id := leaseOf(key); id != 0 {

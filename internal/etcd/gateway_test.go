@@ -21,6 +21,11 @@ type alone struct {
 	t     *testing.T
 	store *kv.Store
 	reads []string // prefixes that were asked for
+	limit uint64   // of Version
+}
+
+func (a *alone) Version(w http.ResponseWriter) (*kv.Store, http.ResponseWriter, func()) {
+	return api.Version(w, a.store, a.limit)
 }
 
 func (a *alone) ID() string                                    { return "n1" }
@@ -73,7 +78,7 @@ func (a *alone) Propose(_ context.Context, c command.Command) (command.Result, e
 
 // newTestGateway returns a server of a gateway alone, and its node.
 func newTestGateway(t *testing.T) (*httptest.Server, *alone) {
-	node := &alone{t: t, store: kv.New()}
+	node := &alone{t: t, store: kv.New(), limit: 64 << 20}
 	node.store.KeepDetails()
 	node.store.Update(1, 1, nil, func(tx *kv.Tx) { tx.RaiseFormat(Format) })
 	mux := http.NewServeMux()
@@ -222,5 +227,39 @@ func TestGateway(t *testing.T) {
 		if want := max(tt.status, 200); status != want && tt.status != 0 || got != tt.want {
 			t.Errorf("%s:\ngot  %d %s\nwant %d %s", tt.name, status, got, want, tt.want)
 		}
+	}
+}
+
+// TestSlowReaderOfARange: what a client reads more slowly than the data change is given up, and can't be taken for
+// whole: neither of a range nor of a transaction that has read.
+func TestSlowReaderOfARange(t *testing.T) {
+	for path, body := range map[string]string{
+		"kv/range": `{"key":"AA==","range_end":"AA=="}`,
+		"kv/txn":   `{"success":[{"request_range":{"key":"AA==","range_end":"AA=="}}]}`,
+	} {
+		t.Run(path, func(t *testing.T) {
+			server, node := newTestGateway(t)
+			node.limit = 1 << 20
+			index, _ := node.store.Applied()
+			value := []byte(strings.Repeat("v", 1<<20))
+			set := func(of []byte) {
+				index, _ = node.store.Applied()
+				node.store.Update(index+1, 1, nil, func(tx *kv.Tx) {
+					for key := range 32 {
+						tx.Set(string(rune('a'+key)), of)
+					}
+				})
+			}
+			set(value)
+			response, err := http.Post(server.URL+"/v3/"+path, "application/json", strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer response.Body.Close()
+			set(nil) // while most of the answer waits for its reader
+			if n, err := io.Copy(io.Discard, response.Body); err == nil {
+				t.Errorf("got all of %d bytes, want an answer that breaks off", n)
+			}
+		})
 	}
 }

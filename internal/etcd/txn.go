@@ -180,11 +180,11 @@ func (g *Gateway) ranged(ctx context.Context, q *request, out *writer) error {
 	if err != nil {
 		return err
 	}
-	view, err := g.read(ctx, s.prefix(), q.Serializable)
-	if err == nil {
-		err = g.checkRevision(q.Revision, s, view)
+	if err := g.prepareRead(ctx, s.prefix(), q.Serializable); err != nil {
+		return err
 	}
-	if err != nil {
+	view := out.version(g.node)
+	if err := g.checkRevision(q.Revision, s, view); err != nil {
 		return err
 	}
 	return out.keys(g.header(0, view), q, s, view)
@@ -219,6 +219,13 @@ func viewOf(s span) command.Operation {
 }
 
 func view(result command.OperationResult) *kv.Store { return result.View.(*kv.Store) }
+
+// keep bounds for how long the views that operations have are kept for the answer: see writer.version.
+func (g *Gateway) keep(out *writer, ops []command.Operation) {
+	if slices.ContainsFunc(ops, func(o command.Operation) bool { return o.Op == command.OpView }) {
+		out.version(g.node)
+	}
+}
 
 // plan returns the requests of one branch, and their operations.
 func (g *Gateway) plan(requests []request) (all []planned, ops []command.Operation, err error) {
@@ -345,6 +352,7 @@ func (g *Gateway) single(ctx context.Context, q request, out *writer) error {
 	}
 	result, err := g.propose(ctx, &command.Transaction{Then: ops})
 	if err == nil {
+		g.keep(out, ops)
 		p[0].write(out, g.header(result.Index, g.store), result.Txn.Operations)
 	}
 	return err
@@ -375,6 +383,7 @@ func (g *Gateway) txn(ctx context.Context, q *request, out *writer) error {
 	if err != nil {
 		return err
 	}
+	g.keep(out, t.Branch(result))
 	_, _ = fmt.Fprintf(out, `{"header":%s`, marshal(g.header(result.Index, g.store)))
 	if result.Txn.Held {
 		done = success

@@ -126,7 +126,7 @@ func (s *stream) begin(ctx context.Context, messages *json.Decoder) (watcher *kv
 		}
 		s.skip[[]string{"", "DELETE"}[n]] = true
 	}
-	if _, err = s.g.read(ctx, s.span.prefix(), false); err != nil {
+	if err = s.g.prepareRead(ctx, s.span.prefix(), false); err != nil {
 		return nil, nil, err
 	}
 	if s.q.Start > 0 {

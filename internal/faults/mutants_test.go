@@ -1805,6 +1805,16 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/node/room.go",
 			` + kv.LifeFootprint(format, key)`,
 			` + 0*kv.LifeFootprint(format, key)`}},
+	{name: "a slow reader of a range holds a version for ever", run: "TestSlowReaderOfARange",
+		edit: edit{"internal/etcd/gateway.go",
+			`	o.Reset(api.DeadlineWriter(to))`,
+			`	o.Reset(api.DeadlineWriter(o.w))
+	release()
+	release, _ = func() {}, to`}},
+	{name: "what a transaction of the gateway has read is held for ever", run: "TestSlowReaderOfARange",
+		edit: edit{"internal/etcd/txn.go",
+			`	g.keep(out, t.Branch(result))
+`, ``}},
 }
 
 // TestMutants builds each mutant, and runs the suite against it: a suite that does not
