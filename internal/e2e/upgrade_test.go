@@ -75,14 +75,7 @@ func TestFormat1(t *testing.T) {
 // buildOld builds the program as it was at lastFormat1.
 func buildOld(t *testing.T) (binary string) {
 	t.Helper()
-	if err := exec.Command("git", "cat-file", "-e", lastFormat1+"^{commit}").Run(); err != nil {
-		t.Skipf("commit %s, the program to upgrade from, is not in this checkout: %v", lastFormat1, err)
-	}
-	dir := t.TempDir()
-	archive := fmt.Sprintf("git -C ../.. archive %s | tar -x -C '%s'", lastFormat1, dir)
-	if out, err := exec.Command("bash", "-o", "pipefail", "-c", archive).CombinedOutput(); err != nil {
-		t.Fatalf("git archive: %v\n%s", err, out)
-	}
+	dir := testkit.SourceOf(t, lastFormat1)
 	build := exec.Command("go", "build", "-buildvcs=false", "-o", "old", ".")
 	build.Dir = dir
 	if out, err := build.CombinedOutput(); err != nil {

@@ -47,7 +47,7 @@ func TestCompose(t *testing.T) {
 	}
 	programs := t.TempDir()
 	newer, older := filepath.Join(programs, "newer"), filepath.Join(programs, "older")
-	buildCommit(t, olderProgram, older)
+	buildStatic(t, testkit.SourceOf(t, olderProgram), older)
 	buildStatic(t, "../..", newer)
 
 	c := newComposition(t, newer)
@@ -135,20 +135,6 @@ func buildStatic(t *testing.T, tree, path string) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-}
-
-// buildCommit builds the program of a commit, and skips the test if that is not in the checkout.
-func buildCommit(t *testing.T, commit, path string) {
-	t.Helper()
-	if err := exec.Command("git", "cat-file", "-e", commit+"^{commit}").Run(); err != nil {
-		t.Skipf("commit %s, the program to upgrade from, is not in this checkout: %v", commit, err)
-	}
-	dir := t.TempDir()
-	archive := fmt.Sprintf("git -C ../.. archive %s | tar -x -C '%s'", commit, dir)
-	if out, err := exec.Command("bash", "-o", "pipefail", "-c", archive).CombinedOutput(); err != nil {
-		t.Fatalf("git archive: %v\n%s", err, out)
-	}
-	buildStatic(t, dir, path)
 }
 
 // composition is all services of compose.yaml.

@@ -144,19 +144,24 @@ func TestForwardedAndLost(t *testing.T) {
 	}
 }
 
-// TestForwardToAnOlderProgram: it has no such call, and has done nothing.
-func TestForwardToAnOlderProgram(t *testing.T) {
+// olderNode returns where a node listens whose program knows no call.
+func olderNode(t *testing.T) raft.Server {
+	t.Helper()
 	port, err := peer.Listen("127.0.0.1:0", t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = port.Close() }()
+	t.Cleanup(func() { _ = port.Close() })
 	port.Serve(http.NewServeMux(), func(string) uint64 { return 0 })
+	return raft.Server{ID: "n2", Address: raft.ServerAddress(port.Address())}
+}
+
+// TestForwardToAnOlderProgram: it has no such call, and has done nothing.
+func TestForwardToAnOlderProgram(t *testing.T) {
 	n := openNode(t, "n1", t.TempDir())
 	request := &testRequest{text: "it"}
 	reader, _ := request.Reader()
-	_, err = n.forwardTo(t.Context(), raft.Server{ID: "n2", Address: raft.ServerAddress(port.Address())}, reader, request,
-		forwardOptions(), func() {})
+	_, err := n.forwardTo(t.Context(), olderNode(t), reader, request, forwardOptions(), func() {})
 	if !errors.Is(err, ErrOlderLeader) {
 		t.Errorf("got %v, want ErrOlderLeader", err)
 	}

@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-
-	"raftkv/internal/peer"
 )
 
 func newSentOn(wire string) *sentOn { return &sentOn{wire: []byte(wire), done: make(chan struct{})} }
@@ -253,14 +251,7 @@ func TestForwardTogetherAndLost(t *testing.T) {
 
 // TestForwardTogetherToAnOlderProgram: it has no such call, and gets requests one by one from then on.
 func TestForwardTogetherToAnOlderProgram(t *testing.T) {
-	port, err := peer.Listen("127.0.0.1:0", t.Logf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = port.Close() }()
-	port.Serve(http.NewServeMux(), func(string) uint64 { return 0 })
-	n := openNode(t, "n1", t.TempDir())
-	to := raft.Server{ID: "n2", Address: raft.ServerAddress(port.Address())}
+	n, to := openNode(t, "n1", t.TempDir()), olderNode(t)
 	s := newSentOn("request\n")
 	p, err := n.together.add(s, to, n.runPipeline)
 	if err != nil {

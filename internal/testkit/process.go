@@ -38,6 +38,21 @@ func goBuild(binary string, flags ...string) (string, error) {
 	return binary, nil
 }
 
+// SourceOf returns the directory with the project as it was at a commit, and skips the test if that is not in the
+// checkout.
+func SourceOf(t testing.TB, commit string) (dir string) {
+	t.Helper()
+	if err := exec.Command("git", "cat-file", "-e", commit+"^{commit}").Run(); err != nil {
+		t.Skipf("commit %s, the program to upgrade from, is not in this checkout: %v", commit, err)
+	}
+	dir = t.TempDir()
+	archive := fmt.Sprintf("git -C \"$(git rev-parse --show-toplevel)\" archive %s | tar -x -C '%s'", commit, dir)
+	if out, err := exec.Command("bash", "-o", "pipefail", "-c", archive).CombinedOutput(); err != nil {
+		t.Fatalf("git archive: %v\n%s", err, out)
+	}
+	return dir
+}
+
 // Environ is the environment without what configures a node.
 func Environ() []string {
 	return slices.DeleteFunc(os.Environ(), func(entry string) bool {
