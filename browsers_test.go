@@ -132,7 +132,7 @@ func TestProgramsArePrograms(t *testing.T) {
 // each must be in the one list or the other on purpose.
 func TestPathsReadOrChange(t *testing.T) {
 	s := startOne(t)
-	h := newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20))
+	h := newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20), false)
 	for _, path := range h.paths {
 		if path == "/debug/pprof/" { // a profile costs processor time
 			continue

@@ -177,7 +177,7 @@ func TestForwardedBodyStreams(t *testing.T) {
 // followers that point at each other are no loop. And only what a leader does is answered.
 func TestNoSecondHop(t *testing.T) {
 	leader, followers, _ := startForwarding(t)
-	its := newHandler(followers[0].node, followers[0].machine.Store, followers[0].log, nil, api.NewMemory(64<<20))
+	its := newHandler(followers[0].node, followers[0].machine.Store, followers[0].log, nil, api.NewMemory(64<<20), false)
 	its.forwards = true
 	h := forward.Handler(its.leaders, followers[0].node.Leads)
 	for _, tt := range []struct {

@@ -49,7 +49,6 @@ type handler struct {
 	labOn        bool        // of RAFT_LAB
 	page         *page.Page
 	kill         func() // ends the process as kill -9 does
-	openGateway  func() // adds the routes of etcd's gateway, before the first request
 	node         *node.Node
 	store        *kv.Store
 	log          *logrus.Logger
@@ -62,8 +61,10 @@ type handler struct {
 // nothing: writeError does.
 type endpoint func(w http.ResponseWriter, r *http.Request) error
 
-func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string,
-	memory *flight.Bound) *handler {
+// newHandler returns the handler of a node and its store. Names are further ones of this node, memory is what requests
+// may have in memory, and clients of etcd are served if etcdAPI is true.
+func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []string, memory *flight.Bound,
+	etcdAPI bool) *handler {
 	h := &handler{node: n, store: store, log: log, methods: make(map[string]string), kill: killProcess, page: page.New(n)}
 	const get, head, post, put = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut
 	limit := func(n int) func(endpoint) http.Handler { // handlers that together have n requests in flight
@@ -125,80 +126,20 @@ func newHandler(n *node.Node, store *kv.Store, log *logrus.Logger, names []strin
 		}
 	}
 	gateway.Routes(on(h.leaders, request, true), func(string, etcd.Endpoint) {}, func(string, etcd.Endpoint) {})
-	h.openGateway = func() {
+	h.Handler = router
+	if etcdAPI {
 		router.Handle("/version", request(etcd.Version)).Methods(get)
 		gateway.Routes(on(router, request, true), on(router, request, false), on(router, watch, false))
-		h.listPaths(router)
 		h.Handler = etcd.Paths(router)
 	}
-	h.listPaths(router)
-	h.Handler = router
-	return h
-}
 
-// listPaths notes the paths of all routes, and their methods.
-func (h *handler) listPaths(router *mux.Router) {
-	h.paths = nil
 	_ = router.Walk(func(route *mux.Route, _ *mux.Router, _ []*mux.Route) error {
 		path, _ := route.GetPathTemplate() // every route has a path and methods
 		methods, _ := route.GetMethods()
 		h.paths, h.methods[path] = append(h.paths, path), strings.Join(methods, ", ")
 		return nil
 	})
-}
-
-// gatewayNode is the node as etcd's gateway sees it.
-type gatewayNode struct{ *handler }
-
-func (g gatewayNode) ID() string { return g.node.ID() }
-
-func (g gatewayNode) ClusterID() uint64 { return g.node.ClusterID() }
-
-func (g gatewayNode) Propose(ctx context.Context, c command.Command) (command.Result, error) {
-	c, err := g.access.Command(ctx, c)
-	if err == nil {
-		err = g.node.RequireFormat(ctx, etcd.Format)
-	}
-	if err != nil {
-		return command.Result{}, err
-	}
-	return g.node.Propose(ctx, c)
-}
-
-func (g gatewayNode) MayRead(ctx context.Context, prefix string) error {
-	return g.access.Read(ctx, prefix)
-}
-
-func (g gatewayNode) Version(w http.ResponseWriter) (*kv.Store, http.ResponseWriter, func()) {
-	return g.version(w)
-}
-
-func (g gatewayNode) ReadIndex(ctx context.Context, stale bool) error {
-	if !stale {
-		return g.node.ReadIndex(ctx)
-	}
-	_, err := g.node.Freshness()
-	return err
-}
-
-func (g gatewayNode) TimeLeft(key string, index uint64) (time.Duration, bool) {
-	return g.node.TimeLeft(key, index)
-}
-
-func (g gatewayNode) Serving() context.Context { return g.node.Serving(false) }
-
-func (g gatewayNode) Cluster(ctx context.Context) etcd.Cluster {
-	status := g.node.Status(ctx)
-	c := etcd.Cluster{Index: status.LastIndex, Term: status.Term, Bytes: uint64(status.DataBytes), Leader: status.Leader}
-	for _, m := range status.Members {
-		member := etcd.Member{ID: etcd.MemberID(m.NodeID), Name: m.NodeID, PeerURLs: []string{"http://" + m.RaftAddress},
-			Learner: m.Suffrage != "Voter"}
-		if m.Info != nil {
-			member.ClientURLs = []string{m.HTTPURL}
-		}
-		c.Members = append(c.Members, member)
-	}
-	return c
+	return h
 }
 
 // checkAccess is the middleware around every endpoint that asks for tokens, also for requests that another node, which
@@ -692,4 +633,58 @@ func statusOf(err error) (status int, message string) {
 		return row.status, err.Error() + ": " + row.advice
 	}
 	return http.StatusInternalServerError, err.Error()
+}
+
+// gatewayNode is the node as etcd's gateway sees it.
+type gatewayNode struct{ *handler }
+
+func (g gatewayNode) ID() string { return g.node.ID() }
+
+func (g gatewayNode) ClusterID() uint64 { return g.node.ClusterID() }
+
+func (g gatewayNode) Propose(ctx context.Context, c command.Command) (command.Result, error) {
+	c, err := g.access.Command(ctx, c)
+	if err == nil {
+		err = g.node.RequireFormat(ctx, etcd.Format)
+	}
+	if err != nil {
+		return command.Result{}, err
+	}
+	return g.node.Propose(ctx, c)
+}
+
+func (g gatewayNode) MayRead(ctx context.Context, prefix string) error {
+	return g.access.Read(ctx, prefix)
+}
+
+func (g gatewayNode) Version(w http.ResponseWriter) (*kv.Store, http.ResponseWriter, func()) {
+	return g.version(w)
+}
+
+func (g gatewayNode) ReadIndex(ctx context.Context, stale bool) error {
+	if !stale {
+		return g.node.ReadIndex(ctx)
+	}
+	_, err := g.node.Freshness()
+	return err
+}
+
+func (g gatewayNode) TimeLeft(key string, index uint64) (time.Duration, bool) {
+	return g.node.TimeLeft(key, index)
+}
+
+func (g gatewayNode) Serving() context.Context { return g.node.Serving(false) }
+
+func (g gatewayNode) Cluster(ctx context.Context) etcd.Cluster {
+	status := g.node.Status(ctx)
+	c := etcd.Cluster{Index: status.LastIndex, Term: status.Term, Bytes: uint64(status.DataBytes), Leader: status.Leader}
+	for _, m := range status.Members {
+		member := etcd.Member{ID: etcd.MemberID(m.NodeID), Name: m.NodeID, PeerURLs: []string{"http://" + m.RaftAddress},
+			Learner: m.Suffrage != "Voter"}
+		if m.Info != nil {
+			member.ClientURLs = []string{m.HTTPURL}
+		}
+		c.Members = append(c.Members, member)
+	}
+	return c
 }

@@ -778,7 +778,7 @@ func TestTooManyRequestsAreNotApplied(t *testing.T) {
 func TestStoppedNode(t *testing.T) {
 	s := startOne(t)
 	set(t, s, "k", "v")
-	h := newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20))
+	h := newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20), false)
 	if err := s.stop(); err != nil {
 		t.Fatalf("stop: %v", err)
 	}
@@ -895,7 +895,7 @@ func FuzzHandler(f *testing.F) {
 	})
 	leads(f, s)
 	set(f, s, "a", "1") // the first write or read of a term adds an entry of its own
-	h := &checked{s: s, h: newHandler(s.node, s.machine.Store, s.log, []string{"kv.example"}, api.NewMemory(64<<20))}
+	h := &checked{s: s, h: newHandler(s.node, s.machine.Store, s.log, []string{"kv.example"}, api.NewMemory(64<<20), false)}
 	address := serveElsewhere(f, s, func(server *http.Server, l net.Listener) error {
 		server.Handler = h
 		return api.Serve(server, l, nil)
@@ -1035,7 +1035,7 @@ func serveElsewhere(t testing.TB, s *service, serve func(*http.Server, net.Liste
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := api.NewServer(newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20)), s.log.Warnf)
+	server := api.NewServer(newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20), false), s.log.Warnf)
 	server.ErrorLog = log.New(io.Discard, "", 0)
 	served := make(chan error, 1)
 	go func() { served <- serve(server, l) }()
@@ -1140,7 +1140,7 @@ func heap() int64 {
 // less.
 func TestSlowSenders(t *testing.T) {
 	s := startOne(t)
-	h := newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20))
+	h := newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20), false)
 	if got := api.NewServer(h, s.log.Warnf).ReadHeaderTimeout; got <= 0 ||
 		got > 10*time.Second {
 		t.Errorf("ReadHeaderTimeout: got %v, want 10s at most", got)
@@ -1279,7 +1279,7 @@ func BenchmarkHandler(b *testing.B) {
 	for i := range 100 {
 		set(b, s, fmt.Sprintf("key%02d", i), strings.Repeat("v", 110))
 	}
-	h := newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20))
+	h := newHandler(s.node, s.machine.Store, s.log, nil, api.NewMemory(64<<20), false)
 	for _, bb := range []struct {
 		name, target string
 		status       int

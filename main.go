@@ -199,10 +199,7 @@ func start(ctx context.Context, c config, out io.Writer) (*service, error) {
 		_ = s.server.Close()
 		return nil, portHint(err, "RAFT_SERVER_PORT")
 	}
-	h := newHandler(s.node, s.machine.Store, s.log, names, api.NewMemory(memory.InFlightLimit(c.inFlightBytes)))
-	if c.etcd {
-		h.openGateway()
-	}
+	h := newHandler(s.node, s.machine.Store, s.log, names, api.NewMemory(memory.InFlightLimit(c.inFlightBytes)), c.etcd)
 	h.forwards, h.access, h.labOn, h.page.HideValues = c.forward, access, c.lab, c.hideValues
 	s.node.SetForwarded(forward.Handler(h.leaders, s.node.Leads))
 	s.log.Info(line)

@@ -96,6 +96,13 @@ func (a answerMemory) release() {
 	}
 }
 
+// HoldAnswer has the answer that is written to w hold n bytes more until release. It waits for them, and returns an
+// Error of status 503 if there are none in time. It is not called while the answer holds some.
+func HoldAnswer(w http.ResponseWriter, n int) (release func(), err error) {
+	memory := memoryOf(w)
+	return memory.release, memory.hold(int64(n))
+}
+
 // lineSize is how many bytes an item with that value takes as a line of JSON while it is written, at most: the line,
 // and the buffer that it grows in.
 func lineSize(value string) int64 {

@@ -133,6 +133,7 @@ func (g *Gateway) Routes(leading, local, watch func(path string, answer Endpoint
 				}
 				q, err := parse(body)
 				out := newWriter(w)
+				defer func() { out.release() }()
 				if err == nil {
 					err = answer(r.Context(), q, out)
 				}
@@ -204,7 +205,6 @@ func (o *writer) version(n Node) *kv.Store {
 // end ends the answer; an error that is etcd's own takes its place, and any other is returned. Of an answer that can't
 // be written to its end the connection breaks off, so that it is not taken for whole.
 func (o *writer) end(err error) error {
-	defer o.release()
 	if e, ok := errors.AsType[Error](err); ok {
 		o.Reset(io.Discard)
 		api.WriteGatewayError(o.w, e.Status, e.Code, e.Message)
@@ -223,10 +223,19 @@ func (o *writer) end(err error) error {
 
 func (o *writer) message(m any) { _, _ = o.Write(marshal(m)) }
 
-// list writes keys under a name, one by one: together they may be large. It leaves an empty list out.
+// copies is how many times a value is in memory while it is written: as bytes, in base64, and in the buffer of that.
+const copies = 5
+
+// list writes keys under a name, one by one: together they may be large. It leaves an empty list out. When there is no
+// memory for a value in time, the connection breaks off.
 func (o *writer) list(name string, each func(write func(key string, f kv.Full))) {
 	before := fmt.Sprintf(`,"%s":[`, name)
 	each(func(key string, f kv.Full) {
+		release, err := api.HoldAnswer(o.w, copies*len(f.Value))
+		if err != nil { // a transaction was carried out: this must not become an error of which nothing was done
+			panic(http.ErrAbortHandler)
+		}
+		defer release()
 		_, _ = o.WriteString(before)
 		o.message(newKeyValue(key, f))
 		before = ","

@@ -13,6 +13,7 @@ import (
 
 	"raftkv/internal/api"
 	"raftkv/internal/command"
+	"raftkv/internal/flight"
 	"raftkv/internal/kv"
 )
 
@@ -261,5 +262,42 @@ func TestSlowReaderOfARange(t *testing.T) {
 				t.Errorf("got all of %d bytes, want an answer that breaks off", n)
 			}
 		})
+	}
+}
+
+// TestMemoryOfARange: a value is written when there is memory for it; when there is none in time, the answer breaks off.
+func TestMemoryOfARange(t *testing.T) {
+	t.Parallel()
+	server, node := newTestGateway(t)
+	memory := api.NewMemory(1 << 20)
+	gateway := server.Config.Handler
+	slots := api.NewSlots(10, memory)
+	server.Config.Handler = slots.Handler(func(w http.ResponseWriter, r *http.Request) error {
+		gateway.ServeHTTP(w, r)
+		return nil
+	}, nil)
+	node.store.Update(2, 1, nil, func(tx *kv.Tx) { tx.Set("k", []byte(strings.Repeat("v", 100<<10))) })
+	read := func() error {
+		response, err := http.Post(server.URL+"/v3/kv/range", "application/json", strings.NewReader(`{"key":"aw=="}`))
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		_, err = io.Copy(io.Discard, response.Body)
+		return err
+	}
+	var others flight.Hold
+	if err := memory.Acquire(t.Context(), &others, "", 1<<20, 0); err != nil {
+		t.Fatal(err)
+	}
+	if read() == nil {
+		t.Error("got an answer, want none: all memory is taken")
+	}
+	others.Release()
+	if err := read(); err != nil {
+		t.Errorf("got %v, want an answer", err)
+	}
+	if held, _, _ := memory.Counts(); held != 0 {
+		t.Errorf("%d bytes are held, want none", held)
 	}
 }

@@ -1792,11 +1792,9 @@ var unitMutants = []unitMutant{
 			`	var err error
 	if err == nil {`}},
 	{name: "the gateway is open without ETCD_API", run: "TestGatewayIsOff",
-		edit: edit{"main.go",
-			`	if c.etcd {
-		h.openGateway()`,
-			`	if !c.etcd {
-		h.openGateway()`}},
+		edit: edit{"handler.go",
+			`	if etcdAPI {`,
+			`	if true {`}},
 	{name: "what is left of a key's time is that of its former entry", run: "TestTimeLeft",
 		edit: edit{"internal/node/expiry.go",
 			`	if d == nil || d.Index != index {`,
@@ -1805,6 +1803,10 @@ var unitMutants = []unitMutant{
 		edit: edit{"internal/node/room.go",
 			` + kv.LifeFootprint(format, key)`,
 			` + 0*kv.LifeFootprint(format, key)`}},
+	{name: "values that the gateway answers take no memory", run: "TestMemoryOfARange",
+		edit: edit{"internal/etcd/gateway.go",
+			`api.HoldAnswer(o.w, copies*len(f.Value))`,
+			`api.HoldAnswer(o.w, 0)`}},
 	{name: "a slow reader of a range holds a version for ever", run: "TestSlowReaderOfARange",
 		edit: edit{"internal/etcd/gateway.go",
 			`	o.Reset(api.DeadlineWriter(to))`,
